@@ -1,0 +1,290 @@
+"""The command line. Imports of substance stay inside the commands, so that help is quick and needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deeprec import __version__
+from deeprec.errors import DeepRecError
+
+if TYPE_CHECKING:
+    from deeprec.workbench import Workbench
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A language model explores a catalogue with a preference-aware recommender as its tool.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at interactions and item text.")
+assets_app = typer.Typer(no_args_is_help=True, help="Weights and data sets that DeepRec fetches.")
+trm_app = typer.Typer(no_args_is_help=True, help="The preference-aware recommender.")
+runs_app = typer.Typer(no_args_is_help=True, help="Run folders.")
+app.add_typer(data_app, name="data")
+app.add_typer(assets_app, name="assets")
+app.add_typer(trm_app, name="trm")
+app.add_typer(runs_app, name="runs")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `deeprec runs show` for one.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in --set trm.width=128.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
+User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
+Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in a new user's history, oldest first.")]
+
+
+@data_app.command("describe")
+def data_describe(
+    config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False, offline: Offline = False
+) -> None:
+    """Statistics of a data set, what was dropped from it, and titles that several items share."""
+    from deeprec.render import show_dataset
+
+    bench = _bench(config, set_, dry_run, offline)
+    show_dataset(bench.dataset(), bench.console)
+
+
+@assets_app.command("list")
+def assets_list(config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False) -> None:
+    """Every asset: what it is for, its licence, and whether it is in the cache."""
+    from deeprec.render import show_assets
+
+    show_assets(_bench(config, set_, dry_run, True).console)
+
+
+@assets_app.command("get")
+def assets_get(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+) -> None:
+    """Fetch assets into the cache, checked by sha256."""
+    from deeprec import assets
+
+    bench = _bench(config, set_, dry_run, offline)
+    for name in names or assets.ASSETS:
+        bench.console.print(f"{name}: {assets.fetch(name, offline=offline, read_all=True)}", soft_wrap=True)
+
+
+@assets_app.command("path")
+def assets_path(name: str, config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False) -> None:
+    """The folder of an asset that is in the cache."""
+    from deeprec import assets
+
+    _bench(config, set_, dry_run, True)
+    print(assets.fetch(name, offline=True))
+
+
+@trm_app.command("train")
+def trm_train(
+    again: Annotated[bool, typer.Option("--again", help="Train even where a finished run exists.")] = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train the TRM, or go on with an interrupted training of the same configuration."""
+    bench = _bench(config, set_, dry_run, offline, runs)
+    _, folder = bench.trm(bench.dataset(), again=again)
+    bench.console.print(f"The trained TRM lies in {folder / 'trm'}", soft_wrap=True)
+
+
+@trm_app.command("recommend")
+def trm_recommend(
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained TRM, as `deeprec trm train` names it.")],
+    item: Items = None,
+    preference: Annotated[str, typer.Option(help='What to look for, as in "Comedy; 1990s".')] = "",
+    k: Annotated[int, typer.Option("-k", min=1)] = 10,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+) -> None:
+    """Recommend for any history, also a new user's, from a saved TRM; no data set is needed."""
+    from deeprec.render import show_hits
+
+    bench = _bench(config, set_, dry_run, offline)
+    from deeprec.data.catalog import ItemId
+    from deeprec.trm.retriever import Query
+    from deeprec.trm.trm import TRM
+
+    trm = TRM.load(folder, offline=offline)
+    history = []
+    for title in item or []:
+        found = trm.catalog.resolve(title).item
+        history.append(trm.catalog.index(ItemId(title)) if found is None else found)
+    query = Query(tuple(history), preference, frozenset(history))
+    show_hits(trm.retrieve([query], k)[0], trm.catalog, bench.console)
+
+
+@app.command()
+def explore(
+    user: User = None,
+    item: Items = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Watch one user's whole exploration, live as it is written."""
+    from deeprec.render import show_exploration
+
+    bench = _bench(config, set_, dry_run, offline, runs)
+    dataset = bench.dataset()
+    task = bench.task(dataset, user, item or [])
+    trm, _ = bench.trm(dataset)
+    show_exploration(bench, dataset, trm, bench.policy(), task)
+
+
+@app.command()
+def play(
+    user: User = None,
+    item: Items = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Be the policy yourself: state preferences, look at what comes back, rank."""
+    from deeprec.render import show_game
+
+    bench = _bench(config, set_, dry_run, offline, runs)
+    dataset = bench.dataset()
+    task = bench.task(dataset, user, item or [])
+    trm, _ = bench.trm(dataset)
+    show_game(bench, dataset, trm, task)
+
+
+@app.command("eval")
+def evaluate(
+    users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted evaluation to go on with.")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Compare the policy with popularity, transitions, the TRM, the scripted explorer and a one-shot rerank."""
+    from deeprec.runs import Run
+
+    overrides = [*(set_ or []), *([f"eval.users={users}"] if users is not None else [])]
+    if resume is not None:
+        if overrides or config:
+            raise DeepRecError(
+                "--resume takes its configuration from the run's folder: leave out --config, --set, --users."
+            )
+        config = Run.open(resume).config_path
+    bench = _bench(config, overrides, dry_run, offline, runs)
+    dataset = bench.dataset()
+    trm, _ = bench.trm(dataset)
+    run = (
+        Run.open(resume)
+        if resume
+        else Run.create(runs, None, bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
+    )
+    if run.manifest["dataset"] != dataset.fingerprint:
+        raise DeepRecError(f"{run.path} was made on other data than {bench.config.data.source} now gives.")
+    bench.console.print(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}", soft_wrap=True)
+    with run:
+        report = bench.evaluate(dataset, trm, run)
+    bench.console.print(report.to_rich())
+    bench.console.print(f"Report: {run.path / 'report.md'}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    users: Annotated[int, typer.Option(min=1, help="Test users that the language model explores for.")] = 50,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """The main job from end to end: data, TRM, one live exploration, and an evaluation with its report."""
+    from deeprec.render import run_demo
+
+    run_demo(_bench(config, [f"eval.users={users}", *(set_ or [])], dry_run, offline, runs))
+
+
+@runs_app.command("list")
+def runs_list(
+    config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False, runs: Runs = Path("runs")
+) -> None:
+    """All runs, oldest first."""
+    from deeprec.render import show_runs
+
+    show_runs(_bench(config, set_, dry_run, True, runs))
+
+
+@runs_app.command("show")
+def runs_show(folder: Path, config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False) -> None:
+    """A run's manifest, configuration and latest metrics."""
+    from deeprec.render import show_run
+    from deeprec.runs import Run
+
+    show_run(Run.open(folder), _bench(config, set_, dry_run, True).console)
+
+
+@app.command()
+def doctor(config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False) -> None:
+    """Versions, processor, GPU, assets, and what is missing."""
+    from deeprec.render import show_findings
+
+    show_findings(_bench(config, set_, dry_run, True).console)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _bench(
+    config: Path | None,
+    overrides: list[str] | None,
+    dry_run: bool,
+    offline: bool,
+    runs: Path = Path("runs"),
+) -> Workbench:
+    from deeprec.config import dump_config, load_config
+    from deeprec.workbench import Workbench
+
+    bench = Workbench(load_config(config, overrides or []), runs, offline)
+    if dry_run:
+        print(dump_config(bench.config), end="")
+        raise typer.Exit
+    return bench
+
+
+def main() -> None:
+    """Run a command; errors that users can mend are one sentence and status 2."""
+    # Waiting threads that spin starve each other where other programs want the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except DeepRecError as error:
+        print(f"deeprec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("deeprec: interrupted; what was finished is kept, the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "safetensors", "gguf"):
+            raise
+        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local]'.", file=sys.stderr)
+        sys.exit(2)

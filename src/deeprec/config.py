@@ -1,0 +1,220 @@
+"""Frozen configuration: one TOML file per run, dotted overrides, unknown keys are errors."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from deeprec.errors import DeepRecError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Columns(Section):
+    """Names of the columns in a user's own table; other formats name theirs themselves.
+
+    A column that is named must be there; one that is None is looked for under its usual names.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = Field(
+        None, description="time of the interaction (number, or ISO date); default: timestamp, time, date"
+    )
+    position: str | None = Field(None, description="rank inside the user, for data without times; default: position")
+    title: str = Field("title", description="in the item file or, without one, in the interactions")
+    year: str | None = Field(None, description="default: release_year, year")
+    categories: str | None = Field(None, description="default: genres, class, genre, categories, category")
+    category_separator: str | None = Field(None, min_length=1, description="default: the first of | ; , that occurs")
+    brand: str | None = Field(None, description="default: brand, store")
+    description: str | None = Field(None, description="default: description")
+
+
+class DataConfig(Section):
+    """Where interactions and item text come from, and how they become a Dataset."""
+
+    source: str = Field("ml-100k", description="an asset's name, a folder, or an interaction file")
+    format: Literal["auto", "recbole", "movielens", "amazon2023", "table"] = "auto"
+    items: str | None = Field(None, description="item file, where it is not found beside the interactions")
+    columns: Columns = Columns()
+    user_core: int = Field(3, ge=1, description="keep users with at least this many interactions")
+    item_core: int = Field(5, ge=1, description="keep items with at least this many interactions")
+    repeats: Literal["first", "last", "keep"] = Field(
+        "first", description="which of a user's repeated interactions with one item to keep"
+    )
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="refuse the load past this share of bad rows")
+    title_chars: int = Field(80, ge=8, description="longer titles are cut at a word")
+
+
+class TRMConfig(Section):
+    """The preference-aware sequential recommender and its training."""
+
+    width: int = Field(64, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    history: int = Field(50, ge=1, description="most recent items that the encoder reads")
+    epochs: int = Field(25, ge=1)
+    patience: int = Field(5, ge=1, description="validations without a better NDCG@10 before stopping")
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    preference_window: int = Field(5, ge=1, description="a preference is drawn from one of the next items")
+    preference_dropout: float = Field(0.4, ge=0, le=1, description="share of training positions without one")
+    history_preference: float = Field(0.3, ge=0, le=1, description="share drawn from the history instead")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TRMConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class PolicyConfig(Section):
+    """The language model that explores."""
+
+    kind: Literal["transformers", "scripted"] = "transformers"
+    model: str = Field("smollm2-135m-instruct", description="an asset's name, a model folder, or a hub id")
+    adapter: str | None = Field(None, description="a peft adapter folder")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+
+
+class ExploreConfig(Section):
+    """Limits of one exploration.
+
+    The defaults suit a small model on a processor. The paper's: 20 titles of history, 20 items a call, 10 answers,
+    8 calls, 2,048 tokens a segment, 16,384 of context.
+    """
+
+    history: int = Field(10, ge=1, description="most recent titles that the prompt shows")
+    items_per_call: int = Field(10, ge=1)
+    answer_size: int = Field(10, ge=1)
+    max_calls: int = Field(4, ge=1)
+    segment_tokens: int = Field(160, ge=1, description="new tokens between two tool results")
+    context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(16, ge=1, description="explorations in flight at once")
+    seed: int = 0
+
+
+class RewardConfig(Section):
+    """Weights of the reward terms (0 makes a term a metric) and the paper's constants."""
+
+    format: float = 1.0
+    invocation: float = 1.0
+    diversity: float = 1.0
+    hit: float = 1.0
+    rank: float = 1.0
+    pointwise: float = 1.0
+    format_penalty: float = -1.0
+    invocation_step: float = 0.5
+    invocation_calls: int = 3
+    diversity_scale: float = 0.2
+    hit_value: float = 1.0
+    rank_step: float = 0.2
+    pointwise_scale: float = 10.0
+
+
+class EvalConfig(Section):
+    split: Literal["validation", "test"] = "test"
+    cutoffs: tuple[int, ...] = (1, 5, 10)
+    users: int | None = Field(None, ge=1, description="sample of users for the LLM systems; default all")
+    bootstrap: int = Field(2000, ge=100, description="resamples behind an interval")
+    confidence: float = Field(0.95, gt=0, lt=1)
+    seed: int = 0
+
+    @field_validator("cutoffs")
+    @classmethod
+    def _cutoffs_rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or value[0] < 1 or any(a >= b for a, b in pairwise(value)):
+            raise ValueError("cutoffs must be rising whole numbers from 1 on")
+        return value
+
+
+class Config(Section):
+    """Everything a run depends on. The resolved copy is saved in the run's folder."""
+
+    data: DataConfig = DataConfig()
+    trm: TRMConfig = TRMConfig()
+    policy: PolicyConfig = PolicyConfig()
+    explore: ExploreConfig = ExploreConfig()
+    rewards: RewardConfig = RewardConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `section.key=value` overrides.
+
+    A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string.
+
+    Raises:
+        DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DeepRecError(f"There is no configuration file {path}: check the path.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
+    for override in overrides:
+        _apply(tree, override)
+    where = " and ".join([f"from {path}"] * (path is not None) + ["from --set"] * bool(overrides))
+    return parse_config(tree, where=where or "defaults")
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_siblings(first["loc"]))
+            raise DeepRecError(f"Unknown configuration key {key!r} ({where}); known keys here: {known}.") from None
+        raise DeepRecError(f"Configuration key {key!r} ({where}): {first['msg']}.") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as TOML; keys that are None are left out, their default being None."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise DeepRecError(f"--set {override!r} is not of the form section.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise DeepRecError(f"--set {override!r}: {parent!r} is not a section.")
+        node = child
+    node[last] = value
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,347 @@
+"""The items: ids, display titles, text, and the one way from a title back to an item."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, NewType
+
+import polars as pl
+
+from deeprec.errors import DeepRecError
+
+ItemId = NewType("ItemId", str)
+"""An item's id in the source."""
+UserId = NewType("UserId", str)
+"""A user's id in the source."""
+ItemIdx = NewType("ItemIdx", int)
+"""An item's place in its Catalog, 0..n-1."""
+
+DESCRIPTION_CHARS = 1000
+TEXT_DESCRIPTION_CHARS = 300
+COMMON_SHARE = 0.5
+NO_CATEGORIES = frozenset({"unknown", "(no genres listed)"})
+
+# Full-width and small forms too: tokenizers that normalise by NFKC would turn them back into tags.
+_BRACKETS = str.maketrans({"<": "‹", ">": "›", "＜": "‹", "＞": "›", "﹤": "‹", "﹥": "›"})
+_QUOTES = "\"'`´“”„‟‘’‚‛«»‹› "
+_TRAILING = _QUOTES + ".,;:!?…"
+_EXAMPLES = 5
+
+
+def neutralise(text: str) -> str:
+    """Item text made safe to stand in a prompt.
+
+    Control characters and line breaks become spaces; format characters (bidi marks, zero-width characters)
+    and lone surrogates go; angle brackets become '‹' and '›', so that no protocol tag or special token of a
+    tokenizer survives; whitespace is collapsed. Idempotent.
+    """
+    if not text.isprintable():
+        text = "".join(map(_neutral_char, text))
+    return " ".join(text.translate(_BRACKETS).split())
+
+
+def _neutral_char(char: str) -> str:
+    if char.isprintable():
+        return char
+    category = unicodedata.category(char)
+    if category in ("Cf", "Cs"):
+        return ""
+    return " " if category in ("Cc", "Zl", "Zp", "Zs") else char
+
+
+def normalise_title(text: str) -> str:
+    """The form in which titles are compared. Idempotent.
+
+    Neutralised, NFKC and case folded (Unicode's NFKC_Casefold), whitespace collapsed, surrounding quotes and
+    trailing punctuation stripped, unless nothing else is there.
+    """
+    folded = unicodedata.normalize("NFD", neutralise(text)).casefold()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).casefold())
+    folded = neutralise(folded)
+    return folded.rstrip(_TRAILING).lstrip(_QUOTES) or folded
+
+
+class ResolutionStatus(StrEnum):
+    FOUND = "found"
+    UNKNOWN = "unknown"
+    AMBIGUOUS = "ambiguous"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a title means; `item` is there exactly if the status is FOUND."""
+
+    item: ItemIdx | None
+    status: ResolutionStatus
+
+
+@dataclass(frozen=True, slots=True)
+class TitleReport:
+    """How well titles name items. Counts are of items; examples are display titles.
+
+    empty: the source has no title ('Untitled item {id}' stands in). duplicated: another item has exactly this
+    title. ambiguous: the title resolves to several items (the duplicated ones, and those that only
+    normalisation makes equal). ambiguous_without_year: the title without its year means several items.
+    distinct: different display titles; distinct_without_year: the same after taking the years off.
+    """
+
+    items: int
+    distinct: int
+    distinct_without_year: int
+    empty: int
+    empty_examples: tuple[str, ...]
+    duplicated: int
+    duplicated_examples: tuple[str, ...]
+    ambiguous: int
+    ambiguous_examples: tuple[str, ...]
+    ambiguous_without_year: int
+    ambiguous_without_year_examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """The items of a Dataset, aligned by ItemIdx; all text is neutralised.
+
+    `titles` are the display titles ('Toy Story (1995)'), the only form in which a model meets an item.
+    Missing brands and descriptions are '', missing years None, missing categories ().
+    """
+
+    ids: tuple[ItemId, ...]
+    titles: tuple[str, ...]
+    years: tuple[int | None, ...]
+    brands: tuple[str, ...]
+    categories: tuple[tuple[str, ...], ...]
+    descriptions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index(self, item: ItemId) -> ItemIdx:
+        """The place of an item.
+
+        Raises:
+            DeepRecError: no item has this id.
+        """
+        try:
+            return self._places[item]
+        except KeyError:
+            close = difflib.get_close_matches(item, self.ids, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}" if close else "use an id of the item file"
+            raise DeepRecError(f"There is no item with the id {item!r} in the catalogue: {hint}?") from None
+
+    def resolve(self, text: str, within: Collection[ItemIdx] | None = None) -> Resolution:
+        """The item that a title names, by normalised exact match and never by substring.
+
+        Tried in order, the first that matches anything deciding: full titles in `within`, titles without
+        their year in `within`, full titles in the catalogue, titles without their year in the catalogue.
+        Several matches at the deciding step are AMBIGUOUS.
+        """
+        key = normalise_title(text)
+        steps = [self._by_title.get(key, ()), self._by_yearless.get(key, ())]
+        if within is not None:
+            pool = within
+            steps = [tuple(item for item in step if item in pool) for step in steps] + steps
+        for matches in steps:
+            if len(matches) == 1:
+                return Resolution(matches[0], ResolutionStatus.FOUND)
+            if matches:
+                return Resolution(None, ResolutionStatus.AMBIGUOUS)
+        return Resolution(None, ResolutionStatus.UNKNOWN)
+
+    def phrases(self, item: ItemIdx) -> tuple[str, ...]:
+        """Short preferences that the item's own text supports: its categories, its decade, its brand.
+
+        Categories of more than half of the catalogue are left out: the root of a shop's category path tells
+        nothing about an item. Decades are always given.
+        """
+        year, brand = self.years[item], self.brands[item]
+        phrases = [category for category in self.categories[item] if category not in self._common]
+        if year is not None:
+            phrases.append(decade(year))
+        if brand:
+            phrases.append(brand)
+        return tuple(dict.fromkeys(phrases))
+
+    def text(self, item: ItemIdx) -> str:
+        """One line for a text encoder: title, brand, categories, decade, start of the description."""
+        year = self.years[item]
+        parts = (
+            self.titles[item],
+            self.brands[item],
+            ", ".join(self.categories[item]),
+            decade(year) if year is not None else "",
+            _cut(self.descriptions[item], TEXT_DESCRIPTION_CHARS),
+        )
+        return ". ".join(part for part in parts if part)
+
+    def title_report(self) -> TitleReport:
+        names = Counter(self.titles)
+        keys = [normalise_title(title) for title in self.titles]
+        yearless = [_without_year(title, year) for title, year in zip(self.titles, self.years, strict=True)]
+        yearless_keys = [normalise_title(title) for title in yearless]
+        key_counts, yearless_counts = Counter(keys), Counter(yearless_keys)
+        triples = list(zip(self.titles, keys, yearless_keys, strict=True))
+        empty = [t for t, i in zip(self.titles, self.ids, strict=True) if t == _untitled(i)]
+        duplicated = [t for t in self.titles if names[t] > 1]
+        ambiguous = [t for t, key, _ in triples if key_counts[key] > 1]
+        without_year = [t for t, _, key in triples if yearless_counts[key] > 1]
+        return TitleReport(
+            items=len(self),
+            distinct=len(names),
+            distinct_without_year=len(set(yearless)),
+            empty=len(empty),
+            empty_examples=_first(empty),
+            duplicated=len(duplicated),
+            duplicated_examples=_first(duplicated),
+            ambiguous=len(ambiguous),
+            ambiguous_examples=_first(ambiguous),
+            ambiguous_without_year=len(without_year),
+            ambiguous_without_year_examples=_first(without_year),
+        )
+
+    def to_frame(self) -> pl.DataFrame:
+        """One row an item, in order; can be saved as Parquet or JSON lines."""
+        columns = {
+            "id": self.ids,
+            "title": self.titles,
+            "year": self.years,
+            "brand": self.brands,
+            "categories": [list(row) for row in self.categories],
+            "description": self.descriptions,
+        }
+        return pl.DataFrame(columns, schema=_SCHEMA)
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame) -> Catalog:
+        """The Catalog that `to_frame` wrote.
+
+        Raises:
+            DeepRecError: a column is missing.
+        """
+        missing = [name for name in _SCHEMA if name not in frame.columns]
+        if missing:
+            raise DeepRecError(
+                f"A saved catalogue lacks the column {missing[0]!r}: save the run again with this version."
+            )
+        return cls(
+            ids=tuple(frame["id"].to_list()),
+            titles=tuple(frame["title"].to_list()),
+            years=tuple(frame["year"].to_list()),
+            brands=tuple(frame["brand"].to_list()),
+            categories=tuple(tuple(row) for row in frame["categories"].to_list()),
+            descriptions=tuple(frame["description"].to_list()),
+        )
+
+    @cached_property
+    def _places(self) -> dict[ItemId, ItemIdx]:
+        return {item: ItemIdx(place) for place, item in enumerate(self.ids)}
+
+    @cached_property
+    def _by_title(self) -> dict[str, tuple[ItemIdx, ...]]:
+        return _group(map(normalise_title, self.titles))
+
+    @cached_property
+    def _by_yearless(self) -> dict[str, tuple[ItemIdx, ...]]:
+        return _group(
+            normalise_title(_without_year(title, year)) for title, year in zip(self.titles, self.years, strict=True)
+        )
+
+    @cached_property
+    def _common(self) -> frozenset[str]:
+        counts = Counter(category for row in self.categories for category in set(row))
+        return frozenset(name for name, count in counts.items() if count > COMMON_SHARE * len(self))
+
+
+_SCHEMA: dict[str, Any] = {
+    "id": pl.String,
+    "title": pl.String,
+    "year": pl.Int32,
+    "brand": pl.String,
+    "categories": pl.List(pl.String),
+    "description": pl.String,
+}
+
+
+def build_catalog(
+    ids: Sequence[str],
+    titles: Sequence[str],
+    years: Sequence[int | None],
+    brands: Sequence[str],
+    categories: Sequence[Sequence[str]],
+    descriptions: Sequence[str],
+    title_chars: int,
+) -> Catalog:
+    """A Catalog from raw item text; all sequences are aligned.
+
+    Text is neutralised; a title is cut to `title_chars` characters at a word and gets its ' (year)';
+    categories that say nothing ('unknown', '(no genres listed)') are dropped; descriptions are cut to 1,000
+    characters.
+    """
+    display = [
+        _display_title(item, title, year, title_chars) for item, title, year in zip(ids, titles, years, strict=True)
+    ]
+    return Catalog(
+        ids=tuple(map(ItemId, ids)),
+        titles=tuple(display),
+        years=tuple(years),
+        brands=tuple(map(neutralise, brands)),
+        categories=tuple(map(_clean_categories, categories)),
+        descriptions=tuple(_cut(neutralise(text), DESCRIPTION_CHARS) for text in descriptions),
+    )
+
+
+def decade(year: int) -> str:
+    return f"{year // 10 * 10}s"
+
+
+def _display_title(item: str, title: str, year: int | None, title_chars: int) -> str:
+    clean = neutralise(title)
+    if year is None:
+        return _cut(clean, title_chars) or _untitled(item)
+    bare = _cut(_without_year(clean, year), title_chars)
+    return f"{bare} ({year})" if bare else _untitled(item)
+
+
+def _untitled(item: str) -> str:
+    return neutralise(f"Untitled item {item}")
+
+
+def _without_year(title: str, year: int | None) -> str:
+    if year is None:
+        return title
+    return title.removesuffix(f"({year})").rstrip() or title
+
+
+def _cut(text: str, chars: int) -> str:
+    """At most `chars` characters, ending at a word unless that would lose half of them."""
+    if len(text) <= chars:
+        return text
+    head = text[:chars]
+    space = text.rfind(" ", 0, chars + 1)
+    if space >= chars // 2:
+        head = text[:space]
+    return re.sub(r"[\s,;:(\[–—-]+$", "", head) or head
+
+
+def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:
+    clean = (neutralise(name) for name in names)
+    return tuple(dict.fromkeys(name for name in clean if name and name.casefold() not in NO_CATEGORIES))
+
+
+def _group(keys: Iterable[str]) -> dict[str, tuple[ItemIdx, ...]]:
+    groups: dict[str, list[ItemIdx]] = {}
+    for place, key in enumerate(keys):
+        if key:
+            groups.setdefault(key, []).append(ItemIdx(place))
+    return {key: tuple(places) for key, places in groups.items()}
+
+
+def _first(titles: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(titles))[:_EXAMPLES]

@@ -1,0 +1,213 @@
+"""Interactions as sequences over a Catalog, and the leave-one-out tasks made from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from deeprec.data.catalog import Catalog, ItemIdx, UserId
+from deeprec.data.report import LoadReport
+from deeprec.errors import DeepRecError
+
+Split = Literal["train", "validation", "test"]
+
+_FROM_END: dict[Split, int] = {"test": 1, "validation": 2, "train": 3}
+_EARLIEST_DATE = 1e8  # smaller times are counters, not seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A user at a moment: recommend what comes next. The target is kept apart, under `id`, on purpose."""
+
+    id: str
+    user: UserId
+    history: tuple[ItemIdx, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Sequences:
+    """Item sequences end to end: number u is `items_N[starts_U1[u]:starts_U1[u + 1]]` (int32, int64)."""
+
+    items_N: npt.NDArray[np.int32]
+    starts_U1: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts_U1) - 1
+
+    def __getitem__(self, u: int) -> npt.NDArray[np.int32]:
+        if not 0 <= u < len(self):
+            raise IndexError(u)
+        return self.items_N[self.starts_U1[u] : self.starts_U1[u + 1]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
+        return (self[u] for u in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Interactions of U users with the items of a Catalog, each user's in order.
+
+    items_N: ItemIdx of all interactions, user after user (int32). starts_U1: where each user's begin, and N
+    (int64). times_N: seconds since 1970, or the source's own counter, aligned with items_N; None where the
+    source has positions only. Equal times keep the order of the source's rows.
+    """
+
+    name: str
+    catalog: Catalog
+    users: tuple[UserId, ...]
+    items_N: npt.NDArray[np.int32]
+    starts_U1: npt.NDArray[np.int64]
+    times_N: npt.NDArray[np.float64] | None
+    report: LoadReport
+
+    def sequence(self, u: int) -> npt.NDArray[np.int32]:
+        """All items of user number `u` in order (int32, a view)."""
+        return self._sequences[u]
+
+    def train_sequences(self) -> Sequences:
+        """What may be trained on: all but each user's last two items, or all of them of fewer than three."""
+        lengths_U = np.diff(self.starts_U1)
+        kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U)
+        place_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
+        starts_U1 = np.concatenate([[0], np.cumsum(kept_U)]).astype(np.int64)
+        return Sequences(self.items_N[place_N < np.repeat(kept_U, lengths_U)], starts_U1)
+
+    def tasks(self, split: Split) -> list[Task]:
+        """Leave one out: the history is everything before the target.
+
+        The target of 'test' is a user's last item, of 'validation' the second last (users with at least three
+        interactions), of 'train' the third last (at least four). Ids are '{split}:{user}'.
+        """
+        # One list of Python ints for all histories: their slices share the objects.
+        items = self.items_N.tolist()
+        starts = self.starts_U1.tolist()
+        from_end = _FROM_END[split]
+        return [
+            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : starts[u + 1] - from_end]))
+            for u in self._users_of(split)
+        ]
+
+    def targets(self, split: Split) -> dict[str, ItemIdx]:
+        """The item that each task of `tasks(split)` leaves out, by task id."""
+        users_T = self._users_of(split)
+        targets_T = self.items_N[self.starts_U1[users_T + 1] - _FROM_END[split]]
+        return {
+            f"{split}:{self.users[u]}": ItemIdx(target)
+            for u, target in zip(users_T.tolist(), targets_T.tolist(), strict=True)
+        }
+
+    def stage_tasks(self, shares: Mapping[str, float], seed: int) -> dict[str, list[Task]]:
+        """Training tasks divided over stages by user, so that no user serves two stages.
+
+        A user's stage follows from the seed and the user's id alone: other users, and the order of rows,
+        change nothing. Shares are expected, not exact.
+
+        Raises:
+            DeepRecError: a share is negative or they sum to more than 1.
+        """
+        if not (all(share >= 0 for share in shares.values()) and sum(shares.values()) <= 1 + 1e-9):
+            raise DeepRecError(
+                f"The shares of the stages, {dict(shares)}, are negative or sum to more than 1: mend them."
+            )
+        bounds = np.cumsum(list(shares.values()))
+        stages: dict[str, list[Task]] = {stage: [] for stage in shares}
+        names = list(shares)
+        for task in self.tasks("train"):
+            stage = int(np.searchsorted(bounds, _draw(seed, task.user), side="right"))
+            if stage < len(names):
+                stages[names[stage]].append(task)
+        return stages
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the ids of users and items and all sequences; titles and times do not enter."""
+        digest = hashlib.sha256()
+        for part in (self.users, self.catalog.ids):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update("\n".join(part).encode("utf-8", "surrogatepass"))
+        digest.update(self.starts_U1.astype("<i8").tobytes())
+        digest.update(self.items_N.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Statistics of the set, ready for JSON.
+
+        `interactions_per_user` and `..._per_item` are {min, median, max}; shares and density are in 0..1;
+        `first_date` and `last_date` are None without real times, `tied_times` (share of interactions at the
+        same time as another of their user) None without times.
+        """
+        catalog, titles = self.catalog, self.catalog.title_report()
+        users, items, interactions = len(self.users), len(catalog), len(self.items_N)
+        first_date, last_date = self._dates()
+        return {
+            "name": self.name,
+            "users": users,
+            "items": items,
+            "interactions": interactions,
+            "density": interactions / (users * items),
+            "interactions_per_user": _spread(np.diff(self.starts_U1)),
+            "interactions_per_item": _spread(np.bincount(self.items_N, minlength=items)),
+            "first_date": first_date,
+            "last_date": last_date,
+            "tied_times": self._tied_share(),
+            "with_year": sum(year is not None for year in catalog.years) / items,
+            "with_brand": sum(map(bool, catalog.brands)) / items,
+            "with_categories": sum(map(bool, catalog.categories)) / items,
+            "with_description": sum(map(bool, catalog.descriptions)) / items,
+            "distinct_titles": titles.distinct,
+            "ambiguous_titles": titles.ambiguous,
+            "empty_titles": titles.empty,
+            "bad_rows": self.report.bad_count,
+            "repeats": self.report.repeats,
+            "fingerprint": self.fingerprint,
+        }
+
+    @cached_property
+    def _sequences(self) -> Sequences:
+        return Sequences(self.items_N, self.starts_U1)
+
+    def _users_of(self, split: Split) -> npt.NDArray[np.intp]:
+        return np.flatnonzero(np.diff(self.starts_U1) >= (4 if split == "train" else 3))
+
+    def _dates(self) -> tuple[str | None, str | None]:
+        if self.times_N is None or not _EARLIEST_DATE <= self.times_N.min() <= self.times_N.max() < 2e11:
+            return None, None
+        first, last = (datetime.fromtimestamp(float(time), UTC) for time in (self.times_N.min(), self.times_N.max()))
+        return first.date().isoformat(), last.date().isoformat()
+
+    def _tied_share(self) -> float | None:
+        if self.times_N is None:
+            return None
+        same = self.times_N[1:] == self.times_N[:-1]
+        same[self.starts_U1[1:-1] - 1] = False
+        tied_N = np.concatenate([same, [False]]) | np.concatenate([[False], same])
+        return float(tied_N.mean())
+
+
+def k_core(frame: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:
+    """The largest part of `frame` (columns user and item, one row an interaction) in which every user has at
+    least `user_core` rows and every item at least `item_core`; the order of rows is kept."""
+    while True:
+        height = frame.height
+        frame = frame.filter(pl.len().over("item") >= item_core)
+        frame = frame.filter(pl.len().over("user") >= user_core)
+        if frame.height == height:
+            return frame
+
+
+def _draw(seed: int, user: str) -> float:
+    """A number in [0, 1) that depends on the seed and the user's id alone."""
+    digest = hashlib.blake2b(f"{seed}:{user}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+
+
+def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
+    return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}

@@ -1,0 +1,308 @@
+"""Files to frames of strings: decompression, decoding, lines, fields, quoting, with every bad row located."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from deeprec.data.report import LINE, BadKind, Ledger, place, shorten
+from deeprec.errors import DeepRecError
+
+_CHUNK = 100_000
+_UNICODE_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """What a format's reader hands over, before any row is judged.
+
+    interactions: #line, user, item, order (strings). items: #line, item, title, year, brand, description
+    (strings) and categories (lists of strings). `dated_titles`: titles may end in '(year)'.
+    """
+
+    interactions_file: str
+    items_file: str
+    interactions: pl.DataFrame
+    items: pl.DataFrame
+    ordered_by: Literal["time", "position"]
+    dated_titles: bool
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, gunzipped if its name ends in .gz.
+
+    Raises:
+        DeepRecError: missing, not a file, not a gzip, cut off, or another kind of file than text.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DeepRecError(f"There is no file {path}: check the path.") from None
+    except OSError as error:
+        raise DeepRecError(f"{path} cannot be read ({error.strerror}): check the path.") from None
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DeepRecError(
+                f"{path.name} is not a whole gzip file ({error}): fetch it again, or take .gz off its name "
+                "if it is plain text."
+            ) from None
+    elif raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        raise DeepRecError(f"{path.name} is a compressed archive: unpack it, or name it .gz if it is a gzip.")
+    if raw.startswith(_UNICODE_16_32):
+        raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text: save it as UTF-8.")
+    if b"\x00" in raw:
+        line = raw.count(b"\n", 0, raw.index(b"\x00")) + 1
+        raise DeepRecError(f"{place(path.name, line)} holds a NUL byte, so the file is no text: save it as UTF-8.")
+    if not raw.strip():
+        raise DeepRecError(f"{path.name} is empty: give a file with rows.")
+    return raw
+
+
+def read_header(path: Path) -> str:
+    """The first line of a text file that may be gzipped; '' if it cannot be read."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return stream.readline(1 << 16).decode("utf-8-sig", "replace").rstrip("\r\n")
+    except (OSError, EOFError, zlib.error):
+        return ""
+
+
+def read_fields(
+    path: Path,
+    separator: str,
+    ledger: Ledger,
+    names: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    quoted: bool = False,
+) -> pl.DataFrame:
+    """The rows of a separated text file as strings, stripped of outer whitespace: `#line` (1-based, where the
+    row begins) and one column a name; without `names` the first line gives them.
+
+    With `quoted`, a field that begins with '"' runs to the closing '"', over separators and line breaks.
+    Rows that cannot be decoded, never close a quote or have another number of fields go to the ledger.
+
+    Raises:
+        DeepRecError: as `read_bytes`; no rows; a name is there twice.
+    """
+    header, lines = _read_lines(path, encoding, names is None, ledger)
+    if names is None:
+        names = _unquote([header], separator)[0] if quoted else header.split(separator)
+        names = [name.strip() for name in names]
+        if not any(names):
+            raise DeepRecError(f"The header of {path.name}, {shorten(header)}, names no column: mend it.")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise DeepRecError(f"The header of {path.name} has the column {twice[0]!r} twice: rename one.")
+    rows = _join_quoted(lines, separator, path.name, ledger) if quoted else lines.with_columns(quotes=False)
+    width = len(names)
+    plain = rows.filter(~pl.col("quotes")).with_columns(
+        found=pl.col("text").str.count_matches(separator, literal=True) + 1
+    )
+    plain = _drop_uneven(plain, width, path.name, ledger)
+    frames = [
+        plain.select(
+            pl.col(LINE).cast(pl.UInt32),
+            pl.col("text").str.split_exact(separator, width - 1).struct.rename_fields(list(names)).alias("fields"),
+        ).unnest("fields")
+    ]
+    marked = rows.filter("quotes")
+    for chunk in marked.iter_slices(_CHUNK):
+        cells = _unquote(chunk["text"].to_list(), separator)
+        chunk = chunk.with_columns(found=pl.Series([len(row) for row in cells], dtype=pl.UInt32))
+        even = [row for row in cells if len(row) == width]
+        chunk = ledger.drop(
+            chunk,
+            pl.col("found") == 0,
+            BadKind.QUOTE,
+            path.name,
+            lambda row: f"misplaced quote, {shorten(row['text'])}",
+        )
+        chunk = _drop_uneven(chunk, width, path.name, ledger)
+        frame = pl.DataFrame(even, schema=dict.fromkeys(names, pl.String), orient="row")
+        frames.append(frame.insert_column(0, chunk[LINE].cast(pl.UInt32)))
+    return pl.concat(frames).sort(LINE).with_columns(pl.col(pl.String).str.strip_chars())
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """A Parquet file with all columns as strings, lists joined by '|', dates and times as seconds since 1970;
+    `#line` is the row's number from 1.
+
+    Raises:
+        DeepRecError: missing, damaged or without rows.
+    """
+    if not path.is_file():
+        raise DeepRecError(f"There is no file {path}: check the path.")
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DeepRecError(f"{path.name} is not a whole Parquet file ({reason}): write it again.") from None
+    if frame.is_empty():
+        raise DeepRecError(f"{path.name} has no rows: give a file with rows.")
+    columns = [_as_string(pl.col(name), dtype).alias(name) for name, dtype in frame.schema.items() if name != LINE]
+    frame = frame.select(columns).with_columns(pl.all().fill_null("").str.strip_chars())
+    return frame.with_row_index(LINE, offset=1)
+
+
+def pick(frame: pl.DataFrame, names: Sequence[str]) -> str | None:
+    """The first of `names` that is a column."""
+    return next((name for name in names if name in frame.columns), None)
+
+
+def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, mend: str) -> str:
+    """The first of `names` that is a column.
+
+    Raises:
+        DeepRecError: none is; names the columns found and the one that was likely meant.
+    """
+    column = pick(frame, names)
+    if column is not None:
+        return column
+    found = [name for name in frame.columns if name != LINE]
+    bare = {re.sub(r"[^a-z0-9]", "", name.casefold()): name for name in reversed(found)}
+    wanted = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in (*names, what)]
+    close = [near for name in wanted for near in difflib.get_close_matches(name, bare, n=1, cutoff=0.5)]
+    hint = f", perhaps {bare[close[0]]!r} is meant" if close else ""
+    raise DeepRecError(f"{file} has no {what} column {names[0]!r} (its columns: {', '.join(found)}){hint}: {mend}.")
+
+
+def split_categories(column: str, separator: str | None, frame: pl.DataFrame) -> pl.Expr:
+    """Lists of categories from a column of strings; without a separator the first of | ; , that occurs."""
+    if separator is None:
+        separator = next((mark for mark in "|;," if contains(frame[column], mark)), "|")
+    return pl.col(column).str.split(separator)
+
+
+def contains(column: pl.Series, text: str) -> bool:
+    return bool(column.str.contains(text, literal=True).any())
+
+
+def _as_string(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.List | pl.Array):
+        column = column.arr.to_list() if isinstance(dtype, pl.Array) else column
+        return column.cast(pl.List(pl.String), strict=False).list.join("|", ignore_nulls=True)
+    if isinstance(dtype, pl.Datetime | pl.Date):
+        return (column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6).cast(pl.String)
+    if isinstance(dtype, pl.Binary | pl.Object | pl.Struct):
+        return pl.lit("")
+    return column.cast(pl.String)
+
+
+def _read_lines(path: Path, encoding: str, has_header: bool, ledger: Ledger) -> tuple[str, pl.DataFrame]:
+    """The header ('' without one), and #line (from 1) and text of the other lines that are not blank."""
+    raw = read_bytes(path)
+    broken: list[int] = []
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        pieces = raw.split(b"\n")
+        broken = [number for number, piece in enumerate(pieces, 1) if not _decodes(piece, encoding)]
+        text = raw.decode(encoding, "replace")
+    del raw
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    lines = pl.Series("text", [text]).str.split("\n").explode().to_frame()
+    lines = lines.with_row_index(LINE, offset=1).filter(pl.col("text").str.strip_chars() != "")
+    header = ""
+    if has_header:
+        header = lines["text"].item(0)
+        if lines[LINE].item(0) in broken:
+            raise DeepRecError(f"The header of {path.name} is not {encoding} text: save the file as UTF-8.")
+        lines = lines.slice(1)
+    if lines.is_empty():
+        raise DeepRecError(f"{path.name} has a header but no rows: give a file with rows.")
+    ledger.rows[path.name] = lines.height
+    return header, ledger.drop(
+        lines,
+        pl.col(LINE).is_in(broken),
+        BadKind.ENCODING,
+        path.name,
+        lambda row: f"not {encoding} text, {shorten(row['text'])}",
+    )
+
+
+def _decodes(piece: bytes, encoding: str) -> bool:
+    try:
+        piece.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger) -> pl.DataFrame:
+    """Rows from lines, as quoted fields may hold line breaks; adds `quotes` (has one) and `span` (lines)."""
+    lines = lines.with_columns(quotes=pl.col("text").str.contains('"', literal=True), span=pl.lit(1))
+    # Only a line with an odd number of quotes opens or closes a field; it opens one if a quote still stands
+    # where a field begins once the closed fields are taken off, so that '5" pipe' is text.
+    odd = lines.with_row_index("number").filter(pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
+    if odd.is_empty():
+        return lines
+    mark = re.escape(separator)
+    rest = pl.col("text").str.replace_all(rf'(^|{mark})"(?:[^"]|"")*"', "$1")
+    opening = odd.filter(rest.str.contains(rf'(^|{mark})"'))["number"].to_numpy()
+    closing = odd["number"].to_numpy()
+    row_of = np.arange(lines.height)
+    unclosed: list[int] = []
+    done = -1
+    for start in opening.tolist():
+        if start <= done:
+            continue
+        after = int(np.searchsorted(closing, start, side="right"))
+        if after == len(closing):
+            unclosed.append(start)
+            continue
+        done = int(closing[after])
+        row_of[start : done + 1] = start
+    lines = ledger.drop(
+        lines.with_columns(row=pl.Series(row_of), number=pl.int_range(pl.len())),
+        pl.col("number").is_in(unclosed),
+        BadKind.QUOTE,
+        file,
+        lambda row: f"a quote is opened and never closed, {shorten(row['text'])}",
+    )
+    if done >= 0:
+        lines = lines.group_by("row", maintain_order=True).agg(
+            pl.col(LINE).first(), pl.col("text").str.join("\n"), pl.col("quotes").any(), pl.col("span").sum()
+        )
+    return lines
+
+
+def _unquote(rows: Sequence[str], separator: str) -> list[list[str]]:
+    """The fields of each row; none where something follows a closing quote, as after two stray quotes."""
+    try:
+        fields = list(csv.reader(rows, delimiter=separator, strict=True))
+    except csv.Error:
+        fields = []
+    if len(fields) == len(rows):
+        return fields
+    # Some row is broken: rows one by one, to find it.
+    return [[]] if len(rows) == 1 else [_unquote([row], separator)[0] for row in rows]
+
+
+def _drop_uneven(rows: pl.DataFrame, width: int, file: str, ledger: Ledger) -> pl.DataFrame:
+    return ledger.drop(
+        rows,
+        pl.col("found") != width,
+        BadKind.FIELDS,
+        file,
+        lambda row: f"{row['found']} fields instead of {width}, {shorten(row['text'])}",
+    )
+
+
+def open_lines(path: Path) -> io.BufferedIOBase:
+    """A stream of a file's bytes, gunzipped if its name ends in .gz; errors come while reading."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

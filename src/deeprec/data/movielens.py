@@ -1,0 +1,74 @@
+"""MovieLens as GroupLens ships it: the layouts of 100K, 1M and latest-small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from deeprec.data.files import Raw, read_fields, require
+from deeprec.data.report import LINE, Ledger
+from deeprec.errors import DeepRecError
+
+# The flags of u.item in their order (u.genre beside it says the same).
+_GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+_RATING = ("user", "item", "rating", "order")
+
+LAYOUTS = {"u.data": "u.item", "ratings.dat": "movies.dat", "ratings.csv": "movies.csv"}
+"""Interaction file to item file."""
+
+
+def read_movielens(path: Path, items: Path, ledger: Ledger) -> Raw:
+    """Ratings of any value are interactions. 'Toy Story (1995)' is split into title and year; what follows
+    the year, as in '(1995) (V)', goes. 100K and 1M are latin-1, latest-small is UTF-8 with quoting."""
+    if path.name == "u.data":
+        interactions = read_fields(path, "\t", ledger, _RATING)
+        names = ("item", "title", "released", "released_video", "url", *_GENRES_100K)
+        movies = read_fields(items, "|", ledger, names, encoding="latin-1")
+        flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in _GENRES_100K]
+        genres = pl.concat_list(flags).list.drop_nulls()
+    elif path.name == "ratings.dat":
+        interactions = read_fields(path, "::", ledger, _RATING)
+        movies = read_fields(items, "::", ledger, ("item", "title", "genres"), encoding="latin-1")
+        genres = pl.col("genres").str.split("|")
+    elif path.name == "ratings.csv":
+        mend = "give the file as GroupLens ships it, or set data.format to 'table'"
+        ratings = read_fields(path, ",", ledger, quoted=True)
+        interactions = ratings.select(
+            LINE,
+            user=require(ratings, ("userId",), "user", path.name, mend),
+            item=require(ratings, ("movieId",), "item", path.name, mend),
+            order=require(ratings, ("timestamp",), "time", path.name, mend),
+        )
+        movies = read_fields(items, ",", ledger, quoted=True)
+        movies = movies.select(
+            LINE,
+            item=require(movies, ("movieId",), "item", items.name, mend),
+            title=require(movies, ("title",), "title", items.name, mend),
+            genres=require(movies, ("genres",), "genres", items.name, mend),
+        )
+        genres = pl.col("genres").str.split("|")
+    else:
+        raise DeepRecError(
+            f"{path.name} is not a MovieLens file: give one of {', '.join(LAYOUTS)}, or set data.format."
+        )
+    dated = pl.col("title").str.extract_groups(r"^(?<title>.*?)\s*\((?<year>\d{4})\)\s*(?:\(.*\))?$")
+    return Raw(
+        interactions_file=path.name,
+        items_file=items.name,
+        interactions=interactions.select(LINE, "user", "item", "order"),
+        items=movies.select(
+            LINE,
+            "item",
+            title=pl.coalesce(dated.struct.field("title"), "title"),
+            year=dated.struct.field("year").fill_null(""),
+            brand=pl.lit(""),
+            description=pl.lit(""),
+            categories=genres,
+        ),
+        ordered_by="time",
+        dated_titles=False,
+    )

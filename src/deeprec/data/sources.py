@@ -1,0 +1,298 @@
+"""From a configured source to a Dataset: find the files, read their format, judge the rows, filter, code."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from deeprec.config import DataConfig
+from deeprec.data.amazon import read_amazon2023
+from deeprec.data.catalog import UserId, build_catalog
+from deeprec.data.dataset import Dataset, k_core
+from deeprec.data.files import Raw, read_header
+from deeprec.data.movielens import LAYOUTS, read_movielens
+from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, place, shorten
+from deeprec.data.table import read_recbole, read_table
+from deeprec.errors import DeepRecError
+
+_ATOMIC = (".inter", ".inter.gz")
+_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+_META = (".jsonl", ".jsonl.gz")
+_ITEM_STEMS = ("items", "item", "movies", "products", "catalog", "catalogue")
+_INTERACTION_STEMS = ("interactions", "ratings", "events")
+
+
+def load_dataset(config: DataConfig, *, offline: bool = False) -> Dataset:
+    """Read `config.source` into a Dataset.
+
+    Each user's interactions are in the order of their times or positions, and equal times in the order of
+    the file's rows. Users and items are numbered by their ids (shorter first, then alphabetically, so that
+    whole numbers count up) whatever the order of the rows. Bad rows are dropped and reported up to
+    `max_bad_share` of a file. Then `repeats` are handled, then the cores. Times in milli- or microseconds
+    become seconds.
+
+    `source` is a path, or the name of an asset, which may be downloaded unless `offline`.
+
+    Raises:
+        DeepRecError: anything about the files that the user can mend.
+    """
+    path = Path(config.source).expanduser()
+    name = path.resolve().name.partition(".")[0]
+    try:
+        if not path.exists() and path.name == config.source and not path.suffix:
+            from deeprec.assets import fetch
+
+            path = fetch(config.source, offline=offline)
+        ledger = Ledger()
+        raw = _read(path, config, ledger)
+        return _assemble(name, raw, config, ledger)
+    except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DeepRecError(
+            f"{path} could not be read ({reason}): check that its files are whole and readable."
+        ) from error
+
+
+def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
+    interactions = _find_interactions(path)
+    form = _format_of(interactions) if config.format == "auto" else config.format
+    items = _find_items(interactions, form, config)
+    if form == "table":
+        return read_table(interactions, items, config, ledger)
+    if items is None:
+        raise DeepRecError(f"There is no item file beside {interactions}: name it with data.items.")
+    if form == "recbole":
+        return read_recbole(interactions, items, config, ledger)
+    if form == "movielens":
+        return read_movielens(interactions, items, ledger)
+    return read_amazon2023(interactions, items, ledger)
+
+
+def _find_interactions(path: Path) -> Path:
+    """The interaction file in a folder, or the path itself."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise DeepRecError(f"There is no file or folder {path}: check data.source.")
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    atomic = [file for file in files if file.name.endswith(_ATOMIC)]
+    layouts = [file for file in files if file.name in LAYOUTS and (path / LAYOUTS[file.name]).exists()]
+    tables = [file for file in files if file.name.endswith(_TABLES) and _stem(file) not in _ITEM_STEMS]
+    named = [file for file in tables if _stem(file) in _INTERACTION_STEMS]
+    for found in (atomic, layouts, named or tables):
+        own = [file for file in found if _stem(file) == path.resolve().name] or found
+        if len(own) == 1:
+            return own[0]
+        if own:
+            names = ", ".join(file.name for file in own)
+            raise DeepRecError(f"{path} holds several interaction files ({names}): name one in data.source.")
+    raise DeepRecError(
+        f"{path} holds no interaction file (it has: {', '.join(file.name for file in files) or 'nothing'}): "
+        "give a folder with .inter, u.data, ratings.dat, .csv, .tsv or .parquet, or a file, as data.source."
+    )
+
+
+def _format_of(path: Path) -> str:
+    if path.name.endswith(_ATOMIC):
+        return "recbole"
+    if path.name in ("u.data", "ratings.dat"):
+        return "movielens"
+    header = "" if path.suffix == ".parquet" else read_header(path)
+    if path.name == "ratings.csv" and "movieId" in header and (path.parent / "movies.csv").exists():
+        return "movielens"
+    return "amazon2023" if "parent_asin" in header and _meta_files(path) else "table"
+
+
+def _find_items(path: Path, form: str, config: DataConfig) -> Path | None:
+    if config.items is not None:
+        items = Path(config.items).expanduser()
+        if not items.is_file():
+            raise DeepRecError(f"There is no item file {items}: check data.items.")
+        return items
+    if form == "amazon2023":
+        candidates = _meta_files(path)
+    elif form == "recbole":
+        candidates = [path.with_name(_stem(path) + ending) for ending in (".item", ".item.gz")]
+    elif form == "movielens":
+        candidates = [path.with_name(LAYOUTS.get(path.name, "movies.csv"))]
+    else:
+        names = (stem + ending for stem in _ITEM_STEMS for ending in _TABLES)
+        candidates = [path.with_name(name) for name in names]
+    return next((file for file in candidates if file.is_file() and file != path), None)
+
+
+def _meta_files(path: Path) -> list[Path]:
+    """Metadata beside an Amazon rating table: of the same domain, else the only one there."""
+    metas = sorted(file for file in path.parent.glob("meta_*") if file.name.endswith(_META))
+    own = [file for file in metas if _stem(file) == f"meta_{_stem(path)}"]
+    return own or (metas if len(metas) == 1 else [])
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its format's endings: 'ml-1m' of 'ml-1m.inter.gz'."""
+    name = path.name.removesuffix(".gz")
+    return name.rpartition(".")[0] or name
+
+
+def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Dataset:
+    items = _judge_items(raw, ledger)
+    # Before the interactions are judged: items missing for this reason are no fault of theirs.
+    ledger.check(config.max_bad_share)
+    interactions = _judge_interactions(raw, items, ledger)
+    ledger.check(config.max_bad_share)
+    if interactions.is_empty():
+        raise DeepRecError(f"{raw.interactions_file} has no usable row: see that it has interactions.")
+
+    if raw.ordered_by == "time":
+        interactions = _to_seconds(interactions, ledger)
+    interactions = interactions.sort("order", maintain_order=True)
+    first = interactions.select(first=pl.struct("user", "item").is_first_distinct())["first"]
+    repeats = interactions.height - int(first.sum())
+    if config.repeats == "first":
+        interactions = interactions.filter(first)
+    elif config.repeats == "last":
+        interactions = interactions.filter(pl.struct("user", "item").is_last_distinct())
+
+    core = k_core(interactions, config.user_core, config.item_core)
+    if core.is_empty():
+        raise DeepRecError(
+            f"No interaction of {raw.interactions_file} is left ({interactions.height:,} of "
+            f"{interactions['user'].n_unique():,} users, {interactions['item'].n_unique():,} items) after "
+            f"data.user_core = {config.user_core} and data.item_core = {config.item_core}: lower them."
+        )
+    users, items_in = (_number(core[column]) for column in ("user", "item"))
+    coded = (
+        core.join(users, on="user", how="left", maintain_order="left")
+        .join(items_in, on="item", how="left", maintain_order="left")
+        .sort("user_number", maintain_order=True)
+    )
+    counts_U = np.bincount(coded["user_number"].to_numpy(), minlength=users.height)
+    text = items_in.join(items, on="item", how="left", maintain_order="left")
+    catalog = build_catalog(
+        ids=text["item"].to_list(),
+        titles=text["title"].to_list(),
+        years=text["year"].to_list(),
+        brands=text["brand"].to_list(),
+        categories=[row or [] for row in text["categories"].to_list()],
+        descriptions=text["description"].to_list(),
+        title_chars=config.title_chars,
+    )
+    titles = catalog.title_report()
+    if titles.empty:
+        ledger.notes.append(
+            f"{titles.empty:,} items of {raw.items_file} have no title, {titles.empty_examples[0]!r} first"
+        )
+    return Dataset(
+        name=name,
+        catalog=catalog,
+        users=tuple(map(UserId, users["user"].to_list())),
+        items_N=coded["item_number"].to_numpy().astype(np.int32),
+        starts_U1=np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64),
+        times_N=coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None,
+        report=LoadReport(
+            rows=dict(ledger.rows),
+            bad=ledger.bad,
+            repeats=repeats,
+            repeats_kept=config.repeats,
+            filtered_users=interactions["user"].n_unique() - users.height,
+            filtered_items=interactions["item"].n_unique() - items_in.height,
+            filtered_interactions=interactions.height - core.height,
+            notes=tuple(ledger.notes),
+        ),
+    )
+
+
+def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
+    """Item rows with an id of their own; years become numbers, from the title where the cell has none."""
+    file = raw.items_file
+    items = ledger.drop(raw.items, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item id is empty")
+    items = ledger.drop(
+        items,
+        ~pl.col("item").is_first_distinct(),
+        BadKind.REPEATED_ITEM,
+        file,
+        lambda row: f"item {shorten(row['item'])} has a row already",
+    )
+    in_cell = pl.col("year").str.extract(r"^(\d{4})(?:\.0*|-.*)?$")
+    in_title = pl.col("title").str.extract(r"\((\d{4})\)$") if raw.dated_titles else pl.lit(None, dtype=pl.String)
+    unread = items.filter((pl.col("year") != "") & in_cell.is_null())
+    if not unread.is_empty():
+        ledger.notes.append(
+            f"{unread.height:,} years of {file} cannot be read and do not count, "
+            f"first {shorten(unread['year'][0])} in {place(file, unread[LINE][0])}"
+        )
+    return items.with_columns(year=pl.coalesce(in_cell, in_title).cast(pl.Int32))
+
+
+def _judge_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
+    """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
+    file, rows = raw.interactions_file, raw.interactions
+    rows = ledger.drop(rows, pl.col("user") == "", BadKind.USER, file, lambda row: "the user is empty")
+    rows = ledger.drop(rows, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item is empty")
+    if raw.ordered_by == "time":
+        kind, wanted = BadKind.TIME, "a number or a date"
+    else:
+        kind, wanted = BadKind.POSITION, "a number"
+    rows = rows.with_columns(number=_numbers(rows["order"], dates=raw.ordered_by == "time"))
+    rows = ledger.drop(
+        rows,
+        pl.col("number").is_null(),
+        kind,
+        file,
+        lambda row: f"{raw.ordered_by} {shorten(row['order'])} is not {wanted}",
+    ).drop("order")
+    rows = rows.rename({"number": "order"})
+    rows = ledger.drop(
+        rows,
+        ~pl.struct("user", "item", "order").is_first_distinct(),
+        BadKind.DUPLICATE,
+        file,
+        lambda row: f"user {shorten(row['user'])} and item {shorten(row['item'])} at this {raw.ordered_by} again",
+    )
+    return ledger.drop(
+        rows,
+        ~pl.col("item").is_in(items["item"].implode()),
+        BadKind.UNKNOWN_ITEM,
+        file,
+        lambda row: f"item {shorten(row['item'])} is not in {raw.items_file}",
+    ).drop(LINE)
+
+
+def _numbers(cells: pl.Series, dates: bool) -> pl.Series:
+    """Finite floats, seconds since 1970 for ISO dates, null for what is neither."""
+    numbers = cells.cast(pl.Float64, strict=False)
+    numbers = numbers.set(~numbers.is_finite(), None)
+    rest = numbers.is_null()
+    if not dates or not rest.any():
+        return numbers
+    text = pl.col("text").str.replace("[Tt]", " ").str.replace("[Zz]$", "")
+    formats = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
+    local = [text.str.to_datetime(form, time_unit="us", strict=False) for form in formats]
+    zoned = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", time_unit="us", strict=False)
+    moments = (
+        cells.filter(rest)
+        .alias("text")
+        .to_frame()
+        .select(pl.coalesce(*(moment.dt.epoch("us") for moment in (*local, zoned))) / 1e6)
+    )
+    return numbers.scatter(rest.arg_true(), moments.to_series())
+
+
+def _to_seconds(interactions: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
+    """Times as seconds since 1970: numbers too large for that are milli-, micro- or nanoseconds."""
+    median = interactions["order"].abs().median()
+    assert isinstance(median, float)
+    for unit, scale in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)):
+        if 1e8 * scale <= median < 1e11 * scale:
+            ledger.notes.append(f"times are {unit} and were divided by {scale:g}")
+            return interactions.with_columns(pl.col("order") / scale)
+    return interactions
+
+
+def _number(ids: pl.Series) -> pl.DataFrame:
+    """The distinct ids with their numbers 0..n-1: shorter ids first, then alphabetically."""
+    frame = ids.unique().to_frame()
+    return frame.sort(pl.col(ids.name).str.len_chars(), ids.name).with_row_index(f"{ids.name}_number")

@@ -1,0 +1,171 @@
+"""RecBole's atomic files and a user's own table: named columns, items beside or inside the interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from deeprec.config import Columns, DataConfig
+from deeprec.data.files import (
+    Raw,
+    contains,
+    pick,
+    read_fields,
+    read_header,
+    read_parquet,
+    require,
+    split_categories,
+)
+from deeprec.data.report import LINE, Ledger
+from deeprec.errors import DeepRecError
+
+_TIME = ("timestamp", "time", "date", "datetime")
+_POSITION = ("position",)
+_YEAR = ("release_year", "year")
+_GENRES = ("genres", "class", "genre")
+_CATEGORIES = ("categories", "category")
+_BRAND = ("brand", "store")
+_DESCRIPTION = ("description",)
+
+
+def read_recbole(path: Path, items: Path, config: DataConfig, ledger: Ledger) -> Raw:
+    """`.inter` and `.item` files, tab separated, typed headers ('user_id:token'), no quoting.
+
+    Order is by `timestamp`, else by `position`. Titles stand in `title` or `movie_title`; categories in
+    `genres` or `class` (separated by spaces, or by | where one occurs) or in `categories` (by commas).
+    """
+    interactions = _untyped(read_fields(path, "\t", ledger), path.name)
+    item_rows = _untyped(read_fields(items, "\t", ledger), items.name)
+    mend = "give the file this column"
+    user = require(interactions, ("user_id",), "user", path.name, mend)
+    item = require(interactions, ("item_id",), "item", path.name, mend)
+    order = require(interactions, ("timestamp", "position"), "time or position", path.name, mend)
+    categories = pick(item_rows, (*_GENRES, *_CATEGORIES))
+    return Raw(
+        interactions_file=path.name,
+        items_file=items.name,
+        interactions=interactions.select(LINE, user=user, item=item, order=order),
+        items=item_rows.select(
+            LINE,
+            item=require(item_rows, ("item_id",), "item", items.name, mend),
+            title=require(item_rows, ("title", "movie_title", "name"), "title", items.name, mend),
+            year=_text(pick(item_rows, _YEAR)),
+            brand=_text(pick(item_rows, _BRAND)),
+            description=_text(pick(item_rows, _DESCRIPTION)),
+            categories=_atomic_categories(item_rows, categories),
+        ),
+        ordered_by="time" if order == "timestamp" else "position",
+        dated_titles=pick(item_rows, _YEAR) is not None,
+    )
+
+
+def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledger) -> Raw:
+    """A CSV, TSV (either may be gzipped) or Parquet file of interactions, with an item file of the same kinds
+    or, without one, with a title column of its own; an item's first row then gives its text."""
+    columns = config.columns
+    interactions = _read_any(path, ledger)
+    user = _column(interactions, columns, "user", path.name)
+    item = _column(interactions, columns, "item", path.name)
+    time = _optional(interactions, columns, "time", _TIME, path.name)
+    position = _optional(interactions, columns, "position", _POSITION, path.name)
+    # A position that was asked for by name wins over a time that was merely found.
+    order = position if columns.position and not columns.time else time or position
+    if order is None:
+        found = ", ".join(name for name in interactions.columns if name != LINE)
+        raise DeepRecError(
+            f"{path.name} has neither a time nor a position column (its columns: {found}): "
+            "name one with data.columns.time or data.columns.position."
+        )
+    if items is None and columns.title not in interactions.columns:
+        raise DeepRecError(
+            f"There are no item titles: {path.name} has no column {columns.title!r} and no item file is "
+            "beside it: name a title column with data.columns.title or an item file with data.items."
+        )
+    item_rows = interactions if items is None else _read_any(items, ledger)
+    items_file = path.name if items is None else items.name
+    year = _optional(item_rows, columns, "year", _YEAR, items_file)
+    categories = _optional(item_rows, columns, "categories", (*_GENRES, *_CATEGORIES), items_file)
+    text = item_rows.select(
+        LINE,
+        item=_column(item_rows, columns, "item", items_file),
+        title=_column(item_rows, columns, "title", items_file),
+        year=_text(year),
+        brand=_text(_optional(item_rows, columns, "brand", _BRAND, items_file)),
+        description=_text(_optional(item_rows, columns, "description", _DESCRIPTION, items_file)),
+        categories=_NO_CATEGORIES
+        if categories is None
+        else split_categories(categories, columns.category_separator, item_rows),
+    )
+    if items is None:
+        text = text.filter(pl.col("item") != "").unique("item", keep="first", maintain_order=True)
+    return Raw(
+        interactions_file=path.name,
+        items_file=items_file,
+        interactions=interactions.select(LINE, user=user, item=item, order=order),
+        items=text,
+        ordered_by="position" if order == position else "time",
+        dated_titles=year is not None,
+    )
+
+
+_NO_CATEGORIES = pl.lit(None, dtype=pl.List(pl.String))
+
+
+def separator_of(path: Path) -> str:
+    """The separator of a text table: tab for .tsv, else the most frequent of , tab ; | in the header."""
+    if path.name.removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    return max(",\t;|", key=read_header(path).count)
+
+
+def _read_any(path: Path, ledger: Ledger) -> pl.DataFrame:
+    if path.suffix == ".parquet":
+        frame = read_parquet(path)
+        ledger.rows[path.name] = frame.height
+        return frame
+    return read_fields(path, separator_of(path), ledger, quoted=True)
+
+
+def _untyped(frame: pl.DataFrame, file: str) -> pl.DataFrame:
+    """Columns without their types ('user_id:token' becomes 'user_id')."""
+    names = [name for name in frame.columns if name != LINE]
+    bare = [name.partition(":")[0] for name in names]
+    if bare == names:
+        raise DeepRecError(
+            f"The header of {file}, {names}, has no types such as 'user_id:token': write them, "
+            "or set data.format to 'table'."
+        )
+    if len(set(bare)) < len(bare):
+        raise DeepRecError(f"The header of {file}, {names}, names a column twice: rename one.")
+    return frame.rename(dict(zip(names, bare, strict=True)))
+
+
+def _column(frame: pl.DataFrame, columns: Columns, role: str, file: str) -> str:
+    return require(frame, (getattr(columns, role),), role, file, f"name it with data.columns.{role}")
+
+
+def _optional(frame: pl.DataFrame, columns: Columns, role: str, usual: Sequence[str], file: str) -> str | None:
+    """The configured column, which must be there, or else a column with a usual name."""
+    if getattr(columns, role) is not None:
+        return _column(frame, columns, role, file)
+    return pick(frame, usual)
+
+
+def _text(column: str | None) -> pl.Expr:
+    return pl.lit("") if column is None else pl.col(column)
+
+
+def _atomic_categories(frame: pl.DataFrame, column: str | None) -> pl.Expr:
+    if column is None:
+        return _NO_CATEGORIES
+    if contains(frame[column], "|"):
+        return split_categories(column, "|", frame)
+    if column in _GENRES:
+        return split_categories(column, " ", frame)
+    # 'Tapes, Adhesives & Sealants,Adhesive Tapes': a comma before a space belongs to the name, unless all do.
+    if frame[column].str.contains(r",[^ ]").any():
+        kept = pl.col(column).str.replace_all(", ", "\x00", literal=True).str.split(",")
+        return kept.list.eval(pl.element().str.replace_all("\x00", ", ", literal=True))
+    return split_categories(column, ",", frame)

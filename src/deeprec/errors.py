@@ -1,0 +1,11 @@
+"""The one exception that users see."""
+
+from __future__ import annotations
+
+
+class DeepRecError(Exception):
+    """Something the user can mend.
+
+    The message is one clear sentence: what is wrong, where, and how to mend it. The command line prints it
+    without a traceback and exits with status 2.
+    """

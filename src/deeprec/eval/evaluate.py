@@ -1,0 +1,128 @@
+"""Full-ranking, leave-one-out evaluation of retrievers and explorers on the same users."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from deeprec.config import EvalConfig
+from deeprec.data.catalog import ItemIdx
+from deeprec.data.dataset import Dataset, Task
+from deeprec.errors import DeepRecError
+from deeprec.eval.metrics import coverage, ranks_of
+from deeprec.eval.report import SystemResult
+from deeprec.explore.trace import Origin, Trace
+from deeprec.runs import JsonLines
+from deeprec.trm.retriever import Query, Retriever
+
+_BATCH = 256
+
+Targets = Mapping[str, ItemIdx]
+Tick = Callable[[int], None]
+"""Told how many users are done."""
+
+
+def evaluation_tasks(dataset: Dataset, config: EvalConfig) -> tuple[list[Task], list[Task]]:
+    """All tasks of the split, and the seeded sample of them that costly systems are run on."""
+    tasks = dataset.tasks(config.split)
+    if not tasks:
+        raise DeepRecError(f"{dataset.name} has no {config.split} users: each needs 3 interactions.")
+    if config.users is None or config.users >= len(tasks):
+        return tasks, tasks
+    chosen = np.random.default_rng(config.seed).choice(len(tasks), config.users, replace=False)
+    return tasks, [tasks[place] for place in sorted(chosen)]
+
+
+def evaluate_retriever(
+    name: str,
+    retriever: Retriever,
+    tasks: Sequence[Task],
+    targets: Targets,
+    n_items: int,
+    config: EvalConfig,
+    note: str = "",
+) -> SystemResult:
+    """Rank the whole catalogue for each task, the history excluded."""
+    k = max(config.cutoffs)
+    rankings: list[list[int]] = []
+    for start in range(0, len(tasks), _BATCH):
+        queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks[start : start + _BATCH]]
+        rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
+    return _result(name, tasks, rankings, targets, n_items, k, note=note)
+
+
+def evaluate_traces(
+    name: str,
+    tasks: Sequence[Task],
+    traces: Sequence[Trace],
+    targets: Targets,
+    n_items: int,
+    config: EvalConfig,
+    note: str = "",
+) -> tuple[SystemResult, SystemResult]:
+    """Two results of the same explorations: as answered (a failed answer is a miss), and as served."""
+    k = max(config.cutoffs)
+    served = [trace.served() for trace in traces]
+    extras = {
+        "well_formed": float(np.mean([trace.well_formed for trace in traces])),
+        "fallback": float(np.mean([origin is not Origin.ANSWER for _, origin in served])),
+        "calls": float(np.mean([len(trace.turns) for trace in traces])),
+        "pool hit": float(np.mean([targets[trace.task] in trace.pool for trace in traces])),
+        "tokens": float(np.mean([trace.policy_tokens for trace in traces])),
+    }
+    stops = dict(Counter(trace.stop.value for trace in traces).most_common())
+    answered = [list(trace.answered) for trace in traces]
+    return (
+        _result(f"{name}, as answered", tasks, answered, targets, n_items, k, extras, stops, note),
+        _result(f"{name}, as served", tasks, [list(r) for r, _ in served], targets, n_items, k, extras, stops),
+    )
+
+
+def resume(
+    tasks: Sequence[Task],
+    system: str,
+    log: JsonLines,
+    explore: Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]],
+    on_done: Tick,
+) -> list[Trace]:
+    """Traces of all tasks in order: those that the log holds already, and the rest explored and logged at once.
+
+    A run that was killed goes on where it was when it is started again on its folder.
+    """
+    done = {entry["trace"]["task"]: Trace.from_json(entry["trace"]) for entry in log if entry["system"] == system}
+    missing = [task for task in tasks if task.id not in done]
+    on_done(len(tasks) - len(missing))
+    for _, trace in explore(missing) if missing else _nothing():
+        log.append({"system": system, "trace": trace.to_json()})
+        done[trace.task] = trace
+        on_done(1)
+    return [done[task.id] for task in tasks]
+
+
+def _nothing() -> Iterator[tuple[int, Trace]]:
+    yield from ()
+
+
+def _result(
+    name: str,
+    tasks: Sequence[Task],
+    rankings: Sequence[Sequence[int]],
+    targets: Targets,
+    n_items: int,
+    k: int,
+    extras: Mapping[str, float] | None = None,
+    stops: Mapping[str, int] | None = None,
+    note: str = "",
+) -> SystemResult:
+    ranks_U = ranks_of(rankings, [targets[task.id] for task in tasks])
+    return SystemResult(
+        name=name,
+        users=tuple(task.id for task in tasks),
+        ranks=tuple(int(rank) for rank in ranks_U),
+        coverage=coverage(rankings, n_items, k),
+        extras=dict(extras or {}),
+        stops=dict(stops or {}),
+        note=note,
+    )

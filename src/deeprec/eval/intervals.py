@@ -1,0 +1,107 @@
+"""Bootstrap intervals over users for a mean, and for the mean difference of two systems on the same users.
+
+The percentile method of `scipy.stats.bootstrap`. BCa corrects bias and skew, but a mean is unbiased, its
+skew fades with the square root of the number of users, the jackknife behind BCa costs U² (for 25,000 users
+about nine times the percentile method's time), and BCa is undefined on constant values, which hit rates of
+small samples often are. Under about 30 users the percentile interval is somewhat too short, and a sample
+without a single hit gives [0, 0]: read the number of users first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from deeprec.errors import DeepRecError
+from deeprec.eval.metrics import Floats
+
+_BATCH_VALUES = 2**21  # resampled values in memory at once: 16 MiB, and as much again for their indices
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over users and its interval, in the unit of the values; the bounds are nan for a single user."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedInterval:
+    """Mean of ours minus theirs over the same users, with its interval.
+
+    `ratio` is the relative change, difference / mean of theirs (0.1 is ten per cent better); nan if that mean
+    is 0. `users` is how many users were paired.
+    """
+
+    difference: float
+    low: float
+    high: float
+    ratio: float
+    users: int
+
+
+def mean_interval(values_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:
+    """The mean of one value per user, and its percentile bootstrap interval.
+
+    Constant values give an interval of no width. One user says nothing about the next: nan bounds.
+
+    Raises:
+        ValueError: `values_U` is empty, not one-dimensional, or holds a value that is not finite.
+    """
+    if values_U.ndim != 1 or not len(values_U) or not np.isfinite(values_U).all():
+        raise ValueError("an interval needs a non-empty vector of finite values, one per user")
+    mean = float(np.mean(values_U))
+    if len(values_U) == 1:
+        return Interval(mean, math.nan, math.nan)
+    if np.all(values_U == values_U[0]):
+        return Interval(float(values_U[0]), float(values_U[0]), float(values_U[0]))
+    result = stats.bootstrap(
+        (values_U,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _BATCH_VALUES // len(values_U)),
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),  # `rng` only since scipy 1.15
+    )
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def paired_interval(
+    ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int
+) -> PairedInterval:
+    """How much better ours is than theirs; both of shape (U,), the users in the same order.
+
+    Users are resampled in pairs: the spread between easy and hard users cancels, so the interval is shorter
+    than those of the two means.
+
+    Raises:
+        ValueError: the shapes differ, or as for `mean_interval`.
+    """
+    if ours_U.shape != theirs_U.shape:
+        raise ValueError(f"paired values have one shape, not {ours_U.shape} and {theirs_U.shape}")
+    change = mean_interval(ours_U - theirs_U, confidence=confidence, resamples=resamples, seed=seed)
+    base = float(np.mean(theirs_U))
+    ratio = change.mean / base if base else math.nan
+    return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U))
+
+
+def paired_on_users(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[Floats, Floats]:
+    """The values of both, by user id, as two vectors of shape (U,) in the order of `a`.
+
+    Raises:
+        DeepRecError: the two were not measured on the same users.
+    """
+    if a.keys() != b.keys():
+        raise DeepRecError(
+            f"The two results are not on the same users: {len(a.keys() - b.keys())} of the first's {len(a)} "
+            f"are missing from the second, {len(b.keys() - a.keys())} of the second's {len(b)} are missing "
+            "from the first; evaluate both on the same split and sample."
+        )
+    return np.array(list(a.values()), dtype=np.float64), np.array([b[user] for user in a], dtype=np.float64)

@@ -1,0 +1,141 @@
+"""One user's exploration as a state machine: what the policy wrote goes in, what it reads next comes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, ItemIdx, ResolutionStatus
+from deeprec.data.dataset import Task
+from deeprec.explore import protocol
+from deeprec.explore.protocol import Answer, Call, Fault
+from deeprec.explore.trace import Line, Segment, Stop, Trace, Turn
+from deeprec.policies.policy import Finish
+from deeprec.trm.retriever import Hit, Query
+
+_STOPS = {
+    Finish.STOP: Stop.MALFORMED,
+    Finish.END: Stop.END_OF_TEXT,
+    Finish.LENGTH: Stop.SEGMENT_LIMIT,
+    Finish.NO_ROOM: Stop.CONTEXT_LIMIT,
+}
+
+
+class Environment:
+    """Everything that happens around the policy, without tokens, models or loops.
+
+    Call `receive` with each segment of the policy. It returns a query when the policy called the tool; the hits go
+    to `answer_call`, which returns the text to append. It returns None when the exploration is over; then `stop`
+    is set and `trace` gives the record.
+    """
+
+    def __init__(self, task: Task, catalog: Catalog, config: ExploreConfig) -> None:
+        self.task = task
+        self.catalog = catalog
+        self.config = config
+        self.turns: list[Turn] = []
+        self.stop: Stop | None = None
+        self.error: str | None = None
+        self._faults: list[Fault] = []
+        self._call: Call | None = None
+        self._thought = ""
+        self._lines: tuple[Line, ...] = ()
+        self._shown: set[ItemIdx] = set(task.history)
+
+    def prompt(self) -> str:
+        return protocol.prompt(
+            self._item_lines(self.task.history[-self.config.history :]),
+            answer_size=self.config.answer_size,
+            items_per_call=self.config.items_per_call,
+            max_calls=self.config.max_calls,
+        )
+
+    def receive(self, text: str, finish: Finish) -> Query | None:
+        """Take in a segment of the policy; see the class."""
+        parsed = protocol.parse(text, answer_size=self.config.answer_size, after_items=bool(self.turns))
+        self._faults += parsed.faults
+        if isinstance(parsed, Call):
+            if len(self.turns) < self.config.max_calls:
+                self._call = parsed
+                return Query(self.task.history, parsed.preference, frozenset(self._shown))
+            self._end(Stop.CALL_LIMIT)
+        elif isinstance(parsed, Answer):
+            self._lines = self._resolve(parsed.titles)
+            self._faults += [line.fault for line in self._lines if line.fault is not None]
+            if not self.turns:
+                self._faults.append(Fault.NO_CALL)
+            self._thought = parsed.thought
+            self.stop = Stop.ANSWERED
+        else:
+            self._thought = parsed.thought
+            self._end(_STOPS[finish])
+        return None
+
+    def answer_call(self, hits: Sequence[Hit]) -> str:
+        """The text that the policy reads after its call."""
+        assert self._call is not None
+        self.turns.append(Turn(self._call.thought, self._call.preference, tuple(hits)))
+        self._call = None
+        items = [hit.item for hit in hits]
+        self._shown.update(items)
+        return protocol.tool_result(self._item_lines(items))
+
+    def abort(self, stop: Stop, error: str | None = None) -> None:
+        """End from outside: no room left in the context, or the policy failed."""
+        self.error = error
+        self._end(stop)
+
+    def trace(self, segments: Sequence[Segment], spare: Sequence[Hit] = ()) -> Trace:
+        assert self.stop is not None
+        return Trace(
+            task=self.task.id,
+            user=self.task.user,
+            history=self.task.history,
+            segments=tuple(segments),
+            turns=tuple(self.turns),
+            thought=self._thought,
+            answer=self._lines,
+            spare=tuple(spare),
+            stop=self.stop,
+            faults=tuple(self._faults),
+            answer_size=self.config.answer_size,
+            error=self.error,
+        )
+
+    def _end(self, stop: Stop) -> None:
+        self.stop = stop
+        if Fault.NO_ANSWER not in self._faults:
+            self._faults.append(Fault.NO_ANSWER)
+        if not self.turns:
+            self._faults.append(Fault.NO_CALL)
+
+    def _item_lines(self, items: Sequence[ItemIdx]) -> str:
+        return protocol.item_lines(
+            [self.catalog.titles[item] for item in items], [self.catalog.categories[item] for item in items]
+        )
+
+    def _resolve(self, titles: Sequence[str]) -> tuple[Line, ...]:
+        return resolve_lines(titles, self.catalog, [h.item for t in self.turns for h in t.hits], self.task.history)
+
+
+def resolve_lines(
+    titles: Sequence[str], catalog: Catalog, pool: Sequence[ItemIdx], history: Sequence[ItemIdx]
+) -> tuple[Line, ...]:
+    """Answer titles to items, once and for all: inside the pool first, then in the catalogue, never by substring."""
+    retrieved, seen = frozenset(pool), frozenset(history)
+    taken: Counter[ItemIdx] = Counter()
+    lines = []
+    for title in titles:
+        match = catalog.resolve(title, retrieved)
+        fault = None
+        if match.item is None:
+            fault = Fault.AMBIGUOUS_TITLE if match.status is ResolutionStatus.AMBIGUOUS else Fault.UNKNOWN_TITLE
+        else:
+            taken[match.item] += 1
+            if taken[match.item] > 1:
+                fault = Fault.REPEATED_TITLE
+            elif match.item in seen:
+                fault = Fault.SEEN_TITLE
+        lines.append(Line(title, match.item, match.item in retrieved, fault))
+    return tuple(lines)

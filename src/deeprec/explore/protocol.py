@@ -1,0 +1,248 @@
+"""The text protocol: every prompt, tag and parsing rule, and nothing else.
+
+The tags are those of the paper's published code, so that models trained there fit here. They are plain text,
+written token by token like everything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+THINK, END_THINK = "<think>", "</think>"
+ANSWER, END_ANSWER = "<recommendation_list>", "</recommendation_list>"
+PREFERENCE, END_PREFERENCE = "<|begin_of_preference|>", "<|end_of_preference|>"
+ITEMS, END_ITEMS = "<|begin_of_item_list|>", "<|end_of_item_list|>"
+
+TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS)
+RERANK_START = "1."
+"""The prompt of the one-shot baseline ends with the answer's first characters."""
+
+STOPS = (END_PREFERENCE, END_ANSWER)
+"""A segment of the policy ends with one of these, at the end of its text, or at a limit."""
+
+_EXAMPLE_PREFERENCE = "first phrase; second phrase"
+_EXAMPLE_TITLE = "title of the best item"
+
+_PROMPT = """\
+Recommend the {answer_size} items that a user is most likely to choose next. A recommender tool helps you to explore \
+the catalogue.
+
+To call the tool, write short phrases that describe what to look for, joined by semicolons:
+{PREFERENCE}{example_preference}{END_PREFERENCE}
+It answers with up to {items_per_call} items that fit both the phrases and the user's history:
+{ITEMS}
+1. title
+  - categories: ...
+{END_ITEMS}
+
+How to work:
+- Reason about the history first, then call the tool.
+- Call it again, at most {max_calls} times, with other phrases: look where the answers point, and in new directions.
+- When you know enough, reason about all the items you were shown, close your thoughts and give exactly \
+{answer_size} of their titles, best first, each once and none from the history:
+{END_THINK}
+{ANSWER}
+1. {example_title}
+...
+{answer_size}. title
+{END_ANSWER}
+
+User:
+{history}
+
+Assistant:
+{THINK}
+"""
+
+_ROLE_LINE = re.compile(r"^[ \t]*(?:User|Assistant)[ \t]*:[ \t]*$", re.MULTILINE)
+_ANSWER_LINE = re.compile(r"([0-9]{1,4})\.[ \t]+(.+)")
+
+
+class Fault(StrEnum):
+    """What a policy can do wrong. Each is counted once for every time it happens."""
+
+    NO_CALL = "no tool call"
+    NO_ANSWER = "no answer"
+    TAGS = "tool tags not in pairs"
+    EMPTY_PREFERENCE = "empty preference"
+    FORGED_ITEMS = "item list written by the policy"
+    ECHO = "prompt text repeated"
+    THINK = "thought not closed exactly once, right before the answer"
+    NO_FINAL_THOUGHT = "no thought after the last item list"
+    TOOL_IN_ANSWER = "tool tags in the answer"
+    LINES = "wrong number of answer lines"
+    NUMBERING = "answer line not numbered in order"
+    UNKNOWN_TITLE = "title not in the catalogue"
+    AMBIGUOUS_TITLE = "title of several items"
+    REPEATED_TITLE = "title repeated in the answer"
+    SEEN_TITLE = "title from the history"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A well delimited tool call: the thought before it and the preference inside it."""
+
+    thought: str
+    preference: str
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A delimited answer: the thought before `</think>` and the titles, in order."""
+
+    thought: str
+    titles: tuple[str, ...]
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Text that is neither a call nor an answer."""
+
+    thought: str
+    faults: tuple[Fault, ...]
+
+
+def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> str:
+    """Numbered items as the history and the tool show them; ends with a newline unless empty."""
+    lines = []
+    for number, (title, names) in enumerate(zip(titles, categories, strict=True), start=1):
+        lines.append(f"{number}. {title}\n")
+        if names:
+            lines.append(f"  - categories: {', '.join(names)}\n")
+    return "".join(lines)
+
+
+def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int) -> str:
+    """The opening text, up to and including the opened thought. `history` comes from `item_lines`."""
+    return _PROMPT.format(
+        history=history.rstrip("\n"),
+        answer_size=answer_size,
+        items_per_call=items_per_call,
+        max_calls=max_calls,
+        example_preference=_EXAMPLE_PREFERENCE,
+        example_title=_EXAMPLE_TITLE,
+        PREFERENCE=PREFERENCE,
+        END_PREFERENCE=END_PREFERENCE,
+        ITEMS=ITEMS,
+        END_ITEMS=END_ITEMS,
+        THINK=THINK,
+        END_THINK=END_THINK,
+        ANSWER=ANSWER,
+        END_ANSWER=END_ANSWER,
+    )
+
+
+def tool_result(items: str) -> str:
+    """What the environment appends after a call. `items` comes from `item_lines`."""
+    return f"\n\n{ITEMS}\n{items}{END_ITEMS}\n\n"
+
+
+def rerank_prompt(history: str, candidates: str, *, answer_size: int) -> str:
+    """The prompt of the one-shot baseline: no tool, candidates given, the answer in the same form."""
+    return (
+        f"Recommend the {answer_size} items that a user is most likely to choose next. Rank the candidates below: give "
+        f"exactly {answer_size} of their titles, best first, each once:\n{ANSWER}\n1. {_EXAMPLE_TITLE}\n...\n"
+        f"{answer_size}. title\n{END_ANSWER}\n\n"
+        f"User:\n{history}\nCandidates:\n{candidates}\nAssistant:\n{ANSWER}\n{RERANK_START}"
+    )
+
+
+def call_text(thought: str, preference: str) -> str:
+    """A tool call as a policy should write it."""
+    return f"{thought.strip()}\n{PREFERENCE}{preference.strip()}{END_PREFERENCE}"
+
+
+def answer_text(thought: str, titles: Sequence[str]) -> str:
+    """An answer as a policy should write it."""
+    lines = "".join(f"{number}. {title}\n" for number, title in enumerate(titles, start=1))
+    return f"{thought.strip()}\n{END_THINK}\n{ANSWER}\n{lines}{END_ANSWER}"
+
+
+def phrases_of(preference: str) -> list[str]:
+    """The phrases of a preference text, stripped, without empty ones."""
+    return [phrase for part in re.split(r"[;\n]", preference) if (phrase := part.strip())]
+
+
+def parse(text: str, *, answer_size: int, after_items: bool) -> Call | Answer | Stray:
+    """Read one segment that a policy wrote. Any string is accepted; what is wrong becomes faults.
+
+    Args:
+        text: everything the policy wrote since the environment last spoke.
+        answer_size: the number of titles an answer must have.
+        after_items: whether an item list stands right before the segment.
+    """
+    faults = _common_faults(text)
+    if END_ANSWER in text or ANSWER in text or END_THINK in text:
+        return _parse_answer(text, faults, answer_size, after_items)
+    if text.count(PREFERENCE) == 1 and text.count(END_PREFERENCE) == 1:
+        thought, _, rest = text.partition(PREFERENCE)
+        preference, closed, _ = rest.partition(END_PREFERENCE)
+        if closed:
+            preference = preference.strip()
+            if not phrases_of(preference):
+                faults.append(Fault.EMPTY_PREFERENCE)
+            elif preference == _EXAMPLE_PREFERENCE:
+                faults.append(Fault.ECHO)
+            return Call(thought.strip(), preference, tuple(faults))
+    if PREFERENCE in text or END_PREFERENCE in text:
+        faults.append(Fault.TAGS)
+    return Stray(text.strip(), tuple(faults))
+
+
+def _common_faults(text: str) -> list[Fault]:
+    faults = []
+    if ITEMS in text or END_ITEMS in text:
+        faults.append(Fault.FORGED_ITEMS)
+    if _ROLE_LINE.search(text):
+        faults.append(Fault.ECHO)
+    if THINK in text:
+        faults.append(Fault.THINK)
+    return faults
+
+
+def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items: bool) -> Answer | Stray:
+    thought, closed, rest = text.partition(END_THINK)
+    if PREFERENCE in thought or END_PREFERENCE in thought:
+        faults.append(Fault.TAGS)
+    if not closed or rest.count(END_THINK):
+        faults.append(Fault.THINK)
+    if not closed:
+        thought, _, rest = text.partition(ANSWER)
+        rest = ANSWER + rest
+    if after_items and not thought.strip():
+        faults.append(Fault.NO_FINAL_THOUGHT)
+    if rest.count(ANSWER) != 1 or rest.count(END_ANSWER) != 1 or rest.index(ANSWER) > rest.index(END_ANSWER):
+        faults.append(Fault.NO_ANSWER)
+        return Stray(thought.strip(), tuple(faults))
+    between, _, rest = rest.partition(ANSWER)
+    body, _, _ = rest.partition(END_ANSWER)
+    if between.strip():
+        faults.append(Fault.THINK)
+    if PREFERENCE in rest or END_PREFERENCE in rest:
+        faults.append(Fault.TOOL_IN_ANSWER)
+    titles, line_faults = parse_lines(body, answer_size=answer_size)
+    return Answer(thought.strip(), titles, (*faults, *line_faults))
+
+
+def parse_lines(body: str, *, answer_size: int) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
+    """The titles of `n. title` lines, in order, and what is wrong with the lines; blank lines are skipped."""
+    faults = []
+    titles = []
+    lines = [line for line in body.split("\n") if line.strip()]
+    if len(lines) != answer_size:
+        faults.append(Fault.LINES)
+    for place, line in enumerate(lines, start=1):
+        match = _ANSWER_LINE.fullmatch(line.strip())
+        if match is None or int(match[1]) != place:
+            faults.append(Fault.NUMBERING)
+        if match is None:
+            continue
+        if match[2] in (_EXAMPLE_TITLE, "title"):
+            faults.append(Fault.ECHO)
+        titles.append(match[2])
+    return tuple(titles), tuple(faults)

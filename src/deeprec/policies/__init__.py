@@ -1,0 +1,1 @@
+"""Policies: whatever writes the next tokens of an exploration. One file each."""

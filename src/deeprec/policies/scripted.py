@@ -1,0 +1,103 @@
+"""A sensible explorer written by hand: a baseline, the teacher of the warm start, and the tests' double.
+
+It reads nothing but the conversation, as a language model does: the numbered items of the history and of the lists
+that came back. It asks for what the whole history shares, then for what is particular about the latest items, then
+for what the first answers have in common with the history, and ranks by reciprocal rank fusion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deeprec.explore import protocol
+from deeprec.explore.trace import fuse
+
+_ITEM = re.compile(r"^\d+\. (?P<title>.+)(?:\n  - categories: (?P<categories>.+))?", re.MULTILINE)
+_YEAR = re.compile(r"\((\d{3})\d\)$")
+_RECENT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    title: str
+    phrases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedWriter:
+    """Writes the segments of the scripted explorer; see the module.
+
+    Attributes:
+        answer_size: the number of titles to recommend.
+        calls: tool calls to make before answering, at most 3.
+    """
+
+    answer_size: int = 10
+    calls: int = 3
+
+    def __call__(self, conversation: str) -> str:
+        history_text, rest = _split(conversation)
+        history, lists = _items(history_text), _lists(rest)
+        asked = {part.partition(protocol.END_PREFERENCE)[0] for part in rest.split(protocol.PREFERENCE)[1:]}
+        if len(lists) < self.calls:
+            preference = self._preference(history, lists)
+            if preference not in asked:
+                return protocol.call_text(self._thought(len(lists)), preference)
+        titles = fuse([item.title for item in items] for items in lists)[: self.answer_size]
+        return protocol.answer_text("I rank the items that came back high and more than once first.", titles)
+
+    def _preference(self, history: Sequence[_Item], lists: Sequence[Sequence[_Item]]) -> str:
+        if not lists:
+            counts = _count(history)
+        elif len(lists) == 1:
+            counts = _count(history[-_RECENT:])
+            for phrase in _top(_count(history), 2):
+                counts[phrase] = 0  # asked for already
+        else:
+            counts = _count([item for items in lists for item in items[:_RECENT]])
+            liked = _count(history)
+            counts = Counter({phrase: count * liked[phrase] for phrase, count in counts.items()})
+        return "; ".join(_top(counts, 3 if len(lists) == 1 else 2)) or "something new"
+
+    def _thought(self, calls: int) -> str:
+        return (
+            "I start with what most of the history shares.",
+            "The latest items may show a new direction, so I look there.",
+            "Now I look at what the best answers and the history have in common.",
+        )[calls]
+
+
+def list_titles(conversation: str) -> list[list[str]]:
+    """The titles of each item list that came back, in order."""
+    return [[item.title for item in items] for items in _lists(_split(conversation)[1])]
+
+
+def _split(conversation: str) -> tuple[str, str]:
+    """The history's lines, and everything after the prompt."""
+    history, _, rest = conversation.partition("\nUser:\n")[2].partition("\n\nAssistant:\n")
+    return history, rest
+
+
+def _lists(text: str) -> list[list[_Item]]:
+    return [_items(part.partition(protocol.END_ITEMS)[0]) for part in text.split(protocol.ITEMS)[1:]]
+
+
+def _items(text: str) -> list[_Item]:
+    found = []
+    for match in _ITEM.finditer(text):
+        phrases = [name.strip() for name in (match["categories"] or "").split(",") if name.strip()]
+        if year := _YEAR.search(match["title"]):
+            phrases.append(f"{year[1]}0s")
+        found.append(_Item(match["title"], tuple(phrases)))
+    return found
+
+
+def _count(items: Sequence[_Item]) -> Counter[str]:
+    return Counter(phrase for item in items for phrase in item.phrases)
+
+
+def _top(counts: Counter[str], n: int) -> list[str]:
+    return [phrase for phrase, count in counts.most_common(n) if count > 0]

@@ -1,0 +1,73 @@
+"""Policies that write whole segments of text at once: scripts, people, and whatever else speaks text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from deeprec.policies.policy import Chunk, Finish, Request
+
+Writer = Callable[[str], str]
+"""Reads the whole conversation so far and returns the next segment."""
+
+
+class Codec(Protocol):
+    def encode(self, text: str, *, first: bool = False) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class Words:
+    """One token a word with the white space before it: lossless, and about as many as a language model's."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._words: list[str] = []
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        words = re.findall(r"\s*\S+|\s+", text)
+        for word in words:
+            if word not in self._ids:
+                self._ids[word] = len(self._words)
+                self._words.append(word)
+        return [self._ids[word] for word in words]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(self._words[token] for token in tokens)
+
+
+class TextPolicy:
+    """Drives a writer. Its tokens are those of `codec`; a language model's tokenizer makes its traces trainable."""
+
+    def __init__(self, writer: Writer, codec: Codec | None = None) -> None:
+        self.writer = writer
+        self.codec = codec or Words()
+        self.seconds: dict[str, float] = {}
+        self._open: dict[str, Request] = {}
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        return self.codec.encode(text, first=first)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.codec.decode(tokens)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._open.update((request.key, request) for request in requests)
+
+    def step(self) -> list[Chunk]:
+        requests, self._open = self._open, {}
+        return [self._write(request) for request in requests.values()]
+
+    def release(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._open.pop(key, None)
+
+    def _write(self, request: Request) -> Chunk:
+        text = self.writer(self.decode(request.context))
+        ends = [text.index(stop) + len(stop) for stop in request.stops if stop in text]
+        finish = Finish.STOP if ends else Finish.END
+        tokens = self.encode(text[: min(ends)] if ends else text)
+        if len(tokens) > request.max_new_tokens:
+            tokens, finish = tokens[: request.max_new_tokens], Finish.LENGTH
+        return Chunk(request.key, tuple(tokens), (), finish)

@@ -1,0 +1,371 @@
+"""A causal language model in this process, through transformers, with a KV cache that lives over turns.
+
+Every exploration keeps a row of one preallocated cache from its first token to its last. Rows advance together,
+one token a step; a row whose segment ends leaves the step and keeps its cache, and comes back with the tool's answer,
+of which only the new tokens are encoded. Rows of one step need not have equal lengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from deeprec.config import PolicyConfig
+from deeprec.errors import DeepRecError
+from deeprec.policies.policy import Chunk, Finish, Request
+
+_PREFILL_TOKENS = 2048
+"""At most this many tokens are encoded at once, which bounds the memory of attention."""
+
+
+class _RowLayer(CacheLayerMixin):
+    """One layer's keys and values of all rows, in place. Reads and writes the rows that `RowCache` opened."""
+
+    is_sliding = False
+    keys: Any
+    values: Any
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = self._room(key_states), self._room(value_states)
+        self.is_initialized = True
+
+    def grow(self) -> None:
+        if self.is_initialized:
+            self.keys, self.values = self._room(self.keys, keep=True), self._room(self.values, keep=True)
+
+    def _room(self, states_BHTD: Tensor, *, keep: bool = False) -> Tensor:
+        rows, length = self.cache.capacity
+        held, heads, filled, width = states_BHTD.shape
+        room = states_BHTD.new_zeros((rows, heads, length, width))
+        if keep:
+            room[:held, :, :filled] = states_BHTD
+        return room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows, length = self.cache.rows, self.cache.length
+        keys, values = self.keys[rows, :, :length], self.values[rows, :, :length]
+        index_B1, positions_BT = self.cache.index_B1, self.cache.positions_BT
+        keys[index_B1, :, positions_BT] = key_states.transpose(1, 2)
+        values[index_B1, :, positions_BT] = value_states.transpose(1, 2)
+        return keys, values
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        for states in (self.keys, self.values):
+            states[target, :, :length] = states[source, :, :length]
+
+    def swap(self, a: int, b: int, length: int) -> None:
+        for states in (self.keys, self.values):
+            held = states[a, :, :length].clone()
+            states[a, :, :length] = states[b, :, :length]
+            states[b, :, :length] = held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RowCache(Cache):
+    """Keys and values of many contexts, each a row of its own length; any run of rows can be advanced."""
+
+    def __init__(self, n_layers: int, rows: int) -> None:
+        self.capacity = (rows, 256)
+        self.rows = slice(0, 0)
+        self.length = 0
+        self.positions_BT = torch.empty(0)
+        self.index_B1 = torch.empty(0)
+        self.states = [_RowLayer(self) for _ in range(n_layers)]
+        super().__init__(layers=list(self.states))
+
+    def open(self, rows: slice, positions_BT: Tensor) -> None:
+        """Say which rows the next forward pass advances, and where each of its tokens goes."""
+        self.rows, self.positions_BT = rows, positions_BT
+        self.length = int(positions_BT.max()) + 1
+        self.index_B1 = torch.arange(rows.stop - rows.start, device=positions_BT.device)[:, None]
+        self.reserve(rows.stop, self.length)
+
+    def reserve(self, rows: int, length: int) -> None:
+        held_rows, held_length = self.capacity
+        if rows > held_rows or length > held_length:
+            if length > held_length:
+                held_length = -(-length * 5 // 4 // 256) * 256
+            self.capacity = (max(rows, held_rows), held_length)
+            for layer in self.states:
+                layer.grow()
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give row `target` the first `length` places of row `source`."""
+        for layer in self.states:
+            layer.copy(source, target, length)
+
+    def swap(self, a: int, b: int, length: int) -> None:
+        for layer in self.states:
+            layer.swap(a, b, length)
+
+
+@dataclass
+class _Row:
+    """A context and how much of it the cache holds."""
+
+    key: str
+    context: list[int] = field(default_factory=list)
+    cached: int = 0
+    request: Request | None = None
+    written: int = 0
+    tail: list[int] = field(default_factory=list)
+    generator: torch.Generator | None = None
+
+
+class TransformersPolicy:
+    """See the module. Rows `[0, writing)` of the cache are being written; the others wait for the tool."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self.ends = frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+        self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
+        self.rows: list[_Row] = []
+        self.writing = 0
+        self.cache = RowCache(model.config.num_hidden_layers, rows=1)
+
+    @classmethod
+    def load(cls, config: PolicyConfig, *, offline: bool = False) -> TransformersPolicy:
+        """Load by the name of an asset, a folder, or the id of a model on the hub.
+
+        Raises:
+            DeepRecError: the model can't be found or loaded.
+        """
+        from deeprec import assets
+
+        source = config.model
+        if source in assets.ASSETS:
+            source = str(assets.fetch(source, offline=offline))
+        device = pick_device(config.device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=pick_dtype(config.dtype, device), local_files_only=offline
+            )
+        except (OSError, ValueError) as error:
+            known = ", ".join(assets.ASSETS)
+            raise DeepRecError(
+                f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id): "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        if config.adapter is not None:
+            try:
+                from peft import PeftModel
+            except ImportError:
+                raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
+            if not (Path(config.adapter) / "adapter_config.json").is_file():
+                raise DeepRecError(f"policy.adapter={config.adapter!r} holds no adapter_config.json.")
+            model = PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
+        model.to(device)
+        return cls(model.eval(), tokenizer)
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        if first and self.tokenizer.bos_token_id is not None and getattr(self.tokenizer, "add_bos_token", False):
+            return [self.tokenizer.bos_token_id, *tokens]
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        rows = {row.key: row for row in self.rows}
+        for request in requests:
+            row = rows.get(request.key)
+            if row is None:
+                row = _Row(request.key)
+                self.rows.append(row)
+            context = list(request.context)
+            same = row.cached if context[: row.cached] == row.context[: row.cached] else 0
+            # The last token is always computed anew: its logits give the first new token.
+            row.cached = min(same, len(context) - 1)
+            row.context, row.request, row.written, row.tail = context, request, 0, []
+            row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
+
+    @torch.inference_mode()
+    def step(self) -> list[Chunk]:
+        """Encode what is new, then write one token in every open row."""
+        self._gather()
+        if self.writing == 0:
+            return []
+        started = time.perf_counter()
+        for place in range(self.writing):
+            if len(self.rows[place].context) - self.rows[place].cached > 1:
+                self._prefill(place)
+        prefilled = time.perf_counter()
+        rows = self.rows[: self.writing]
+        tokens_BT = torch.tensor([row.context[-1:] for row in rows], device=self.model.device)
+        positions_BT = torch.tensor([[len(row.context) - 1] for row in rows], device=self.model.device)
+        logits_BV = self._forward(slice(0, self.writing), tokens_BT, positions_BT)
+        chunks = [
+            self._accept(row, token, logprob)
+            for row, (token, logprob) in zip(rows, self._sample(logits_BV, rows), strict=True)
+        ]
+        self.seconds["prefill"] += prefilled - started
+        self.seconds["decode"] += time.perf_counter() - prefilled
+        return chunks
+
+    def release(self, keys: Sequence[str]) -> None:
+        gone = set(keys)
+        for place in range(len(self.rows) - 1, -1, -1):
+            if self.rows[place].key in gone:
+                self.rows[place].request = None
+                self._swap(place, len(self.rows) - 1)
+                self.rows.pop()
+        self._gather()
+
+    def _gather(self) -> None:
+        """Bring the rows that are being written to the front, so that a step works on one block of the cache."""
+        front = 0
+        for place, row in enumerate(self.rows):
+            if row.request is not None:
+                self._swap(front, place)
+                front += 1
+        self.writing = front
+
+    def _swap(self, a: int, b: int) -> None:
+        if a != b:
+            length = max(self.rows[a].cached, self.rows[b].cached)
+            if length:
+                self.cache.swap(a, b, length)
+            self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
+
+    def _prefill(self, place: int) -> None:
+        """Encode all but the last token of a row's context; what another row shares with it is copied."""
+        row = self.rows[place]
+        last = len(row.context) - 1
+        if row.cached == 0:
+            shared, source = max(
+                (_common_prefix(row.context, other.context, min(last, other.cached)), -other_place)
+                for other_place, other in enumerate(self.rows)
+            )
+            if shared:
+                self.cache.reserve(place + 1, shared)
+                self.cache.copy(-source, place, shared)
+                row.cached = shared
+        while row.cached < last:
+            end = min(last, row.cached + _PREFILL_TOKENS)
+            tokens_BT = torch.tensor([row.context[row.cached : end]], device=self.model.device)
+            positions_BT = torch.arange(row.cached, end, device=self.model.device)[None]
+            self._forward(slice(place, place + 1), tokens_BT, positions_BT)
+            row.cached = end
+
+    def _forward(self, rows: slice, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Advance rows by the tokens; returns the logits (B, V) after the last one."""
+        self.cache.open(rows, positions_BT)
+        places_L = torch.arange(self.cache.length, device=tokens_BT.device)
+        mask_B1TL = (places_L <= positions_BT[:, :, None])[:, None]
+        output = self.model(
+            input_ids=tokens_BT,
+            attention_mask=mask_B1TL,
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
+
+    def _sample(self, logits_BV: Tensor, rows: Sequence[_Row]) -> list[tuple[int, float]]:
+        requests = [row.request for row in rows]
+        heat_B = [request.temperature if request and request.temperature > 0 else 1.0 for request in requests]
+        logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
+        logprobs_BV = logits_BV.log_softmax(-1)
+        best_B = logits_BV.argmax(-1).tolist()
+        picks = []
+        for place, row in enumerate(rows):
+            request = row.request
+            assert request is not None
+            token = best_B[place]
+            if row.generator is not None:
+                token = _draw(logprobs_BV[place], request.top_p, row.generator)
+            picks.append(token)
+        picked_B = torch.tensor(picks, device=logits_BV.device)
+        values = logprobs_BV.gather(-1, picked_B[:, None])[:, 0].tolist()
+        return list(zip(picks, values, strict=True))
+
+    def _accept(self, row: _Row, token: int, logprob: float) -> Chunk:
+        request = row.request
+        assert request is not None
+        row.cached = len(row.context)
+        row.context.append(token)
+        row.written += 1
+        # Every token adds at least one byte or nothing, so a stop string that just ended lies in this tail.
+        row.tail = [*row.tail[-max(map(len, request.stops), default=0) :], token]
+        text = self.decode(row.tail)
+        finish = None
+        if any(stop in text for stop in request.stops):
+            finish = Finish.STOP
+        elif token in self.ends:
+            finish = Finish.END
+        elif row.written >= request.max_new_tokens:
+            finish = Finish.LENGTH
+        if finish is not None:
+            row.request = None
+        return Chunk(row.key, (token,), (logprob,), finish)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    for place in range(limit):
+        if a[place] != b[place]:
+            return place
+    return limit
+
+
+def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:
+    """One token from the smallest set that holds `top_p` of the probability."""
+    probabilities_V = logprobs_V.exp().cpu()
+    if top_p < 1:
+        sorted_V, order_V = probabilities_V.sort(descending=True)
+        sorted_V[sorted_V.cumsum(0) - sorted_V >= top_p] = 0
+        return int(order_V[torch.multinomial(sorted_V, 1, generator=generator)])
+    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        DeepRecError: the device is unknown or not there.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise DeepRecError(f"policy.device={name!r} is no device: use auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeepRecError(f"policy.device={name!r} was asked for, but torch sees no GPU: use cpu or auto.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
+    if name == "auto":
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+        fast = device.type == "cuda" or capabilities.get("avx512_bf16", False)
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

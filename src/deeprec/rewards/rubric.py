@@ -1,0 +1,73 @@
+"""All terms of the hierarchical reward together, weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprec.config import RewardConfig
+from deeprec.data.catalog import ItemIdx
+from deeprec.explore.trace import Trace
+from deeprec.rewards import outcome, process
+from deeprec.rewards.process import Embed
+
+Reward = Callable[[Trace, ItemIdx], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The unweighted terms of a trace by name, and their weighted sum."""
+
+    terms: dict[str, float]
+    total: float
+
+
+class Rubric:
+    """Named rewards with weights; a weight of 0 makes a term a metric that is computed and reported only."""
+
+    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
+        self.rewards = rewards
+        self.weights = weights
+
+    @classmethod
+    def build(
+        cls,
+        config: RewardConfig,
+        embed: Embed,
+        text_ID: NDArray[np.float32],
+        collaborative_ID: NDArray[np.float32],
+    ) -> Rubric:
+        """The paper's six terms. The vectors (I, D) of items need not be of unit length.
+
+        Args:
+            embed: of preferences, for the diversity.
+            text_ID: of the items' texts.
+            collaborative_ID: the TRM's of the items.
+        """
+        text_ID, collaborative_ID = _unit(text_ID), _unit(collaborative_ID)
+        rewards: dict[str, Reward] = {
+            "format": lambda trace, _: process.format_reward(trace, penalty=config.format_penalty),
+            "invocation": lambda trace, _: process.invocation_reward(
+                trace, step=config.invocation_step, calls=config.invocation_calls
+            ),
+            "diversity": lambda trace, _: process.diversity_reward(trace, embed, scale=config.diversity_scale),
+            "hit": lambda trace, target: outcome.hit_reward(trace, target, value=config.hit_value),
+            "rank": lambda trace, target: outcome.rank_reward(trace, target, step=config.rank_step),
+            "pointwise": lambda trace, target: outcome.pointwise_reward(
+                trace, target, text_ID, collaborative_ID, scale=config.pointwise_scale
+            ),
+        }
+        return cls(rewards, {name: float(getattr(config, name)) for name in rewards})
+
+    def score(self, trace: Trace, target: ItemIdx) -> Scored:
+        terms = {name: reward(trace, target) for name, reward in self.rewards.items()}
+        return Scored(terms, sum(self.weights[name] * value for name, value in terms.items()))
+
+
+def _unit(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths_I1 = np.linalg.norm(vectors_ID, axis=1, keepdims=True)
+    units_ID: NDArray[np.float32] = vectors_ID / np.maximum(lengths_I1, 1e-12)
+    return units_ID

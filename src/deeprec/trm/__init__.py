@@ -1,0 +1,1 @@
+"""The traditional recommendation model (TRM) that listens to a preference, and what else can retrieve."""

@@ -1,0 +1,218 @@
+"""What the commands do: fetch, train or load, explore, evaluate, each with its run folder and its progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from deeprec.config import Config
+from deeprec.data.dataset import Dataset, Task
+from deeprec.data.sources import load_dataset
+from deeprec.errors import DeepRecError
+from deeprec.eval.report import Report, SystemResult
+from deeprec.runs import Run, environment, list_runs
+
+if TYPE_CHECKING:  # torch stays out of commands that need none
+    from deeprec.policies.policy import Policy
+    from deeprec.trm.trm import TRM
+
+
+@dataclass
+class Workbench:
+    """One configuration at work. Parts are made when first asked for."""
+
+    config: Config
+    runs: Path = Path("runs")
+    offline: bool = False
+    console: Console = field(default_factory=Console)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+    def dataset(self) -> Dataset:
+        with self.timed("load the data"):
+            return load_dataset(self.config.data, offline=self.offline)
+
+    def trm(self, dataset: Dataset, *, again: bool = False) -> tuple[TRM, Path]:
+        """The TRM of this configuration and the folder of its run: loaded, resumed, or trained from the start."""
+        from deeprec.trm.text_encoder import TextEncoder
+        from deeprec.trm.training import Epoch
+        from deeprec.trm.trm import TRM
+
+        known = None if again else self._trm_run(dataset)
+        if known is not None and known.manifest["status"] == "finished":
+            return TRM.load(known.path / "trm", offline=self.offline), known.path
+        with self.timed("load MiniLM"):
+            encoder = TextEncoder.load(offline=self.offline)
+        run = known or Run.create(self.runs, None, self.config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
+        self.console.print(f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)")
+        with run, self.timed("train the TRM"), self.progress("epoch", self.config.trm.epochs) as (bar, task):
+
+            def on_epoch(epoch: Epoch) -> None:
+                run.append_metrics(epoch.epoch, {"loss": epoch.loss, "validation NDCG@10": epoch.ndcg})
+                text = f"epoch, loss {epoch.loss:.3f}, validation NDCG@10 {epoch.ndcg:.4f}"
+                bar.update(task, completed=epoch.epoch, description=text)
+
+            trm, curve = TRM.fit(dataset, encoder, self.config.trm, run.checkpoints / "last.safetensors", on_epoch)
+            trm.save(run.path / "trm")
+        best = max(curve, key=lambda epoch: epoch.ndcg)
+        self.console.print(
+            f"TRM: best validation NDCG@10 {best.ndcg:.4f} in epoch {best.epoch} of {len(curve)}, "
+            f"{sum(epoch.seconds for epoch in curve):.0f} s of training"
+        )
+        return trm, run.path
+
+    def policy(self) -> Policy:
+        """The policy of the configuration.
+
+        Raises:
+            DeepRecError: it can't be loaded.
+        """
+        from deeprec.policies.scripted import ScriptedWriter
+        from deeprec.policies.text import TextPolicy
+
+        if self.config.policy.kind == "scripted":
+            return TextPolicy(ScriptedWriter(self.config.explore.answer_size))
+        from deeprec.policies.transformers import TransformersPolicy
+
+        with self.timed("load the language model"):
+            return TransformersPolicy.load(self.config.policy, offline=self.offline)
+
+    def task(self, dataset: Dataset, user: str | None, titles: Sequence[str]) -> Task:
+        """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
+        from deeprec.data.catalog import ItemId, UserId
+
+        if titles:
+            history = []
+            for title in titles:
+                found = dataset.catalog.resolve(title).item
+                history.append(dataset.catalog.index(ItemId(title)) if found is None else found)
+            return Task("new:you", UserId("you"), tuple(history))
+        tasks = dataset.tasks(self.config.eval.split)
+        if user is None:
+            from deeprec.eval.evaluate import evaluation_tasks
+
+            config = self.config.eval.model_copy(update={"users": 1})
+            return evaluation_tasks(dataset, config)[1][0]
+        for task in tasks:
+            if task.user == user:
+                return task
+        examples = ", ".join(task.user for task in tasks[:3])
+        raise DeepRecError(
+            f"{dataset.name} has no user {user!r} with a held-out item; users are for instance {examples}."
+        )
+
+    def evaluate(self, dataset: Dataset, trm: TRM, run: Run) -> Report:
+        """All baselines and the policy of the configuration; writes report.json and report.md into the run."""
+        from deeprec.eval.baselines import CANDIDATES, rerank
+        from deeprec.eval.evaluate import evaluate_retriever, evaluate_traces, evaluation_tasks, resume
+        from deeprec.explore.explorer import Explorer
+        from deeprec.policies.scripted import ScriptedWriter
+        from deeprec.policies.text import TextPolicy
+        from deeprec.trm.retriever import PopularityRetriever, TransitionRetriever
+
+        config, n_items = self.config.eval, len(dataset.catalog)
+        tasks, sample = evaluation_tasks(dataset, config)
+        targets = dataset.targets(config.split)
+        systems: list[SystemResult] = []
+        sequences = dataset.train_sequences()
+        with self.timed("evaluate the retrievers"):
+            for name, retriever in (
+                ("popularity", PopularityRetriever.fit(sequences, n_items)),
+                ("last-item transitions", TransitionRetriever.fit(sequences, n_items)),
+                ("TRM alone", trm),
+            ):
+                systems.append(evaluate_retriever(name, retriever, tasks, targets, n_items, config))
+        with (
+            self.timed("explore by script"),
+            self.progress("scripted explorer, users", len(tasks)) as (bar, mark),
+        ):
+            script = TextPolicy(ScriptedWriter(self.config.explore.answer_size))
+            explorer = Explorer(script, trm, dataset.catalog, self.config.explore)
+            scripted = {}
+            for place, trace in explorer.stream(tasks):
+                scripted[place] = trace
+                bar.advance(mark)
+            traces = [scripted[place] for place in range(len(tasks))]
+        systems.append(evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config)[0])
+        if self.config.policy.kind != "scripted":
+            policy = self.policy()
+            model = Path(self.config.policy.model).name
+            adapter = self.config.policy.adapter
+            label = f"{model} + {Path(adapter).name}" if adapter else f"{model} untrained"
+            explorer = Explorer(policy, trm, dataset.catalog, self.config.explore)
+            parts = (
+                (
+                    f"{label}, one-shot rerank",
+                    f"ranks the TRM's top {CANDIDATES}, no exploration",
+                    lambda missing: rerank(policy, trm, dataset.catalog, missing, self.config.explore),
+                ),
+                (f"{label}, explorer", "", explorer.stream),
+            )
+            for name, note, explore in parts:
+                with self.timed(name), self.progress(f"{name}, users", len(sample)) as (bar, mark):
+                    traces = resume(sample, name, run.traces, explore, partial(bar.advance, mark))
+                systems += evaluate_traces(name, sample, traces, targets, n_items, config, note)
+        report = Report(
+            dataset=f"{dataset.name} ({len(dataset.users)} users, {n_items} items)",
+            fingerprint=dataset.fingerprint,
+            split=config.split,
+            cutoffs=config.cutoffs,
+            baseline="TRM alone",
+            systems=tuple(systems),
+            config_path=str(run.config_path),
+            environment=environment(sys.argv),
+            timings=dict(self.seconds),
+            confidence=config.confidence,
+            resamples=config.bootstrap,
+            seed=config.seed,
+        )
+        (run.path / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (run.path / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        return report
+
+    @contextmanager
+    def progress(self, text: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            yield bar, bar.add_task(text, total=total)
+
+    def _trm_run(self, dataset: Dataset) -> Run | None:
+        """The latest run that trained, or began to train, this TRM on this data."""
+        for summary in reversed(list_runs(self.runs)):
+            if summary.kind != "trm":
+                continue
+            run = Run.open(summary.path)
+            same = run.config.data == self.config.data and run.config.trm == self.config.trm
+            if same and run.manifest["dataset"] == dataset.fingerprint:
+                return run
+        return None

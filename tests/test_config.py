@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from deeprec.config import Config, dump_config, load_config, parse_config
+from deeprec.errors import DeepRecError
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text: str):
+        path = tmp_path / "run.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_without_a_file_it_is_the_defaults():
+    assert load_config() == Config()
+    assert load_config().explore.context_tokens == 16384
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(toml):
+    config = load_config(
+        toml('[trm]\nwidth = 128\n[data.columns]\nuser = "who"\n[eval]\ncutoffs = [1, 20]\n')
+    )
+    assert config.trm.width == 128
+    assert config.data.columns.user == "who"
+    assert config.eval.cutoffs == (1, 20)
+    assert config.trm.layers == Config().trm.layers
+    assert config.data.columns.item == "item_id"
+
+
+def test_overrides_win_over_the_file_and_the_last_over_the_first(toml):
+    path = toml("[trm]\nwidth = 128\nlayers = 3\n")
+    config = load_config(path, ["trm.width=16", "trm.width=32"])
+    assert (config.trm.width, config.trm.layers) == (32, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("trm.width=128", "trm", "width", 128),
+        ("trm.learning_rate=1e-4", "trm", "learning_rate", 1e-4),
+        ("eval.cutoffs=[1, 20]", "eval", "cutoffs", (1, 20)),
+        ("data.source=ml-100k", "data", "source", "ml-100k"),
+        ('data.source="ml-100k"', "data", "source", "ml-100k"),
+        ("data.source='x # y'", "data", "source", "x # y"),
+        ("data.source=a=b", "data", "source", "a=b"),
+        ("data.source=some/folder", "data", "source", "some/folder"),
+        (" trm.width = 128 ", "trm", "width", 128),
+        ("data.items=", "data", "items", ""),
+    ],
+)
+def test_override_values_are_read_as_toml_then_as_text(override, section, key, value):
+    found = getattr(getattr(load_config(overrides=[override]), section), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_override_of_a_nested_section():
+    config = load_config(overrides=["data.columns.user=who", "data.columns.time=when"])
+    assert (config.data.columns.user, config.data.columns.time) == ("who", "when")
+
+
+@pytest.mark.parametrize("override", ["trm.width", "=3", "", " =3"])
+def test_an_override_without_key_or_value_is_refused(override):
+    with pytest.raises(DeepRecError, match=r"is not of the form section\.key=value"):
+        load_config(overrides=[override])
+
+
+def test_an_override_below_a_value_is_refused():
+    with pytest.raises(DeepRecError, match="'width' is not a section"):
+        load_config(overrides=["trm.width=3", "trm.width.deep=4"])
+
+
+@pytest.mark.parametrize(
+    ("key", "sibling"),
+    [
+        ("trm.widht", "width"),
+        ("tmr", "trm"),
+        ("data.columns.usr", "user"),
+        ("eval.k", "cutoffs"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_siblings(key, sibling):
+    with pytest.raises(DeepRecError) as caught:
+        load_config(overrides=[f"{key}=1"])
+    message = str(caught.value)
+    assert f"Unknown configuration key {key!r}" in message
+    known = message.partition("known keys here: ")[2].rstrip(".").split(", ")
+    assert sibling in known
+    assert key.rpartition(".")[2] not in known
+
+
+def test_siblings_are_those_of_the_same_section():
+    with pytest.raises(DeepRecError) as caught:
+        load_config(overrides=["data.columns.usr=1"])
+    known = str(caught.value).partition("known keys here: ")[2].rstrip(".").split(", ")
+    assert "position" in known
+    assert "source" not in known
+    assert "width" not in known
+
+
+def test_an_unknown_key_in_a_file_names_the_file(toml):
+    path = toml("[trm]\nhidden_size = 3\n")
+    with pytest.raises(DeepRecError, match=r"'trm\.hidden_size' \(from .*run\.toml\)"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trm.width=wide", "trm.width"),
+        ("trm.width=4", "trm.width"),
+        ("trm.dropout=1.0", "trm.dropout"),
+        ("trm.learning_rate=0", "trm.learning_rate"),
+        ("trm.learning_rate=nan", "trm.learning_rate"),
+        ("explore.temperature=inf", "explore.temperature"),
+        ("explore.top_p=0", "explore.top_p"),
+        ("data.format=parquet", "data.format"),
+        ("data.columns.user=3", "data.columns.user"),
+        ("eval.confidence=95", "eval.confidence"),
+        ("eval.split=train", "eval.split"),
+        ("trm=3", "trm"),
+        ("data.columns=who", "data.columns"),
+    ],
+)
+def test_a_bad_value_is_named(override, key):
+    with pytest.raises(DeepRecError) as caught:
+        load_config(overrides=[override])
+    assert f"Configuration key {key!r} (from --set)" in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DeepRecError, match=r"no configuration file .*absent\.toml"):
+        load_config(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("content", [b"[trm\nwidth=1", b"a = 1\na = 2", b"\xff\xfe", b"width 3"])
+def test_malformed_file(tmp_path, content):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(DeepRecError, match=r"run\.toml is not readable TOML"):
+        load_config(path)
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    with pytest.raises(DeepRecError, match="is not readable TOML"):
+        load_config(tmp_path)
+
+
+def test_every_level_is_frozen():
+    config = Config()
+    for section, key in [(config, "trm"), (config.trm, "width"), (config.data.columns, "user")]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, key, getattr(section, key))
+
+
+def test_defaults_come_back_from_a_dump(toml):
+    assert load_config(toml(dump_config(Config()))) == Config()
+
+
+@given(
+    width=st.integers(8, 10**6),
+    rate=st.floats(1e-12, 10, allow_nan=False),
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    users=st.none() | st.integers(1, 10**6),
+    cutoffs=st.lists(st.integers(1, 100), max_size=4),
+)
+def test_any_configuration_comes_back_from_a_dump(tmp_path_factory, width, rate, text, users, cutoffs):
+    config = parse_config(
+        {
+            "trm": {"width": width, "learning_rate": rate},
+            "data": {"source": text, "items": text, "columns": {"title": text, "year": text}},
+            "eval": {"users": users, "cutoffs": cutoffs},
+        },
+        where="test",
+    )
+    path = tmp_path_factory.mktemp("dump") / "config.toml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
