@@ -21,7 +21,7 @@ def toml(tmp_path):
 
 def test_without_a_file_it_is_the_defaults():
     assert load_config() == Config()
-    assert load_config().explore.context_tokens == 16384
+    assert load_config().explore.context_tokens == 4096
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(toml):

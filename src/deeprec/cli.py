@@ -113,16 +113,12 @@ def trm_recommend(
     from deeprec.render import show_hits
 
     bench = _bench(config, set_, dry_run, offline)
-    from deeprec.data.catalog import ItemId
     from deeprec.trm.retriever import Query
     from deeprec.trm.trm import TRM
 
     trm = TRM.load(folder, offline=offline)
-    history = []
-    for title in item or []:
-        found = trm.catalog.resolve(title).item
-        history.append(trm.catalog.index(ItemId(title)) if found is None else found)
-    query = Query(tuple(history), preference, frozenset(history))
+    history = tuple(map(trm.catalog.find, item or []))
+    query = Query(history, preference, frozenset(history))
     show_hits(trm.retrieve([query], k)[0], trm.catalog, bench.console)
 
 
@@ -280,7 +276,9 @@ def main() -> None:
     except DeepRecError as error:
         print(f"deeprec: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         print("deeprec: interrupted; what was finished is kept, the same command goes on.", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from deeprec.config import Config, dump_config, load_config
 from deeprec.errors import DeepRecError
@@ -87,6 +88,7 @@ class Run:
         self.metrics = JsonLines(path / "metrics.jsonl")
         self.traces = JsonLines(path / "traces.jsonl")
         self._since = time.monotonic()
+        self._lock: IO[str]
 
     @classmethod
     def create(
@@ -183,6 +185,17 @@ class Run:
         self.record(status=status, wall_seconds=seconds, error=error)
 
     def __enter__(self) -> Run:
+        """Take the run for this process.
+
+        Raises:
+            DeepRecError: another process is at work in it. A killed one leaves nothing that would say so.
+        """
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the run ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise DeepRecError(f"Another process is at work in {self.path}: wait for it, or stop it.") from None
         if self.manifest["status"] != "running":
             self.record(status="running", error=None)
         return self
@@ -190,16 +203,19 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.finish("finished")
-            return
         try:
-            if isinstance(error, KeyboardInterrupt):
+            if error is None:
+                self.finish("finished")
+            elif isinstance(error, KeyboardInterrupt):
                 self.finish("interrupted")
             else:
                 self.finish("failed", f"{type(error).__name__}: {error}")
-        except DeepRecError as second:  # a full disk must not hide why the run ended
-            error.add_note(str(second))
+        except DeepRecError as second:
+            if error is None:
+                raise
+            error.add_note(str(second))  # a full disk must not hide why the run ended
+        finally:
+            self._lock.close()
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         scratch = self.manifest_path.with_suffix(".json.tmp")

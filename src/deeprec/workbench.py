@@ -103,14 +103,10 @@ class Workbench:
 
     def task(self, dataset: Dataset, user: str | None, titles: Sequence[str]) -> Task:
         """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
-        from deeprec.data.catalog import ItemId, UserId
+        from deeprec.data.catalog import UserId
 
         if titles:
-            history = []
-            for title in titles:
-                found = dataset.catalog.resolve(title).item
-                history.append(dataset.catalog.index(ItemId(title)) if found is None else found)
-            return Task("new:you", UserId("you"), tuple(history))
+            return Task("new:you", UserId("you"), tuple(map(dataset.catalog.find, titles)))
         tasks = dataset.tasks(self.config.eval.split)
         if user is None:
             from deeprec.eval.evaluate import evaluation_tasks

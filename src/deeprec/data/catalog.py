@@ -155,6 +155,27 @@ class Catalog:
                 return Resolution(None, ResolutionStatus.AMBIGUOUS)
         return Resolution(None, ResolutionStatus.UNKNOWN)
 
+    def find(self, name: str) -> ItemIdx:
+        """The item that a person names, by its title or its id.
+
+        Raises:
+            DeepRecError: it is neither, or the title of several items; the sentence suggests others.
+        """
+        found = self.resolve(name).item
+        if found is not None:
+            return found
+        if name in self._places:
+            return self._places[ItemId(name)]
+        same = self._by_title.get(normalise_title(name)) or self._by_yearless.get(normalise_title(name), ())
+        if same:
+            ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
+            raise DeepRecError(f"{name!r} is the title of {len(same)} items: give the id of one, as {ids}.")
+        known = {**self._by_yearless, **self._by_title}
+        close = difflib.get_close_matches(normalise_title(name), known, n=3)
+        meant = dict.fromkeys(self.titles[known[key][0]] for key in close)
+        hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else "use a title or an id of the item file."
+        raise DeepRecError(f"There is no item with the title or id {name!r} in the catalogue: {hint}")
+
     def phrases(self, item: ItemIdx) -> tuple[str, ...]:
         """Short preferences that the item's own text supports: its categories, its decade, its brand.
 

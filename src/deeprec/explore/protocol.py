@@ -49,7 +49,7 @@ How to work:
 ...
 {answer_size}. title
 {END_ANSWER}
-
+{demonstration}
 User:
 {history}
 
@@ -117,9 +117,15 @@ def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> st
     return "".join(lines)
 
 
-def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int) -> str:
-    """The opening text, up to and including the opened thought. `history` comes from `item_lines`."""
+def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int, demonstration: bool = False) -> str:
+    """The opening text, up to and including the opened thought.
+
+    Args:
+        history: from `item_lines`.
+        demonstration: show a short exploration of invented items, for models that were not trained to explore.
+    """
     return _PROMPT.format(
+        demonstration=_demonstration(answer_size) if demonstration else "",
         history=history.rstrip("\n"),
         answer_size=answer_size,
         items_per_call=items_per_call,
@@ -161,6 +167,27 @@ def answer_text(thought: str, titles: Sequence[str]) -> str:
     """An answer as a policy should write it."""
     lines = "".join(f"{number}. {title}\n" for number, title in enumerate(titles, start=1))
     return f"{thought.strip()}\n{END_THINK}\n{ANSWER}\n{lines}{END_ANSWER}"
+
+
+def _demonstration(answer_size: int) -> str:
+    """An exploration with two calls and three answers, by the same functions that write real ones."""
+    dramas = (("Harbour Lights (1995)", "Drama, Romance"), ("A Quiet Verdict (1993)", "Crime, Drama"))
+    crimes = (("The Glass Alibi (1997)", "Crime, Mystery"), ("Cold Receipt (1994)", "Thriller"))
+    history = (("Paper Boats (1994)", "Drama, Romance"), ("Midnight Ledger (1995)", "Crime, Thriller"))
+
+    def lines(items: Sequence[tuple[str, str]]) -> str:
+        return item_lines([title for title, _ in items], [(names,) for _, names in items])
+
+    first = "The user likes dramas of the 1990s, some with romance. I ask for those first."
+    second = "The last title was a crime thriller, so I look in that direction too."
+    last = "The Glass Alibi fits the latest title best, then Harbour Lights and A Quiet Verdict."
+    picks = ("The Glass Alibi (1997)", "Harbour Lights (1995)", "A Quiet Verdict (1993)")
+    return (
+        f"\nA short example, with 3 titles in the answer:\n\nUser:\n{lines(history)}\nAssistant:\n{THINK}\n"
+        f"{call_text(first, 'Drama; Romance; 1990s')}{tool_result(lines(dramas))}"
+        f"{call_text(second, 'Crime; Thriller')}{tool_result(lines(crimes))}"
+        f"{answer_text(last, picks)}\n\nThe real user, with {answer_size} titles in the answer:\n"
+    )
 
 
 def phrases_of(preference: str) -> list[str]:

@@ -77,7 +77,7 @@ def list_titles(conversation: str) -> list[list[str]]:
 
 def _split(conversation: str) -> tuple[str, str]:
     """The history's lines, and everything after the prompt."""
-    history, _, rest = conversation.partition("\nUser:\n")[2].partition("\n\nAssistant:\n")
+    history, _, rest = conversation.rpartition("\nUser:\n")[2].partition("\n\nAssistant:\n")
     return history, rest
 
 

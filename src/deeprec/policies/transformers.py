@@ -230,6 +230,7 @@ class TransformersPolicy:
         self.seconds["decode"] += time.perf_counter() - prefilled
         return chunks
 
+    @torch.inference_mode()
     def release(self, keys: Sequence[str]) -> None:
         gone = set(keys)
         for place in range(len(self.rows) - 1, -1, -1):

@@ -85,10 +85,10 @@ class TransitionRetriever:
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int) -> TransitionRetriever:
-        items_N = sequences.items_N
-        inside_N = np.ones(items_N.size, dtype=bool)
-        inside_N[sequences.starts_U1[1:-1]] = False  # the first item of a sequence follows nothing
-        followers = np.flatnonzero(inside_N)[1:] if items_N.size else np.empty(0, dtype=np.int64)
+        items_N, starts_U1 = sequences.items_N, sequences.starts_U1
+        follows_N = np.ones(items_N.size, dtype=bool)
+        follows_N[starts_U1[starts_U1 < items_N.size]] = False  # the first item of a sequence follows nothing
+        followers = np.flatnonzero(follows_N)
         pairs = (items_N[followers - 1], items_N[followers])
         counts_II = csr_array((np.ones(followers.size), pairs), shape=(n_items, n_items))
         return cls(counts_II, np.bincount(items_N, minlength=n_items).astype(np.float64))

@@ -57,7 +57,7 @@ class TRM:
         def validate(model: PreferenceSASRec) -> float:
             trm = cls(model, dataset.catalog, encoder, config)
             ranks_Q = trm.ranks(queries, wanted)
-            return float(np.where((ranks_Q >= 0) & (ranks_Q < 10), 1 / np.log2(ranks_Q + 2), 0).mean())
+            return float(np.where((ranks_Q >= 0) & (ranks_Q < 10), 1 / np.log2(np.maximum(ranks_Q, 0) + 2), 0).mean())
 
         model, curve = train(
             dataset.train_sequences(), dataset.catalog, encoder, config, validate, checkpoint, on_epoch
@@ -116,17 +116,21 @@ class TRM:
         Raises:
             DeepRecError: the folder holds no TRM, or a damaged one.
         """
+        paths = [folder / name for name in ("trm.json", "catalog.parquet", "model.safetensors")]
+        for path in paths:
+            if not path.is_file():
+                raise DeepRecError(
+                    f"{folder} holds no trained TRM ({path.name} is missing): train one with `deeprec trm train`."
+                )
         try:
-            config = TRMConfig.model_validate(json.loads((folder / "trm.json").read_text(encoding="utf-8")))
-            catalog = Catalog.from_frame(pl.read_parquet(folder / "catalog.parquet"))
-            state = load_file(folder / "model.safetensors")
+            config = TRMConfig.model_validate(json.loads(paths[0].read_text(encoding="utf-8")))
+            catalog = Catalog.from_frame(pl.read_parquet(paths[1]))
+            state = load_file(paths[2])
             model = PreferenceSASRec(config, torch.empty_like(state["text_ID"]))
             model.load_state_dict(state)
-        except FileNotFoundError as error:
-            raise DeepRecError(
-                f"{folder} holds no trained TRM ({Path(error.filename or '').name} is missing): train one with "
-                "`deeprec trm train`."
-            ) from None
+            if len(catalog) != len(state["text_ID"]):
+                raise ValueError(f"{len(state['text_ID'])} items in the model, {len(catalog)} in the catalogue")
         except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
-            raise DeepRecError(f"{folder} holds a damaged TRM ({error}): train it again.") from None
+            reason = " ".join(str(error).split())
+            raise DeepRecError(f"{folder} holds a damaged TRM ({reason}): train it again.") from None
         return cls(model, catalog, TextEncoder.load(offline=offline), config)

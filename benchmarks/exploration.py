@@ -1,0 +1,133 @@
+"""Exploration throughput: the explorer against the naive loop, side by side in one run.
+
+The naive loop is what one writes first: one user at a time, and in every turn the whole text so far is encoded again
+and continued with `generate`. Both use the same model, data type, prompts, limits and retriever, and decode greedily.
+
+    python benchmarks/exploration.py [--tasks 16] [--segment-tokens 64] [--dtype auto] [--output FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from deeprec.config import load_config
+from deeprec.eval.evaluate import evaluation_tasks
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.trace import Trace
+from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.transformers import TransformersPolicy
+from deeprec.runs import environment
+from deeprec.trm.retriever import TransitionRetriever
+from deeprec.workbench import Workbench
+
+
+class NaivePolicy:
+    """Batch 1, no state: every segment encodes its whole context anew."""
+
+    def __init__(self, fast: TransformersPolicy) -> None:
+        self.fast = fast
+        self.seconds: dict[str, float] = {}
+        self._open: dict[str, Request] = {}
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        return self.fast.encode(text, first=first)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.fast.decode(tokens)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._open.update((request.key, request) for request in requests)
+
+    def release(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._open.pop(key, None)
+
+    def step(self) -> list[Chunk]:
+        if not self._open:
+            return []
+        key, request = self._open.popitem()
+        context = self.encode(self.decode(request.context))
+        output = self.fast.model.generate(
+            torch.tensor([context]),
+            attention_mask=torch.ones(1, len(context), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=request.max_new_tokens,
+            stop_strings=list(request.stops),
+            tokenizer=self.fast.tokenizer,
+            pad_token_id=next(iter(self.fast.ends)),
+        )
+        tokens = output[0, len(context) :].tolist()
+        text = self.decode(tokens)
+        finish = Finish.LENGTH
+        if any(stop in text for stop in request.stops):
+            finish = Finish.STOP
+        elif tokens[-1] in self.fast.ends:
+            finish = Finish.END
+        return [Chunk(key, tuple(tokens), (), finish)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=16)
+    parser.add_argument("--segment-tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    config = load_config(
+        None,
+        [
+            f"eval.users={args.tasks}",
+            f"explore.segment_tokens={args.segment_tokens}",
+            f"explore.batch_size={args.tasks}",
+            f"policy.dtype={args.dtype}",
+        ],
+    )
+    bench = Workbench(config)
+    dataset = bench.dataset()
+    _, tasks = evaluation_tasks(dataset, config.eval)
+    # The retriever is not what is measured: transitions need no training.
+    retriever = TransitionRetriever.fit(dataset.train_sequences(), len(dataset.catalog))
+    fast = bench.policy()
+    assert isinstance(fast, TransformersPolicy)
+    alone = config.explore.model_copy(update={"batch_size": 1})
+    results: dict[str, dict[str, float]] = {}
+    traces: dict[str, list[Trace]] = {}
+    for name, explorer in (
+        ("explorer", Explorer(fast, retriever, dataset.catalog, config.explore)),
+        ("naive loop", Explorer(NaivePolicy(fast), retriever, dataset.catalog, alone)),
+    ):
+        started, processor = time.perf_counter(), time.process_time()
+        traces[name] = explorer.run(tasks)
+        wall, processor = time.perf_counter() - started, time.process_time() - processor
+        results[name] = {
+            "wall seconds": wall,
+            "processor seconds": processor,
+            "trajectories/s": len(tasks) / wall,
+            "tokens/s": sum(trace.policy_tokens for trace in traces[name]) / wall,
+            "calls": sum(len(trace.turns) for trace in traces[name]),
+        }
+        if name == "explorer":
+            parts = {**fast.seconds, **explorer.seconds}
+            results[name] |= {f"share {part}": seconds / wall for part, seconds in parts.items()}
+    same = sum(
+        [s.text for s in a.segments] == [s.text for s in b.segments]
+        for a, b in zip(traces["explorer"], traces["naive loop"], strict=True)
+    )
+    ratio = results["explorer"]["trajectories/s"] / results["naive loop"]["trajectories/s"]
+    for name, figures in results.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+    print(f"explorer / naive loop: {ratio:.2f} x trajectories a second; {same} of {len(tasks)} traces equal")
+    if args.output:
+        record = {"results": results, "ratio": ratio, "equal": same, "tasks": len(tasks), **environment(sys.argv)}
+        args.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The explorer written by hand: what it asks for, how it ranks, and that it explores without faults."""
+
+from __future__ import annotations
+
+import pytest
+
+from deeprec.config import ExploreConfig
+from deeprec.explore import protocol
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.protocol import Answer, Call, item_lines, parse, prompt, tool_result
+from deeprec.explore.trace import Origin, Stop, fuse
+from deeprec.policies.scripted import ScriptedWriter, list_titles
+from deeprec.policies.text import TextPolicy
+from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+
+HISTORY = (
+    ("A (1991)", ("Drama",)),
+    ("B (2001)", ("Drama",)),
+    ("C (1992)", ("Drama", "War")),
+    ("D (1981)", ("War", "Comedy")),
+    ("E (1993)", ("Drama", "War")),
+    ("F (1982)", ("Comedy",)),
+    ("G", ()),
+)
+
+
+def opened(demonstration: bool = False) -> str:
+    return prompt(
+        item_lines(*zip(*HISTORY, strict=True)),
+        answer_size=3,
+        items_per_call=3,
+        max_calls=3,
+        demonstration=demonstration,
+    )
+
+
+def listed(*items: tuple[str, tuple[str, ...]]) -> str:
+    return tool_result(item_lines(*zip(*items, strict=True)))
+
+
+FIRST = listed(("P (1985)", ("War",)), ("Q (1984)", ("War",)))
+SECOND = listed(("R (1983)", ("Comedy",)), ("P (1985)", ("War",)))
+THIRD = listed(("S (1971)", ("Horror",)))
+
+
+class TestScripted(PolicyContract):
+    @pytest.fixture
+    def policy(self) -> TextPolicy:
+        return TextPolicy(ScriptedWriter())
+
+
+@pytest.mark.parametrize("demonstration", [False, True])
+def test_what_it_asks_for(demonstration: bool) -> None:
+    """Worked out by hand from the history above; an example in the prompt is not read."""
+    write = ScriptedWriter(answer_size=3)
+    talk, asked = opened(demonstration), []
+    for found in (FIRST, SECOND, THIRD):
+        segment = write(talk)
+        parsed = parse(segment, answer_size=3, after_items=bool(asked))
+        assert isinstance(parsed, Call)
+        assert not parsed.faults
+        assert parsed.thought
+        asked.append(parsed.preference)
+        talk += segment + found
+    # All: Drama 4, 1990s and War 3, the 1990s first.
+    assert asked[0] == "Drama; 1990s"
+    # The latest five, without those two: War 3, Comedy and 1980s 2.
+    assert asked[1] == "War; Comedy; 1980s"
+    # In the answers, times in the history: War 3 · 3, 1980s 4 · 2, Comedy 1 · 2.
+    assert asked[2] == "War; 1980s"
+    parsed = parse(write(talk), answer_size=3, after_items=True)
+    assert isinstance(parsed, Answer)
+    assert not parsed.faults
+    # P is in two lists; then the heads of the lists, in order.
+    assert parsed.titles == ("P (1985)", "R (1983)", "S (1971)")
+
+
+def test_it_calls_as_often_as_it_was_told() -> None:
+    talk = opened()
+    for calls, found in enumerate((FIRST, SECOND, THIRD), start=1):
+        assert protocol.PREFERENCE in ScriptedWriter(3, calls)(talk)
+        talk += ScriptedWriter(3, calls)(talk) + found
+        assert protocol.ANSWER in ScriptedWriter(3, calls)(talk)
+
+
+def test_lists_are_read_with_their_titles_only() -> None:
+    assert list_titles(opened() + "Hm." + FIRST + "And" + THIRD) == [["P (1985)", "Q (1984)"], ["S (1971)"]]
+    assert list_titles(opened(demonstration=True)) == []
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_it_explores_without_faults(calls: int) -> None:
+    data = toy_dataset()
+    config = ExploreConfig(answer_size=5, items_per_call=6, max_calls=3, segment_tokens=200)
+    retriever = RecordingRetriever(len(data.catalog))
+    policy = TextPolicy(ScriptedWriter(answer_size=5, calls=calls))
+    traces = Explorer(policy, retriever, data.catalog, config).run(data.tasks("test"))
+    assert all(trace.well_formed and trace.stop is Stop.ANSWERED for trace in traces)
+    for trace in traces:
+        assert 1 <= len(trace.turns) <= calls
+        ranking, origin = trace.served()
+        assert origin is Origin.ANSWER
+        assert list(ranking) == fuse([hit.item for hit in turn.hits] for turn in trace.turns)[:5]
+        preferences = [turn.preference for turn in trace.turns]
+        assert len(set(preferences)) == len(preferences)
+    assert max(len(trace.turns) for trace in traces) == calls
+
+
+def test_an_empty_history_is_explored() -> None:
+    talk = prompt("", answer_size=3, items_per_call=3, max_calls=3)
+    assert isinstance(parse(ScriptedWriter(3)(talk), answer_size=3, after_items=False), Call)

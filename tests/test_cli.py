@@ -1,0 +1,519 @@
+"""The command line from outside, on a toy table and with a stand-in for MiniLM."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeprec import cli
+from deeprec.config import load_config
+from deeprec.testing import toy_dataset
+
+CONFIG = """\
+[data]
+source = {table!r}
+item_core = 1
+
+[trm]
+width = 16
+layers = 1
+history = 8
+epochs = 4
+batch_size = 16
+learning_rate = 0.01
+
+[policy]
+kind = "scripted"
+
+[explore]
+answer_size = 3
+items_per_call = 5
+demonstration = false
+
+[eval]
+cutoffs = [1, 3]
+bootstrap = 100
+"""
+
+FOLDER = "FOLDER"
+"""Stands for the folder of a finished training in the arguments below."""
+
+VERBS = (
+    ["data", "describe"],
+    ["assets", "list"],
+    ["assets", "get"],
+    ["assets", "path", "ml-100k"],
+    ["trm", "train"],
+    ["trm", "recommend", f"{FOLDER}/trm"],
+    ["explore"],
+    ["play"],
+    ["eval"],
+    ["demo"],
+    ["runs", "list"],
+    ["runs", "show", FOLDER],
+    ["doctor"],
+)
+
+
+class Words:
+    """Stands in for MiniLM: hashed bags of words."""
+
+    width = 16
+
+    def encode(self, texts):
+        vectors_ND = np.zeros((len(texts), self.width), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in text.replace(".", " ").replace(";", " ").split() or [""]:
+                vectors_ND[row] += np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.width)
+        return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+
+
+def slow_main():
+    """`deeprec` in a process of its own, with the stand-in and at least 0.3 s an epoch."""
+    import torch
+
+    from deeprec.trm import training
+    from deeprec.trm.text_encoder import TextEncoder
+
+    torch.set_num_threads(1)
+    run_epoch = training._run_epoch
+
+    def slowly(*args):
+        time.sleep(0.3)
+        return run_epoch(*args)
+
+    training._run_epoch = slowly
+    TextEncoder.load = lambda **_: Words()
+    cli.main()
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def deeprec(*args, stdin=""):
+    """Run `deeprec` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["deeprec", *map(str, args)])
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        patch.setenv("COLUMNS", "300")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@dataclass
+class Site:
+    """A folder with a table, a configuration, and a finished training."""
+
+    root: Path
+    config: Path
+    runs: Path
+    trained: Path
+
+    def __call__(self, *args, stdin=""):
+        """A command with this configuration and these runs."""
+        return deeprec(*args, "--config", self.config, "--runs", self.runs, stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    import torch
+
+    from deeprec.trm.text_encoder import TextEncoder
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "load", lambda **_: Words())
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, stand_in):
+    root = tmp_path_factory.mktemp("site")
+    dataset = toy_dataset()
+    lines = ["user_id,item_id,timestamp,title,year,genres"]
+    for u, user in enumerate(dataset.users):
+        for place, item in enumerate(dataset.sequence(u)):
+            year = dataset.catalog.years[item]
+            lines.append(f"{user},i{item},{place},Film {item},{year},{dataset.catalog.categories[item][0]}")
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    config = root / "deeprec.toml"
+    config.write_text(CONFIG.format(table=str(root / "table.csv")))
+    runs = root / "runs"
+    result = deeprec("trm", "train", "--config", config, "--runs", runs)
+    assert result.code == 0, result.err
+    (trained,) = runs.iterdir()
+    assert result.out.splitlines()[-1] == f"The trained TRM lies in {trained / 'trm'}"
+    return Site(root, config, runs, trained)
+
+
+def files(root):
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def manifest(run):
+    return json.loads((run / "manifest.json").read_text())
+
+
+# Help
+
+
+def test_help_is_quick():
+    """Under 0.5 s, import of nothing heavy; the first of ten tries that is, since other programs want the cores too."""
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "deeprec.cli", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+        if seconds[-1] < 0.5:
+            return
+    pytest.fail(f"deeprec --help took {min(seconds):.2f} s at best")
+
+
+def test_help_of_every_verb_imports_nothing_heavy():
+    code = f"""
+import sys
+from deeprec.cli import main
+for verb in {[[], *[verb[:2] if verb[0] in ("data", "assets", "trm", "runs") else verb[:1] for verb in VERBS]]!r}:
+    sys.argv = ["deeprec", *verb, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, verb
+heavy = {{"torch", "transformers", "polars", "numpy", "scipy", "pydantic", "requests"}}
+print("HEAVY", sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def commands(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_verb_takes_the_same_options():
+    from typer.main import get_command
+
+    found = dict(commands(get_command(cli.app)))
+    listed = {tuple(word for word in verb if word.isalpha() and word != FOLDER) for verb in VERBS}
+    assert found.keys() == listed, "VERBS lists every verb"
+    for path, command in found.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {"--config", "--set", "--dry-run"} <= options, path
+        assert command.help, path
+
+
+def test_version():
+    import deeprec as package
+
+    result = deeprec("--version")
+    assert (result.code, result.out.strip()) == (0, package.__version__)
+
+
+# Dry runs
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_dry_run_prints_the_configuration_and_does_nothing(site, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    before = files(site.root)
+    args = [word.replace(FOLDER, str(site.trained)) for word in verb]
+    overrides = ["trm.width=48", "eval.users=9"]
+    result = deeprec(*args, "--config", site.config, "--dry-run", "--set", overrides[0], "--set", overrides[1])
+    assert (result.code, result.err) == (0, "")
+    printed = tmp_path / "printed.toml"
+    printed.write_text(result.out)
+    expected = load_config(site.config, overrides)
+    assert load_config(printed) == expected
+    assert expected.trm.width == 48
+    assert files(site.root) == before
+    assert list(tmp_path.iterdir()) == [printed]
+
+
+# Mistakes
+
+
+@pytest.fixture(scope="module")
+def evaluated(site):
+    """The folder of a finished evaluation."""
+    before = set(site.runs.iterdir())
+    result = site("eval")
+    assert result.code == 0, result.err
+    (run,) = set(site.runs.iterdir()) - before
+    assert f"deeprec eval --resume {run}" in result.out
+    assert "popularity" in result.out
+    return run
+
+
+CONFIGURED = ("--config", "CONFIG")
+MISTAKES = {
+    "unknown key": (["data", "describe", "--set", "trm.widht=3"], "'trm.widht'"),
+    "unknown key in the file": (["data", "describe", "--config", "misspelt.toml"], "'trm.layer'"),
+    "malformed override": (["data", "describe", "--set", "trm.width"], "section.key=value"),
+    "value that does not fit": (["data", "describe", "--set", "trm.width=wide"], "'trm.width'"),
+    "no configuration file": (["data", "describe", "--config", "absent.toml"], "no configuration file absent.toml"),
+    "no data": (["trm", "train", "--set", "data.source=absent.csv"], "absent.csv"),
+    "unknown user": (["explore", "--user", "nobody", *CONFIGURED], "no user 'nobody'"),
+    "unknown user plays": (["play", "--user", "nobody", *CONFIGURED], "u0, u1, u2"),
+    "misspelt title": (["explore", "--item", "Fillm 33", *CONFIGURED], "did you mean 'Film 33 (2003)'"),
+    "strange title": (["play", "--item", "日本語", *CONFIGURED], "no item with the title or id '日本語'"),
+    "misspelt title for a TRM": (
+        ["trm", "recommend", f"{FOLDER}/trm", "--item", "Film 3", "--item", "Fillm 33"],
+        "did you mean 'Film 33 (2003)'",
+    ),
+    "no TRM": (["trm", "recommend", "absent"], "absent holds no trained TRM"),
+    "a run instead of a TRM": (["trm", "recommend", FOLDER], "holds no trained TRM"),
+    "no run to show": (["runs", "show", "absent"], "absent is not a run's folder"),
+    "no run to resume": (["eval", "--resume", "absent"], "absent is not a run's folder"),
+    "resume and set": (["eval", "--resume", FOLDER, "--set", "eval.seed=1"], "leave out --config, --set, --users"),
+    "resume and users": (["eval", "--resume", FOLDER, "--users", "3"], "leave out --config, --set, --users"),
+    "resume and config": (["eval", "--resume", FOLDER, *CONFIGURED], "leave out --config, --set, --users"),
+    "unknown asset": (["assets", "get", "nonsense"], "nonsense"),
+    "unknown asset's path": (["assets", "path", "nonsense"], "nonsense"),
+}
+
+
+@pytest.mark.parametrize(("args", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(site, tmp_path, monkeypatch, args, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "misspelt.toml").write_text("[trm]\nlayer = 3\n")
+    before = files(site.root)
+    result = deeprec(*(word.replace(FOLDER, str(site.trained)).replace("CONFIG", str(site.config)) for word in args))
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("deeprec: ")
+    assert result.err.endswith("\n")
+    assert result.err.count("\n") == 1
+    assert said in result.err
+    assert files(site.root) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["misspelt.toml"]
+
+
+def test_a_title_of_several_items_asks_for_an_id():
+    from deeprec.data.catalog import build_catalog
+    from deeprec.errors import DeepRecError
+
+    catalog = build_catalog(
+        ids=["a", "b", "c", "Heat"],
+        titles=["Heat", "Heat", "Twin", "Other"],
+        years=[1986, 1995, None, None],
+        brands=[""] * 4,
+        categories=[()] * 4,
+        descriptions=[""] * 4,
+        title_chars=80,
+    )
+    assert [catalog.find(name) for name in ("twin", "Heat (1995)", "b", "HEAT (1986).")] == [2, 1, 1, 0]
+    assert catalog.find("Heat") == 3  # an id, where the title alone is not clear
+    with pytest.raises(DeepRecError, match=r"'heat' is the title of 2 items: give the id of one, as a, b\."):
+        catalog.find("heat")
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "deeprec.cli", "runs", "show", "absent"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "deeprec: absent is not a run's folder: give one that `deeprec runs` lists.\n"
+
+
+# What the commands do
+
+
+def test_data_describe(site):
+    result = deeprec("data", "describe", "--config", site.config)
+    assert result.code == 0
+    for line in ("users", "60", "720"):  # 60 users of 12 interactions
+        assert line in result.out
+
+
+def test_a_trained_model_is_used_again_and_a_changed_one_is_trained(site, tmp_path):
+    again = deeprec("trm", "train", "--config", site.config, "--runs", site.runs)
+    assert again.out.splitlines() == [f"The trained TRM lies in {site.trained / 'trm'}"]
+    short = ["--config", site.config, "--runs", tmp_path, "--set", "trm.epochs=1"]
+    for count, extra in ((1, []), (1, []), (2, ["--again"]), (3, ["--set", "trm.seed=1"])):
+        assert deeprec("trm", "train", *short, *extra).code == 0
+        assert len(list(tmp_path.iterdir())) == count
+
+
+def test_training_leaves_its_curve_and_configuration(site):
+    assert manifest(site.trained)["status"] == "finished"
+    assert load_config(site.trained / "config.toml") == load_config(site.config)
+    metrics = [json.loads(line) for line in (site.trained / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == [1, 2, 3, 4]
+    assert all(record["loss"] > 0 and 0 <= record["validation NDCG@10"] <= 1 for record in metrics)
+
+
+def test_recommend_for_a_new_user(site):
+    args = ["trm", "recommend", site.trained / "trm", "--item", "Film 0", "--item", "film 5 (1975)", "--item", "i10"]
+    result = deeprec(*args, "-k", 7)
+    assert result.code == 0
+    rows = [line for line in result.out.splitlines() if "Film" in line]
+    assert len(rows) == 7
+    assert not any(f" {seen} " in result.out for seen in ("i0", "i5", "i10"))
+    wanted = deeprec(*args, "-k", 7, "--preference", "War")
+    assert wanted.out.count("War") > result.out.count("War")
+    assert deeprec("trm", "recommend", site.trained / "trm", "-k", 2).out.count("Film") == 2
+
+
+@pytest.mark.parametrize("who", [["--user", "u3"], ["--item", "Film 7", "--item", "i12"], []], ids=" ".join)
+def test_explore(site, who):
+    result = site("explore", *who)
+    assert result.code == 0, result.err
+    assert result.out.count("<|begin_of_item_list|>") > 1
+    assert "ranking: answer" in result.out
+    assert "ended by: answered" in result.out
+    assert ("held-out item" in result.out) == ("--item" not in who)
+    assert len(list(site.runs.glob("*-trm"))) == 1
+
+
+def test_explore_shows_the_history_that_was_named(site):
+    shown = site("explore", "--item", "Film 7", "--item", "i12").out
+    history = shown.partition("\nUser:\n")[2].partition("Assistant:")[0]
+    assert "1. Film 7 (1977)" in history
+    assert "2. Film 12 (1982)" in history
+    assert "3." not in history
+
+
+SYSTEMS = ["popularity", "last-item transitions", "TRM alone", "scripted explorer, as answered"]
+
+
+def test_eval_writes_its_report(site, evaluated):
+    assert manifest(evaluated)["status"] == "finished"
+    assert manifest(evaluated)["dataset"] == manifest(site.trained)["dataset"]
+    report = json.loads((evaluated / "report.json").read_text())
+    assert [system["name"] for system in report["systems"]] == SYSTEMS
+    assert {len(system["users"]) for system in report["systems"]} == {60}
+    markdown = (evaluated / "report.md").read_text()
+    for text in (*SYSTEMS, "NDCG@3", "Recall@1"):
+        assert text in markdown
+
+
+def test_eval_resumed_gives_the_same(site, evaluated):
+    before = json.loads((evaluated / "report.json").read_text())["systems"]
+    count = len(list(site.runs.iterdir()))
+    result = deeprec("eval", "--resume", evaluated, "--runs", site.runs)
+    assert result.code == 0, result.err
+    after = json.loads((evaluated / "report.json").read_text())["systems"]
+    assert [(s["name"], s["ranks"]) for s in after] == [(s["name"], s["ranks"]) for s in before]
+    assert len(list(site.runs.iterdir())) == count
+
+
+def test_eval_refuses_to_resume_on_other_data(site, evaluated, tmp_path):
+    table = site.root / "table.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
+    try:
+        result = deeprec("eval", "--resume", evaluated, "--runs", tmp_path)
+    finally:
+        table.write_bytes(whole)
+    assert result.code == 2
+    assert "was made on other data" in result.err
+    assert list(tmp_path.iterdir()) == [], "no model is trained for a run that is refused"
+
+
+def test_runs_list_and_show(site, evaluated):
+    listed = deeprec("runs", "list", "--runs", site.runs).out
+    assert str(site.trained) in listed
+    assert str(evaluated) in listed
+    assert listed.index(site.trained.name) < listed.index(evaluated.name)
+    shown = deeprec("runs", "show", site.trained)
+    assert shown.code == 0
+    for text in ('"kind": "trm"', "[trm]", "width = 16", '"step": 4'):
+        assert text in shown.out
+    assert deeprec("runs", "list", "--runs", site.root / "absent").code == 0
+    assert not (site.root / "absent").exists()
+
+
+def test_play(site):
+    result = site("play", "--user", "u3", stdin="Comedy; 1970s\nWar\n\n3 1 2\n")
+    assert result.code == 0, result.err
+    own, _, script = result.out.partition("the scripted explorer on the same user")
+    assert "<|begin_of_preference|>Comedy; 1970s<|end_of_preference|>" in own
+    assert "ranking: answer" in own
+    assert "2 tool calls" in own
+    assert "ranking: answer" in script
+
+
+def test_play_with_a_poor_ranking_shows_the_faults_and_goes_on(site):
+    result = site("play", "--user", "u3", stdin="Comedy\n\n1 1 99 x\n")
+    assert result.code == 0, result.err
+    assert "wrong number of answer lines" in result.out
+    assert "answer completed by fusion" in result.out
+
+
+@pytest.mark.parametrize("stdin", ["", "Comedy\n", "Comedy\n\n"], ids=["at once", "after a call", "at the ranking"])
+def test_play_ends_with_its_input(site, stdin):
+    result = site("play", "--user", "u3", stdin=stdin)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1] == "The input ended: nothing was ranked."
+    assert result.err == ""
+
+
+# Interruption
+
+
+def test_ctrl_c_while_training_is_resumable(site, tmp_path):
+    runs = tmp_path / "runs"
+    args = ["trm", "train", "--config", str(site.config), "--runs", str(runs), "--set", "trm.epochs=12"]
+    args += ["--set", "trm.patience=12"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import test_cli; test_cli.slow_main()", *args],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.read_bytes().count(b"\n") >= 2 for path in runs.glob("*/metrics.jsonl")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == "deeprec: interrupted; what was finished is kept, the same command goes on.\n"
+    (run,) = runs.iterdir()
+    assert manifest(run)["status"] == "interrupted"
+    assert not (run / "trm").exists()
+    done = (run / "metrics.jsonl").read_bytes().count(b"\n")
+    assert 2 <= done < 12
+
+    resumed = deeprec(*args)
+    assert resumed.code == 0, resumed.err
+    assert f"Resuming the TRM in {run}" in resumed.out
+    assert list(runs.iterdir()) == [run]
+    assert manifest(run)["status"] == "finished"
+    assert deeprec(*args, "--again").code == 0
+    (unbroken,) = set(runs.iterdir()) - {run}
+    weights = [(path / "trm" / "model.safetensors").read_bytes() for path in (run, unbroken)]
+    assert weights[0] == weights[1]
