@@ -184,14 +184,12 @@ def evaluate(
         config = Run.open(resume).config_path
     bench = _bench(config, overrides, dry_run, offline, runs)
     dataset = bench.dataset()
-    trm, _ = bench.trm(dataset)
-    run = (
-        Run.open(resume)
-        if resume
-        else Run.create(runs, None, bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
-    )
-    if run.manifest["dataset"] != dataset.fingerprint:
+    run = Run.open(resume) if resume else None
+    if run is not None and run.manifest["dataset"] != dataset.fingerprint:
         raise DeepRecError(f"{run.path} was made on other data than {bench.config.data.source} now gives.")
+    trm, _ = bench.trm(dataset)
+    if run is None:
+        run = Run.create(runs, None, bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
     bench.console.print(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}", soft_wrap=True)
     with run:
         report = bench.evaluate(dataset, trm, run)

@@ -253,6 +253,7 @@ class TransformersPolicy:
         if a != b:
             length = max(self.rows[a].cached, self.rows[b].cached)
             if length:
+                self.cache.reserve(len(self.rows), length)  # a new row may have no place yet
                 self.cache.swap(a, b, length)
             self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
 
@@ -317,7 +318,7 @@ class TransformersPolicy:
         row.context.append(token)
         row.written += 1
         # Every token adds at least one byte or nothing, so a stop string that just ended lies in this tail.
-        row.tail = [*row.tail[-max(map(len, request.stops), default=0) :], token]
+        row.tail = [*row.tail[-max((len(stop.encode()) for stop in request.stops), default=0) :], token]
         text = self.decode(row.tail)
         finish = None
         if any(stop in text for stop in request.stops):
