@@ -197,9 +197,7 @@ def test_a_web_archive_gives_its_members(
     body = zipped(tmp_path / "a.zip", weights=BODY, other=b"not wanted")
     server.serve("/a.zip", body)
     file = File("weights.bin", DIGEST, "inner/weights.bin")
-    define(
-        monkeypatch, WebArchive(f"{server.url}/a.zip", hashlib.sha256(body).hexdigest(), len(body), (file,))
-    )
+    define(monkeypatch, WebArchive(f"{server.url}/a.zip", hashlib.sha256(body).hexdigest(), len(body), (file,)))
     folder = assets.fetch("toy")
     assert sorted(path.name for path in folder.iterdir()) == ["asset.json", "weights.bin"]
 
@@ -221,9 +219,7 @@ def test_what_is_built_from_the_files_belongs_to_the_asset(
     assert assets.locate("toy") is None
 
 
-def test_a_build_that_fails_leaves_nothing(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_that_fails_leaves_nothing(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(folder: Path) -> None:
         (folder / "half.txt").write_text("half")
         raise DeepRecError("The conversion failed.")
@@ -277,14 +273,10 @@ def test_a_bad_source_gives_way_or_is_refused(
         assert litter(cache) == ["toy"]
 
 
-def test_all_failures_are_told_in_one_sentence(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_failures_are_told_in_one_sentence(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.serve(page_of("b/b"), b"x")
     define(monkeypatch, hub("a/a"), hub("b/b"))
-    with pytest.raises(
-        DeepRecError, match=r"a/a\) answered 404.*; model hub \(b/b\) gave a weights\.bin that"
-    ):
+    with pytest.raises(DeepRecError, match=r"a/a\) answered 404.*; model hub \(b/b\) gave a weights\.bin that"):
         assets.fetch("toy")
 
 
@@ -316,9 +308,7 @@ def test_a_bad_archive_is_refused(
 # --- sources that cannot be reached ---------------------------------------------------------------
 
 
-def test_a_refused_connection_gives_way_at_once(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_connection_gives_way_at_once(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{reserved.getsockname()[1]}/a.zip"
@@ -330,9 +320,7 @@ def test_a_refused_connection_gives_way_at_once(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fills a backlog the way Linux counts it")
-def test_a_silent_host_gives_way_within_seconds(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_host_gives_way_within_seconds(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -472,9 +460,7 @@ def test_a_missing_module_is_told_before_the_download(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     define(monkeypatch, hub(), requires=("json", "no_such_module"))
-    with pytest.raises(
-        DeepRecError, match=r"needs the modules no_such_module.*pip install 'deeprec\[local\]'"
-    ):
+    with pytest.raises(DeepRecError, match=r"needs the modules no_such_module.*pip install 'deeprec\[local\]'"):
         assets.fetch("toy")
     assert not server.requests
 
@@ -489,9 +475,7 @@ def test_too_little_room_is_told_before_the_download(
     assert litter(cache) == []
 
 
-def test_a_cache_that_is_no_folder_is_one_clear_sentence(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_is_no_folder_is_one_clear_sentence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("a file")
     define(monkeypatch, hub())
     with pytest.raises(DeepRecError, match=r"toy cannot be kept in .*DEEPREC_CACHE"):
@@ -585,9 +569,7 @@ def test_without_locks_each_fetches_and_none_spoils_the_other(
 
 
 def test_the_import_is_light() -> None:
-    script = (
-        "import sys, deeprec.assets; print(*{'torch', 'transformers', 'requests', 'rich'} & set(sys.modules))"
-    )
+    script = "import sys, deeprec.assets; print(*{'torch', 'transformers', 'requests', 'rich'} & set(sys.modules))"
     environment = os.environ | {"PYTHONPATH": str(SOURCE_ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

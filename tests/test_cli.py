@@ -372,15 +372,25 @@ def test_training_leaves_its_curve_and_configuration(site):
     assert all(record["loss"] > 0 and 0 <= record["validation NDCG@10"] <= 1 for record in metrics)
 
 
-def test_recommend_for_a_new_user(site):
-    args = ["trm", "recommend", site.trained / "trm", "--item", "Film 0", "--item", "film 5 (1975)", "--item", "i10"]
-    result = deeprec(*args, "-k", 7)
-    assert result.code == 0
-    rows = [line for line in result.out.splitlines() if "Film" in line]
-    assert len(rows) == 7
-    assert not any(f" {seen} " in result.out for seen in ("i0", "i5", "i10"))
-    wanted = deeprec(*args, "-k", 7, "--preference", "War")
-    assert wanted.out.count("War") > result.out.count("War")
+@pytest.mark.parametrize("preference", ["", "War; 1980s"])
+def test_recommend_for_a_new_user(site, preference):
+    from deeprec.trm.retriever import Query
+    from deeprec.trm.trm import TRM
+
+    folder = site.trained / "trm"
+    trm = TRM.load(folder)
+    history = tuple(map(trm.catalog.find, ("i0", "i5", "i10")))
+    hits = trm.retrieve([Query(history, preference, history)], 7)[0]
+    args = ["--item", "Film 0", "--item", "film 5 (1975)", "--item", "i10", "-k", 7]
+    result = deeprec("trm", "recommend", folder, *args, "--preference", preference)
+    assert result.code == 0, result.err
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in result.out.splitlines() if "Film" in line]
+    assert rows == [
+        [str(place), trm.catalog.ids[hit.item], trm.catalog.titles[hit.item]] for place, hit in enumerate(hits, start=1)
+    ]
+
+
+def test_recommend_without_a_history(site):
     assert deeprec("trm", "recommend", site.trained / "trm", "-k", 2).out.count("Film") == 2
 
 

@@ -25,9 +25,7 @@ def test_without_a_file_it_is_the_defaults():
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(toml):
-    config = load_config(
-        toml('[trm]\nwidth = 128\n[data.columns]\nuser = "who"\n[eval]\ncutoffs = [1, 20]\n')
-    )
+    config = load_config(toml('[trm]\nwidth = 128\n[data.columns]\nuser = "who"\n[eval]\ncutoffs = [1, 20]\n'))
     assert config.trm.width == 128
     assert config.data.columns.user == "who"
     assert config.eval.cutoffs == (1, 20)

@@ -76,9 +76,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("error", "level"), [(ModuleNotFoundError("No torch"), "missing"), (OSError("libcuda"), "warn")]
 )
-def test_torch_absent_or_broken_is_a_finding(
-    error: Exception, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_absent_or_broken_is_a_finding(error: Exception, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without_torch(name: str, *rest: Any, **more: Any) -> Any:

@@ -231,6 +231,21 @@ def runs_show(folder: Path, config: ConfigFile = None, set_: Overrides = None, d
     show_run(Run.open(folder), _bench(config, set_, dry_run, True).console)
 
 
+@runs_app.command("compare")
+def runs_compare(
+    ours: Annotated[Path, typer.Argument(help="Folder of an evaluation.")],
+    theirs: Annotated[Path, typer.Argument(help="Folder of another, on the same data.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Two evaluations, system by system, with paired intervals on the same users."""
+    from deeprec.render import load_report
+
+    bench = _bench(config, set_, dry_run, True)
+    bench.console.print(load_report(ours).against(load_report(theirs)))
+
+
 @app.command()
 def doctor(config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = False) -> None:
     """Versions, processor, GPU, assets, and what is missing."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +17,8 @@ from rich.text import Text
 from deeprec import assets
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset, Task
+from deeprec.errors import DeepRecError
+from deeprec.eval.report import Report
 from deeprec.explore.trace import Author, Trace
 from deeprec.runs import Run, list_runs
 from deeprec.workbench import Workbench
@@ -122,30 +126,25 @@ def show_game(bench: Workbench, dataset: Dataset, trm: TRM, task: Task) -> None:
     """`deeprec play`, then the same user by the scripted explorer, to compare."""
     from deeprec.explore.explorer import Explorer
     from deeprec.policies.human import HumanWriter
-    from deeprec.policies.scripted import ScriptedWriter
     from deeprec.policies.text import TextPolicy
 
     console = bench.console
     size = bench.config.explore.answer_size
-    human = HumanWriter(console.input, lambda line: console.print(line, markup=False), size)
+    human = HumanWriter(
+        console.input, lambda line: console.print(line, markup=False), size, bench.config.explore.max_calls
+    )
     try:
         show_exploration(bench, dataset, trm, TextPolicy(human), task)
     except EOFError:
         console.print("\nThe input ended: nothing was ranked.")
         return
     console.rule("the scripted explorer on the same user")
-    script = TextPolicy(ScriptedWriter(size))
-    trace = Explorer(script, trm, dataset.catalog, bench.config.explore).run([task])[0]
+    trace = Explorer(bench.script(), trm, dataset.catalog, bench.config.explore).run([task])[0]
     show_outcome(dataset, trace, bench.config.eval.split, console)
 
 
 def run_demo(bench: Workbench) -> None:
     """Data, TRM, one live exploration each by the language model and by script, evaluation, report."""
-    import sys
-
-    from deeprec.policies.scripted import ScriptedWriter
-    from deeprec.policies.text import TextPolicy
-
     console = bench.console
     console.rule("1 of 4: data")
     dataset = bench.dataset()
@@ -159,7 +158,7 @@ def run_demo(bench: Workbench) -> None:
     with bench.timed("one live exploration"):
         show_exploration(bench, dataset, trm, policy, task)
     console.rule("the same user by the scripted explorer")
-    show_exploration(bench, dataset, trm, TextPolicy(ScriptedWriter(bench.config.explore.answer_size)), task)
+    show_exploration(bench, dataset, trm, bench.script(), task)
     console.rule("4 of 4: evaluation")
     run = Run.create(bench.runs, "demo", bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
     console.print(f"If interrupted: deeprec eval --resume {run.path}", soft_wrap=True)
@@ -183,6 +182,18 @@ def show_run(run: Run, console: Console) -> None:
     console.print(run.config_path.read_text(encoding="utf-8"), markup=False)
     for record in list(run.read_metrics())[-5:]:
         console.print(json.dumps(record), markup=False)
+
+
+def load_report(folder: Path) -> Report:
+    """The report of an evaluation's folder.
+
+    Raises:
+        DeepRecError: it holds none yet.
+    """
+    path = Run.open(folder).path / "report.json"
+    if not path.is_file():
+        raise DeepRecError(f"{folder} holds no report: finish it with `deeprec eval --resume {folder}`.")
+    return Report.from_json(path.read_text(encoding="utf-8"))
 
 
 def show_findings(console: Console) -> None:

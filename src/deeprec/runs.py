@@ -190,7 +190,7 @@ class Run:
         Raises:
             DeepRecError: another process is at work in it. A killed one leaves nothing that would say so.
         """
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until the run ends)
+        self._lock = open(self.path / ".lock", "w")  # held until the run ends
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from deeprec.assets import ASSETS
 from deeprec.config import Config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
@@ -85,21 +86,32 @@ class Workbench:
         )
         return trm, run.path
 
+    def script(self) -> Policy:
+        """The scripted explorer within the configuration's limits."""
+        from deeprec.policies.scripted import ScriptedWriter
+        from deeprec.policies.text import TextPolicy
+
+        explore = self.config.explore
+        return TextPolicy(ScriptedWriter(explore.answer_size, min(3, explore.max_calls)))
+
     def policy(self) -> Policy:
         """The policy of the configuration.
 
         Raises:
             DeepRecError: it can't be loaded.
         """
-        from deeprec.policies.scripted import ScriptedWriter
-        from deeprec.policies.text import TextPolicy
-
         if self.config.policy.kind == "scripted":
-            return TextPolicy(ScriptedWriter(self.config.explore.answer_size))
+            return self.script()
         from deeprec.policies.transformers import TransformersPolicy
 
         with self.timed("load the language model"):
-            return TransformersPolicy.load(self.config.policy, offline=self.offline)
+            policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
+        if policy.context_limit < self.config.explore.context_tokens:
+            raise DeepRecError(
+                f"explore.context_tokens={self.config.explore.context_tokens} is more than the {policy.context_limit} "
+                f"that {self.config.policy.model} reads: lower it."
+            )
+        return policy
 
     def task(self, dataset: Dataset, user: str | None, titles: Sequence[str]) -> Task:
         """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
@@ -126,8 +138,6 @@ class Workbench:
         from deeprec.eval.baselines import CANDIDATES, rerank
         from deeprec.eval.evaluate import evaluate_retriever, evaluate_traces, evaluation_tasks, resume
         from deeprec.explore.explorer import Explorer
-        from deeprec.policies.scripted import ScriptedWriter
-        from deeprec.policies.text import TextPolicy
         from deeprec.trm.retriever import PopularityRetriever, TransitionRetriever
 
         config, n_items = self.config.eval, len(dataset.catalog)
@@ -146,8 +156,7 @@ class Workbench:
             self.timed("explore by script"),
             self.progress("scripted explorer, users", len(tasks)) as (bar, mark),
         ):
-            script = TextPolicy(ScriptedWriter(self.config.explore.answer_size))
-            explorer = Explorer(script, trm, dataset.catalog, self.config.explore)
+            explorer = Explorer(self.script(), trm, dataset.catalog, self.config.explore)
             scripted = {}
             for place, trace in explorer.stream(tasks):
                 scripted[place] = trace
@@ -156,9 +165,11 @@ class Workbench:
         systems.append(evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config)[0])
         if self.config.policy.kind != "scripted":
             policy = self.policy()
-            model = Path(self.config.policy.model).name
-            adapter = self.config.policy.adapter
-            label = f"{model} + {Path(adapter).name}" if adapter else f"{model} untrained"
+            label = Path(self.config.policy.model).name
+            if self.config.policy.adapter is not None:
+                label += f" + {Path(self.config.policy.adapter).name}"
+            elif self.config.policy.model in ASSETS:
+                label += ", untrained"
             explorer = Explorer(policy, trm, dataset.catalog, self.config.explore)
             parts = (
                 (

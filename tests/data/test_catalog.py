@@ -67,9 +67,7 @@ def test_display_titles_have_the_year_once_and_empty_ones_a_name(movies: Catalog
 def test_titles_are_cut_at_a_word_before_the_year() -> None:
     cut = catalogue(["The quick brown fox, jumps over", "abcdefghijklmnop"], [1999, None], title_chars=10)
     assert cut.titles == ("The quick (1999)", "abcdefghij")
-    assert catalogue(["The quick brown fox (1999)"], [1999], title_chars=20).titles == (
-        "The quick brown fox (1999)",
-    )
+    assert catalogue(["The quick brown fox (1999)"], [1999], title_chars=20).titles == ("The quick brown fox (1999)",)
 
 
 def test_index_names_close_ids(movies: Catalog) -> None:

@@ -21,9 +21,7 @@ from deeprec.errors import DeepRecError
 HEADER = "user_id,item_id,time\n"
 GOOD = HEADER + "".join(f"u{n % 4},{n % 5},{n}\n" for n in range(20))
 ITEMS = "item_id,title\n" + "".join(f"{n},Title {n}\n" for n in range(5))
-RECBOLE = GOOD.replace("user_id,item_id,time", "user_id:token\titem_id:token\ttimestamp:float").replace(
-    ",", "\t"
-)
+RECBOLE = GOOD.replace("user_id,item_id,time", "user_id:token\titem_id:token\ttimestamp:float").replace(",", "\t")
 RECBOLE_ITEMS = ITEMS.replace("item_id,title", "item_id:token\ttitle:token_seq").replace(",", "\t")
 META = "".join(f'{{"parent_asin": "{n}", "title": "T{n}"}}\n' for n in range(5))
 AMAZON = GOOD.replace("item_id,time", "parent_asin,timestamp")
@@ -332,9 +330,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 EDITS = st.lists(
-    st.tuples(
-        st.integers(0, 400), st.integers(0, 6), st.binary(max_size=4) | st.sampled_from([b'"', b"\n", b"\r"])
-    ),
+    st.tuples(st.integers(0, 400), st.integers(0, 6), st.binary(max_size=4) | st.sampled_from([b'"', b"\n", b"\r"])),
     min_size=1,
     max_size=6,
 )

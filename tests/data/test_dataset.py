@@ -68,9 +68,7 @@ def test_sequences_are_in_order_of_time(toy: Dataset) -> None:
 def test_leave_one_out(toy: Dataset, split: str, expected: dict[str, tuple[str, str]]) -> None:
     tasks, targets = toy.tasks(split), toy.targets(split)  # type: ignore[arg-type]
     assert [task.id for task in tasks] == list(targets) == [f"{split}:{user}" for user in expected]
-    assert {
-        task.user: (item_ids(toy, task.history), item_ids(toy, [targets[task.id]])) for task in tasks
-    } == expected
+    assert {task.user: (item_ids(toy, task.history), item_ids(toy, [targets[task.id]])) for task in tasks} == expected
 
 
 def test_training_sequences_hold_no_target(toy: Dataset) -> None:
@@ -153,9 +151,7 @@ def brute_core(pairs: list[tuple[int, int]], user_core: int, item_core: int) -> 
 @pytest.mark.parametrize(("user_core", "item_core"), [(2, 3), (4, 4), (1, 5)])
 def test_k_core_is_that_of_a_plain_loop(seed: int, user_core: int, item_core: int) -> None:
     generator = np.random.default_rng(seed)
-    pairs = list(
-        zip(generator.integers(0, 12, 60).tolist(), generator.integers(0, 15, 60).tolist(), strict=True)
-    )
+    pairs = list(zip(generator.integers(0, 12, 60).tolist(), generator.integers(0, 15, 60).tolist(), strict=True))
     frame = k_core(pl.DataFrame(pairs, schema=["user", "item"], orient="row"), user_core, item_core)
     assert frame.rows() == brute_core(pairs, user_core, item_core)
 

@@ -47,9 +47,7 @@ def test_a_million_rows(tmp_path: Path) -> None:
         timestamp="time",
     ).write_csv(tmp_path / "interactions.csv")
     names = [f"Product {n}, in blue" for n in range(20_000)]
-    pl.DataFrame({"item_id": [f"B{n}" for n in range(20_000)], "title": names}).write_csv(
-        tmp_path / "items.csv"
-    )
+    pl.DataFrame({"item_id": [f"B{n}" for n in range(20_000)], "title": names}).write_csv(tmp_path / "items.csv")
 
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)],

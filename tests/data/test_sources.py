@@ -152,11 +152,7 @@ def raw_title(row: dict[str, str]) -> str:
     """As GroupLens writes it; the atomic file has the two odd rows 267 and 1412 garbled."""
     if row["release_year"] == "V":
         return f"{row['movie_title']} (V)"
-    return (
-        row["movie_title"]
-        if row["release_year"] == "unkonwn"
-        else f"{row['movie_title']} ({row['release_year']})"
-    )
+    return row["movie_title"] if row["release_year"] == "unkonwn" else f"{row['movie_title']} ({row['release_year']})"
 
 
 def write_100k(folder: Path, inter: pl.DataFrame, item: pl.DataFrame) -> None:
@@ -172,9 +168,7 @@ def write_100k(folder: Path, inter: pl.DataFrame, item: pl.DataFrame) -> None:
 def write_1m(folder: Path, inter: pl.DataFrame, item: pl.DataFrame) -> None:
     rows = inter.select("user_id", "item_id", "rating", "timestamp").rows()
     (folder / "ratings.dat").write_text("".join("::".join(row) + "\n" for row in rows), encoding="latin-1")
-    lines = [
-        f"{row['item_id']}::{raw_title(row)}::{row['class'].replace(' ', '|')}" for row in item.to_dicts()
-    ]
+    lines = [f"{row['item_id']}::{raw_title(row)}::{row['class'].replace(' ', '|')}" for row in item.to_dicts()]
     (folder / "movies.dat").write_text("\n".join(lines) + "\n", encoding="latin-1")
 
 
@@ -335,8 +329,7 @@ def test_a_column_may_be_called_line(tmp_path: Path) -> None:
 
 def test_amazon_reviews_2023(tmp_path: Path) -> None:
     ratings = (
-        "user_id,parent_asin,rating,timestamp\n"
-        "A,B1,5.0,1600000000000\nA,B2,1.0,1500000000000\nC,B1,4.0,1600000000001\n"
+        "user_id,parent_asin,rating,timestamp\nA,B1,5.0,1600000000000\nA,B2,1.0,1500000000000\nC,B1,4.0,1600000000001\n"
     )
     products = [
         {"parent_asin": "B9", "title": "Nobody's"},
@@ -370,9 +363,7 @@ def test_amazon_reviews_2023(tmp_path: Path) -> None:
         ("class", ["New Age|Rock", "unknown"], (("New Age", "Rock"), ())),
     ],
 )
-def test_recbole_columns_by_their_usual_names(
-    tmp_path: Path, column: str, cells: list[str], expected: object
-) -> None:
+def test_recbole_columns_by_their_usual_names(tmp_path: Path, column: str, cells: list[str], expected: object) -> None:
     inter = "user_id:token\titem_id:token\tposition:float\nu\ta\t2\nu\tb\t1\n"
     item = f'item_id:token\ttitle:token_seq\t{column}:token_seq\na\tA "quoted\t{cells[0]}\nb\tB\t{cells[1]}\n'
     dataset = load(put(tmp_path, s__inter=inter, s__item=item))

@@ -53,15 +53,14 @@ def rerank(
             tokens = tuple(token for chunk in written[key] for token in chunk.tokens)
             logprobs = tuple(value for chunk in written[key] for value in chunk.logprobs)
             said = Segment(Author.POLICY, tokens, logprobs, policy.decode(tokens))
-            finish = written[key][-1].finish
-            yield start + place, _trace(task, turn, (asked, said), finish, catalog, config)
+            yield start + place, _trace(task, turn, (asked, said), written[key][-1], catalog, config)
 
 
 def _trace(
     task: Task,
     turn: Turn,
     segments: tuple[Segment, Segment],
-    finish: Finish | None,
+    last: Chunk,
     catalog: Catalog,
     config: ExploreConfig,
 ) -> Trace:
@@ -70,7 +69,8 @@ def _trace(
     lines = resolve_lines(titles, catalog, [hit.item for hit in turn.hits], task.history)
     if not closed:
         faults = (*faults, Fault.TAGS)
-    stop = Stop.ANSWERED if closed else Stop.END_OF_TEXT if finish is Finish.END else Stop.SEGMENT_LIMIT
+    stops = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
+    stop = Stop.ANSWERED if closed else stops.get(last.finish or Finish.LENGTH, Stop.SEGMENT_LIMIT)
     return Trace(
         task=task.id,
         user=task.user,
@@ -83,6 +83,7 @@ def _trace(
         stop=stop,
         faults=(*faults, *(line.fault for line in lines if line.fault is not None)),
         answer_size=config.answer_size,
+        error=last.error,
     )
 
 

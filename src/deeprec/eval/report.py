@@ -26,8 +26,8 @@ from deeprec.eval.metrics import per_user
 
 AS_ANSWERED = (
     '"As answered" scores only what the model itself answered, a failed answer being a miss; "as served" '
-    "puts the fusion of what was retrieved in place of a failed answer, as a user would be shown it. The "
-    "fallback column says how often that happened."
+    "fills the places that a failed or short answer leaves empty with the fusion of what was retrieved, as a user "
+    "would be shown it. The fallback column says how often that happened."
 )
 
 
@@ -40,9 +40,8 @@ _EXTRAS: dict[str, tuple[str, Callable[[float], str]]] = {
     "well_formed": ("well-formed", _share),
     "fallback": ("fallback", _share),
     "calls": ("calls/user", "{:.2f}".format),
-    "turns": ("turns/user", "{:.2f}".format),
+    "pool hit": ("target retrieved", _share),
     "tokens": ("tokens/user", "{:,.0f}".format),
-    "seconds": ("s/user", "{:.2f}".format),
 }
 
 
@@ -54,8 +53,8 @@ class SystemResult:
         users: task ids, each once.
         ranks: 0-based place of each user's target in the list returned, -1 where absent; as long as `users`.
         coverage: share (0 to 1) of the catalogue in the first k of any list, k the largest cutoff.
-        extras: figures of an explorer: shares `well_formed` and `fallback`; means per user `calls`, `turns`,
-            `tokens`, `seconds`; any further name is shown as it is.
+        extras: figures of an explorer: shares `well_formed`, `fallback` and `pool hit` (the target was
+            retrieved); means per user `calls` and `tokens`; any further name is shown as it is.
         stops: how many explorations ended for each stop reason.
         note: shown under the table.
     """
@@ -140,14 +139,39 @@ class Report:
         base_values = base.per_user(self.cutoffs)[self.headline]
         for system in self.systems:
             values = system.per_user(self.cutoffs)[self.headline]
-            common = values.keys() & base_values.keys()
-            if system is not base and common:
-                ours_U, theirs_U = paired_on_users(
-                    {user: value for user, value in values.items() if user in common},
-                    {user: value for user, value in base_values.items() if user in common},
-                )
-                found[system.name] = paired_interval(ours_U, theirs_U, **self._bootstrap)
+            if system is not base and values.keys() & base_values.keys():
+                found[system.name] = _on_common_users(values, base_values, **self._bootstrap)
         return found
+
+    def against(self, other: Report) -> Table:
+        """Every system that both evaluations have, ours minus theirs, paired on the users that both ran on.
+
+        Raises:
+            DeepRecError: they are of different data or splits, or have no system or no user in common.
+        """
+        if (self.fingerprint, self.split) != (other.fingerprint, other.split):
+            raise DeepRecError(
+                f"The evaluations are of different data: {self.dataset} {self.split} and {other.dataset} {other.split}."
+            )
+        k = max(set(self.cutoffs) & set(other.cutoffs), default=0)
+        theirs = {system.name: system for system in other.systems}
+        confidence = f"{100 * self.confidence:.0f} %"
+        table = Table("system", "users", "metric", "ours", "theirs", f"difference [{confidence} interval]")
+        for system in self.systems:
+            if k == 0 or system.name not in theirs:
+                continue
+            pairs = zip(system.per_user((k,)).items(), theirs[system.name].per_user((k,)).values(), strict=True)
+            for (metric, ours_by_user), theirs_by_user in pairs:
+                common = ours_by_user.keys() & theirs_by_user.keys()
+                if not common:
+                    continue
+                found = _on_common_users(ours_by_user, theirs_by_user, **self._bootstrap)
+                means = [float(np.mean([values[user] for user in common])) for values in (ours_by_user, theirs_by_user)]
+                difference = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+                table.add_row(system.name, str(found.users), metric, *(f"{mean:.4f}" for mean in means), difference)
+        if not table.row_count:
+            raise DeepRecError("The evaluations have no system with common users and cutoffs to compare.")
+        return table
 
     def to_rich(self) -> Table:
         """Tables for a terminal of 120 columns: the headline, and how the explorers ran."""
@@ -319,3 +343,14 @@ def _without_nan(record: Mapping[str, float]) -> dict[str, float | None]:
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def _on_common_users(
+    ours: Mapping[str, float], theirs: Mapping[str, float], *, confidence: float, resamples: int, seed: int
+) -> PairedInterval:
+    common = ours.keys() & theirs.keys()
+    ours_U, theirs_U = paired_on_users(
+        {user: value for user, value in ours.items() if user in common},
+        {user: value for user, value in theirs.items() if user in common},
+    )
+    return paired_interval(ours_U, theirs_U, confidence=confidence, resamples=resamples, seed=seed)

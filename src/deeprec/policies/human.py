@@ -11,7 +11,7 @@ from deeprec.policies.scripted import list_titles
 
 @dataclass(frozen=True, slots=True)
 class HumanWriter:
-    """Asks for a preference until an empty line, then for a ranking of what came back.
+    """Asks for a preference until an empty line or the last call, then for a ranking of what came back.
 
     Attributes:
         ask: shows a question and returns a line, as `input` does.
@@ -21,12 +21,14 @@ class HumanWriter:
     ask: Callable[[str], str]
     show: Callable[[str], None]
     answer_size: int
+    max_calls: int
 
     def __call__(self, conversation: str) -> str:
         lists = list_titles(conversation)
-        preference = self.ask("What to look for (phrases joined by ;, empty to rank what you found): ").strip()
-        if preference:
-            return protocol.call_text("", preference)
+        if len(lists) < self.max_calls:
+            question = "What to look for (phrases joined by ;, empty to rank what you found): "
+            if preference := self.ask(question).strip():
+                return protocol.call_text("", preference)
         pool = list(dict.fromkeys(title for titles in lists for title in titles))
         for number, title in enumerate(pool, start=1):
             self.show(f"{number:4}. {title}")

@@ -7,6 +7,7 @@ of which only the new tokens are encoded. Rows of one step need not have equal l
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -143,6 +144,12 @@ class TransformersPolicy:
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+        layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        if layers != {"full_attention"}:
+            raise DeepRecError(
+                f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
+            )
+        self.context_limit: int = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self.rows: list[_Row] = []
         self.writing = 0
