@@ -65,6 +65,7 @@ VERBS = (
     ["demo"],
     ["runs", "list"],
     ["runs", "show", FOLDER],
+    ["runs", "compare", FOLDER, FOLDER],
     ["doctor"],
 )
 
@@ -294,6 +295,7 @@ MISTAKES = {
     "no TRM": (["trm", "recommend", "absent"], "absent holds no trained TRM"),
     "a run instead of a TRM": (["trm", "recommend", FOLDER], "holds no trained TRM"),
     "no run to show": (["runs", "show", "absent"], "absent is not a run's folder"),
+    "no evaluation to compare": (["runs", "compare", FOLDER, "absent"], "deeprec eval"),
     "no run to resume": (["eval", "--resume", "absent"], "absent is not a run's folder"),
     "resume and set": (["eval", "--resume", FOLDER, "--set", "eval.seed=1"], "leave out --config, --set, --users"),
     "resume and users": (["eval", "--resume", FOLDER, "--users", "3"], "leave out --config, --set, --users"),
@@ -462,6 +464,13 @@ def test_runs_list_and_show(site, evaluated):
     assert not (site.root / "absent").exists()
 
 
+def test_runs_compare(site, evaluated):
+    same = deeprec("runs", "compare", evaluated, evaluated)
+    assert same.code == 0, same.err
+    for name in SYSTEMS:
+        assert name in same.out
+
+
 def test_play(site):
     result = site("play", "--user", "u3", stdin="Comedy; 1970s\nWar\n\n3 1 2\n")
     assert result.code == 0, result.err
@@ -496,7 +505,7 @@ def test_ctrl_c_while_training_is_resumable(site, tmp_path):
     args += ["--set", "trm.patience=12"]
     process = subprocess.Popen(
         [sys.executable, "-c", "import test_cli; test_cli.slow_main()", *args],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

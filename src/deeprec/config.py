@@ -62,7 +62,7 @@ class TRMConfig(Section):
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     history: int = Field(50, ge=1, description="most recent items that the encoder reads")
-    epochs: int = Field(25, ge=1)
+    epochs: int = Field(20, ge=1)
     patience: int = Field(5, ge=1, description="validations without a better NDCG@10 before stopping")
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
@@ -105,7 +105,7 @@ class ExploreConfig(Section):
     demonstration: bool = Field(True, description="show an invented example; a trained model needs none")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(16, ge=1, description="explorations in flight at once")
+    batch_size: int = Field(32, ge=1, description="explorations in flight at once")
     seed: int = 0
 
 

@@ -84,6 +84,7 @@ def test_a_ranking() -> None:
     pool = trace.pool
     assert len(pool) == CANDIDATES
     assert trace.answered == (pool[5], pool[0], pool[19])
+    assert all(line.retrieved for line in trace.answer)
     assert trace.served()[1] is Origin.ANSWER
     assert trace.well_formed
     assert (trace.stop, trace.answer_size, trace.spare) == (Stop.ANSWERED, 3, ())

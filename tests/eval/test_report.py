@@ -21,7 +21,7 @@ LLM = SystemResult(
     USERS[9::-1],
     TRM.ranks[9::-1],
     coverage=0.05,
-    extras={"well_formed": 0.8, "fallback": 0.2, "calls": 2.5, "tokens": 1234.4, "seconds": 1.75, "odd": 7.0},
+    extras={"well_formed": 0.8, "fallback": 0.2, "calls": 2.5, "pool hit": 0.3, "tokens": 1234.4, "odd": 7.0},
     stops={"budget": 2, "answered": 8},
     note="a note | with a bar",
 )
@@ -133,8 +133,8 @@ def test_explorer_figures_are_shown():
         "80.0 %",
         "20.0 %",
         "2.50",
+        "30.0 %",
         "1,234",
-        "1.75",
         "7",
         "answered 8, budget 2",
     ]
@@ -214,3 +214,32 @@ def test_systems_have_unique_names_and_hold_the_baseline():
         replace(REPORT, systems=(TRM, TRM))
     with pytest.raises(ValueError, match="unique names"):
         replace(REPORT, baseline="nobody")
+
+
+def test_two_evaluations_are_compared_on_their_common_users():
+    ours = Report.from_json(REPORT.to_json())
+    systems = tuple(
+        SystemResult(
+            name=system.name,
+            users=system.users[1:],
+            ranks=tuple(-1 for _ in system.users[1:]),
+            coverage=system.coverage,
+        )
+        for system in ours.systems
+    )
+    theirs = replace(ours, systems=systems)
+    table = ours.against(theirs)
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert {row[0] for row in rows} == {system.name for system in ours.systems}
+    for name, users, _, mean, none, difference in rows:
+        assert int(users) == next(len(s.users) for s in systems if s.name == name)
+        assert none == "0.0000"
+        assert difference.startswith(f"+{mean} ")
+    same = list(ours.against(ours).columns[-1].cells)
+    assert set(same) == {"+0.0000 [+0.0000, +0.0000]"}
+
+
+def test_evaluations_of_different_data_are_not_compared():
+    other = replace(REPORT, fingerprint="another")
+    with pytest.raises(DeepRecError, match="different data"):
+        REPORT.against(other)

@@ -45,13 +45,13 @@ def environment(catalog: Catalog, task: Task = TASK, **options: Any) -> Environm
     return Environment(task, catalog, CONFIG.model_copy(update=options))
 
 
-def answered(catalog: Catalog, titles: list[str], pool: tuple[int, ...] | None = None, **options: Any) -> Trace:
+def answered(catalog: Catalog, titles: list[str], pool: tuple[int, ...] | None = None, thought: str = "Well.") -> Trace:
     """The trace of one call that gave `pool`, and an answer."""
-    env = environment(catalog, **options)
+    env = environment(catalog)
     if pool is not None:
         assert env.receive(call_text("Hm.", "war"), Finish.STOP) is not None
         env.answer_call(hits(*pool))
-    assert env.receive(answer_text("Well.", titles), Finish.STOP) is None
+    assert env.receive(answer_text(thought, titles), Finish.STOP) is None
     return env.trace(())
 
 
@@ -139,6 +139,11 @@ def test_an_answer_without_a_call_is_a_fault_but_an_answer(catalog: Catalog) -> 
     assert trace.faults == (Fault.NO_CALL,)
     assert trace.served() == (items(1, 6), Origin.ANSWER)
     assert not trace.pool
+
+
+def test_an_answer_right_after_a_list_is_a_fault(catalog: Catalog) -> None:
+    for pool, faults in (((1, 6), (Fault.NO_FINAL_THOUGHT,)), (None, (Fault.NO_CALL,))):
+        assert answered(catalog, ["Alien", "Halo"], pool, thought="").faults == faults
 
 
 def test_items_of_a_forged_list_are_not_retrieved(catalog: Catalog) -> None:

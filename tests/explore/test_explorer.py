@@ -166,14 +166,18 @@ def test_the_stop_cases_are_all_there_is() -> None:
 
 
 def test_the_policy_never_writes_beyond_the_limits() -> None:
-    policy = Dripping(talk(5))
-    (trace,), _ = explore(policy, max_calls=8, context_tokens=PROMPT_BYTES + 700, segment_tokens=65)
-    room = PROMPT_BYTES + 700
-    for asked in policy.requests:
-        assert asked.max_new_tokens == min(65, room - len(asked.context))
-        assert asked.stops == STOPS
-    for segment in trace.segments:
-        assert segment.author is Author.ENVIRONMENT or len(segment.tokens) <= 65
+    (free,), _ = explore(talk(2))
+    # Room for all but the end of the second call.
+    room = sum(len(segment.tokens) for segment in free.segments[:4]) - 20
+    policy = Dripping(talk(2))
+    (trace,), _ = explore(policy, context_tokens=room, segment_tokens=65)
+    assert [asked.max_new_tokens for asked in policy.requests] == [65, len(free.segments[3].tokens) - 20]
+    assert all(asked.stops == STOPS for asked in policy.requests)
+    assert len(trace.tokens()[0]) == room
+    assert trace.stop is Stop.CONTEXT_LIMIT
+    policy = Dripping(talk(2))
+    explore(policy, context_tokens=PROMPT_BYTES)
+    assert policy.requests == []
 
 
 def test_what_failed_keeps_what_was_written() -> None:
@@ -182,7 +186,7 @@ def test_what_failed_keeps_what_was_written() -> None:
 
 
 def test_the_context_is_the_segments_and_they_are_the_conversation() -> None:
-    policy = Dripping(talk(2))
+    policy = Dripping(lambda conversation: f"\n\n  {talk(2)(conversation)}")
     (trace,), _ = explore(policy)
     authors = [segment.author for segment in trace.segments]
     assert authors == [Author.ENVIRONMENT, Author.POLICY] * 3

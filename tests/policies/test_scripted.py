@@ -83,6 +83,16 @@ def test_it_calls_as_often_as_it_was_told() -> None:
         assert protocol.ANSWER in ScriptedWriter(3, calls)(talk)
 
 
+def test_it_asks_for_nothing_twice() -> None:
+    """What the answers and the history share may be what it asked for first: then it answers."""
+    write = ScriptedWriter(answer_size=3)
+    dramas = listed(("P (1999)", ("Drama",)), ("Q (1998)", ("Drama",)))
+    talk = opened()
+    for _ in range(2):
+        talk += write(talk) + dramas
+    assert protocol.ANSWER in write(talk)
+
+
 def test_lists_are_read_with_their_titles_only() -> None:
     assert list_titles(opened() + "Hm." + FIRST + "And" + THIRD) == [["P (1985)", "Q (1984)"], ["S (1971)"]]
     assert list_titles(opened(demonstration=True)) == []

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from deeprec import assets
 from deeprec.config import ExploreConfig, PolicyConfig
@@ -448,6 +456,18 @@ def test_a_model_folder_is_loaded(tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(DeepRecError, match=rf"can't be loaded.*{SMOLLM2}"):
         TransformersPolicy.load(PolicyConfig(model=str(tmp_path / "none"), device="cpu"), offline=True)
+
+
+@pytest.mark.parametrize("kinds", [None, ["full_attention", "sliding_attention"]])
+def test_sliding_attention_is_refused(kinds: list[str] | None) -> None:
+    """The row cache keeps everything: a model that forgets would read more than it was trained to."""
+    config = MistralConfig(
+        vocab_size=257, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, sliding_window=4
+    )
+    if kinds is not None:
+        config.layer_types = kinds
+    with pytest.raises(DeepRecError, match=r"mistral.*sliding_attention"):
+        TransformersPolicy(MistralForCausalLM(config), bytes_tokenizer())
 
 
 def test_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,10 +134,18 @@ def test_a_preference_matters_to_a_user_without_history(trm):
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t "])
 def test_a_blank_preference_is_none(dataset, trm, blank):
+    class Other(Words):
+        def encode(self, texts):
+            return -super().encode(texts)
+
+    other = TRM(trm.model, trm.catalog, Other(), trm.config)
     queries = [Query(task.history) for task in dataset.tasks("test")[:5]]
     blanks = [Query(query.history, blank) for query in queries]
     np.testing.assert_array_equal(trm.scores(blanks), trm.scores(queries))
-    assert np.abs(trm.scores([Query(queries[0].history, "War")]) - trm.scores(queries[:1])).max() > 0.01
+    np.testing.assert_array_equal(trm.scores(blanks), other.scores(blanks))  # its vector plays no part
+    war = [Query(queries[0].history, "War")]
+    assert np.abs(trm.scores(war) - trm.scores(queries[:1])).max() > 0.01
+    assert np.abs(trm.scores(war) - other.scores(war)).max() > 0.01
 
 
 # What it answers
@@ -335,7 +343,7 @@ def fit_and_die_while_saving(checkpoint, epoch):
 def test_killed_while_saving_and_resumed_is_as_unbroken(tmp_path, dataset, unbroken):
     checkpoint = tmp_path / "last.safetensors"
     code = f"import test_trm; test_trm.fit_and_die_while_saving({str(checkpoint)!r}, 3)"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     died = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert died.returncode == -signal.SIGKILL, died.stderr
     told = []

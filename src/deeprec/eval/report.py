@@ -40,7 +40,7 @@ _EXTRAS: dict[str, tuple[str, Callable[[float], str]]] = {
     "well_formed": ("well-formed", _share),
     "fallback": ("fallback", _share),
     "calls": ("calls/user", "{:.2f}".format),
-    "pool hit": ("target retrieved", _share),
+    "pool hit": ("pool hit", _share),
     "tokens": ("tokens/user", "{:,.0f}".format),
 }
 

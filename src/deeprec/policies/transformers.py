@@ -144,7 +144,9 @@ class TransformersPolicy:
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
-        layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        window = getattr(model.config, "sliding_window", None)  # of all layers, where there are no types (Mistral)
+        kinds = getattr(model.config, "layer_types", None)
+        layers = set(kinds or ["sliding_attention" if window else "full_attention"])
         if layers != {"full_attention"}:
             raise DeepRecError(
                 f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
