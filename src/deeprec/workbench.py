@@ -69,7 +69,9 @@ class Workbench:
         with self.timed("load MiniLM"):
             encoder = TextEncoder.load(offline=self.offline)
         run = known or Run.create(self.runs, None, self.config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
-        self.console.print(f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)")
+        self.console.print(
+            f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)", soft_wrap=True
+        )
         with run, self.timed("train the TRM"), self.progress("epoch", self.config.trm.epochs) as (bar, task):
 
             def on_epoch(epoch: Epoch) -> None:
@@ -219,7 +221,10 @@ class Workbench:
             if summary.kind != "trm":
                 continue
             run = Run.open(summary.path)
-            same = run.config.data == self.config.data and run.config.trm == self.config.trm
+            try:
+                same = run.config.data == self.config.data and run.config.trm == self.config.trm
+            except DeepRecError:  # written by a version with other keys
+                continue
             if same and run.manifest["dataset"] == dataset.fingerprint:
                 return run
         return None

@@ -161,7 +161,7 @@ def test_terminal_fits_120_columns_and_cuts_nothing():
     text = terminal(REPORT)
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
-    for part in ("SmolLM2 [as answered]", "0.4190", "-0.3467 (-82.8 %)", "on 10", "answered 8, budget 2"):
+    for part in ("SmolLM2 [as answered]", "0.4190", "-0.3467 (-82.8 %)", "on 10", "answered 8", "budget 2"):
         assert part in text, part
     for part in ("As answered", "explore 60.0", "a note | with a bar"):
         assert part in " ".join(text.split()), part

@@ -39,9 +39,9 @@ def _share(value: float) -> str:
 _EXTRAS: dict[str, tuple[str, Callable[[float], str]]] = {
     "well_formed": ("well-formed", _share),
     "fallback": ("fallback", _share),
-    "calls": ("calls/user", "{:.2f}".format),
+    "calls": ("calls", "{:.2f}".format),
     "pool hit": ("pool hit", _share),
-    "tokens": ("tokens/user", "{:,.0f}".format),
+    "tokens": ("tokens", "{:,.0f}".format),
 }
 
 

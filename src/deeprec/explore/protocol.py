@@ -243,7 +243,7 @@ def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items:
         rest = ANSWER + rest
     if after_items and not thought.strip():
         faults.append(Fault.NO_FINAL_THOUGHT)
-    if rest.count(ANSWER) != 1 or rest.count(END_ANSWER) != 1 or rest.index(ANSWER) > rest.index(END_ANSWER):
+    if text.count(ANSWER) != 1 or text.count(END_ANSWER) != 1 or not 0 <= rest.find(ANSWER) < rest.find(END_ANSWER):
         faults.append(Fault.NO_ANSWER)
         return Stray(thought.strip(), tuple(faults))
     between, _, rest = rest.partition(ANSWER)

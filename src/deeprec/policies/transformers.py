@@ -223,6 +223,7 @@ class TransformersPolicy:
         if self.writing == 0:
             return []
         started = time.perf_counter()
+        self.cache.reserve(len(self.rows), 0)  # once for all new rows: growing copies the cache
         for place in range(self.writing):
             if len(self.rows[place].context) - self.rows[place].cached > 1:
                 self._prefill(place)

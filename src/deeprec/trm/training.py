@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -234,11 +234,14 @@ def _save(
 def _restore(
     path: Path, model: PreferenceSASRec, optimizer: torch.optim.Optimizer, config: TRMConfig
 ) -> tuple[dict[str, Tensor], list[Epoch]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if TRMConfig.model_validate_json(metadata["config"]) != config:
-            raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise DeepRecError(f"{path} is a damaged checkpoint ({error}): remove it to start anew.") from None
+    if TRMConfig.model_validate_json(metadata["config"]) != config:
+        raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
     model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
