@@ -67,6 +67,7 @@ class TRMConfig(Section):
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    averaging: float = Field(0.98, ge=0, lt=1, description="decay a step of the moving average of the weights")
     preference_window: int = Field(5, ge=1, description="a preference is drawn from one of the next items")
     preference_dropout: float = Field(0.4, ge=0, le=1, description="share of training positions without one")
     history_preference: float = Field(0.3, ge=0, le=1, description="share drawn from the history instead")

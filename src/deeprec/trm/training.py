@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog, ItemIdx
@@ -155,27 +157,29 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
+    # The average is what is validated and kept: it varies less from step to step than the weights do.
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging))
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     curve: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
-        best, curve = _restore(checkpoint, model, optimizer, config)
+        best, curve = _restore(checkpoint, model, average, optimizer, config)
     batches = Batches(sequences, len(catalog), config)
     while len(curve) < config.epochs and not _stale(curve, config.patience):
         started = time.perf_counter()
         number = len(curve)
         torch.manual_seed(config.seed * 1_000_003 + number)
-        loss = _run_epoch(model, optimizer, batches.epoch(number), preferences_PE)
+        loss = _run_epoch(model, average, optimizer, batches.epoch(number), preferences_PE)
         if not np.isfinite(loss):
             raise DeepRecError(
                 f"The TRM's loss became {loss} in epoch {number + 1}: lower trm.learning_rate "
                 f"({config.learning_rate}); the last good checkpoint is kept."
             )
-        ndcg = validate(model)
+        ndcg = validate(cast(PreferenceSASRec, average.module))
         if ndcg > max((epoch.ndcg for epoch in curve), default=-1.0):
-            best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            best = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
         curve.append(Epoch(number + 1, loss, ndcg, time.perf_counter() - started))
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, best, curve, config)
+            _save(checkpoint, model, average, optimizer, best, curve, config)
         on_epoch(curve[-1])
     model.load_state_dict(best)
     return model.eval(), curve
@@ -188,6 +192,7 @@ def _stale(curve: Sequence[Epoch], patience: int) -> bool:
 
 def _run_epoch(
     model: PreferenceSASRec,
+    average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
     preferences_PE: Tensor,
@@ -205,15 +210,16 @@ def _run_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        average.update_parameters(model)
         total += float(loss.detach()) * users_ND.shape[0]
         places += users_ND.shape[0]
-    model.eval()
     return total / max(places, 1)
 
 
 def _save(
     path: Path,
     model: PreferenceSASRec,
+    average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     curve: Sequence[Epoch],
@@ -221,6 +227,7 @@ def _save(
 ) -> None:
     """One file, put in place at once: a kill leaves the last whole one."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
@@ -232,7 +239,11 @@ def _save(
 
 
 def _restore(
-    path: Path, model: PreferenceSASRec, optimizer: torch.optim.Optimizer, config: TRMConfig
+    path: Path,
+    model: PreferenceSASRec,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    config: TRMConfig,
 ) -> tuple[dict[str, Tensor], list[Epoch]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -243,6 +254,7 @@ def _restore(
     if TRMConfig.model_validate_json(metadata["config"]) != config:
         raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
     model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
+    average.load_state_dict({name[8:]: t for name, t in tensors.items() if name.startswith("average.")})
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
     best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best.")}
