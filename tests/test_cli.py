@@ -521,7 +521,7 @@ def test_ctrl_c_while_training_is_resumable(site, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert err == "deeprec: interrupted; what was finished is kept, the same command goes on.\n"
+    assert err == "deeprec: interrupted; what was finished is kept.\n"
     (run,) = runs.iterdir()
     assert manifest(run)["status"] == "interrupted"
     assert not (run / "trm").exists()

@@ -123,7 +123,10 @@ def test_nothing_in_a_file_or_a_string_is_executed(name):
             assert not (node.module == "torch" and {"load", "save"} & {alias.name for alias in node.names}), where
         elif isinstance(node, ast.Call):
             assert not (isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec", "compile"}), where
-            assert "trust_remote_code" not in {keyword.arg for keyword in node.keywords}, where
+            for keyword in node.keywords:
+                if keyword.arg == "trust_remote_code":
+                    assert isinstance(keyword.value, ast.Constant), where
+                    assert keyword.value.value is False, where
             assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}, where
         elif isinstance(node, ast.Attribute) and node.attr in {"load", "save", "eval", "exec"}:
             owner = ast.unparse(node.value)

@@ -174,6 +174,7 @@ def evaluate(
 ) -> None:
     """Compare the policy with popularity, transitions, the TRM, the scripted explorer and a one-shot rerank."""
     from deeprec.runs import Run
+    from deeprec.trm.trm import TRM
 
     overrides = [*(set_ or []), *([f"eval.users={users}"] if users is not None else [])]
     if resume is not None:
@@ -184,12 +185,17 @@ def evaluate(
         config = Run.open(resume).config_path
     bench = _bench(config, overrides, dry_run, offline, runs)
     dataset = bench.dataset()
-    run = Run.open(resume) if resume else None
-    if run is not None and run.manifest["dataset"] != dataset.fingerprint:
-        raise DeepRecError(f"{run.path} was made on other data than {bench.config.data.source} now gives.")
-    trm, _ = bench.trm(dataset)
-    if run is None:
+    if resume is not None:
+        run = Run.open(resume)
+        if run.manifest["kind"] != "eval" or "trm" not in run.manifest:
+            raise DeepRecError(f"{run.path} is not an evaluation: start one with `deeprec eval`.")
+        if run.manifest["dataset"] != dataset.fingerprint:
+            raise DeepRecError(f"{run.path} was made on other data than {bench.config.data.source} now gives.")
+        trm = TRM.load(Path(run.manifest["trm"]), offline=offline)
+    else:
+        trm, folder = bench.trm(dataset)
         run = Run.create(runs, None, bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
+        run.record(trm=str((folder / "trm").resolve()))
     bench.console.print(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}", soft_wrap=True)
     with run:
         report = bench.evaluate(dataset, trm, run)
@@ -292,7 +298,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        print("deeprec: interrupted; what was finished is kept, the same command goes on.", file=sys.stderr)
+        print("deeprec: interrupted; what was finished is kept.", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers", "safetensors", "gguf"):

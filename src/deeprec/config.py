@@ -71,7 +71,7 @@ class TRMConfig(Section):
     preference_window: int = Field(5, ge=1, description="a preference is drawn from one of the next items")
     preference_dropout: float = Field(0.4, ge=0, le=1, description="share of training positions without one")
     history_preference: float = Field(0.3, ge=0, le=1, description="share drawn from the history instead")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TRMConfig:
@@ -107,7 +107,7 @@ class ExploreConfig(Section):
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     batch_size: int = Field(32, ge=1, description="explorations in flight at once")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class RewardConfig(Section):
@@ -134,7 +134,7 @@ class EvalConfig(Section):
     users: int | None = Field(None, ge=1, description="sample of users for the LLM systems; default all")
     bootstrap: int = Field(2000, ge=100, description="resamples behind an interval")
     confidence: float = Field(0.95, gt=0, lt=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @field_validator("cutoffs")
     @classmethod

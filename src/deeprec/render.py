@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 def show_dataset(dataset: Dataset, console: Console) -> None:
-    table = Table(title=f"{dataset.name}", show_header=False)
+    table = Table(title=escape(dataset.name), show_header=False)
     for name, value in dataset.describe().items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(part)}" for key, part in value.items())
-        table.add_row(name.replace("_", " "), _number(value))
+        table.add_row(name.replace("_", " "), escape(_number(value)))
     console.print(table)
     for line in dataset.report.lines():
         console.print(line, markup=False, highlight=False)
@@ -63,7 +63,7 @@ def show_hits(hits: Sequence[Hit], catalog: Catalog, console: Console) -> None:
     for place, hit in enumerate(hits, start=1):
         categories = ", ".join(catalog.categories[hit.item])
         title = escape(catalog.titles[hit.item])
-        table.add_row(str(place), catalog.ids[hit.item], title, escape(categories), f"{hit.score:.3f}")
+        table.add_row(str(place), escape(catalog.ids[hit.item]), title, escape(categories), f"{hit.score:.3f}")
     console.print(table)
 
 
@@ -78,7 +78,7 @@ def show_exploration(bench: Workbench, dataset: Dataset, trm: TRM, policy: Polic
         nonlocal opened
         if author is Author.ENVIRONMENT and not opened:
             opened = True
-            console.print(Panel(Text(text.rstrip()), title=f"prompt for user {task.user}", style="dim"))
+            console.print(Panel(Text(text.rstrip()), title=escape(f"prompt for user {task.user}"), style="dim"))
         else:
             style = "dim" if author is Author.ENVIRONMENT else "bold"
             console.print(Text(text, style=style), end="")
@@ -119,7 +119,8 @@ def show_outcome(dataset: Dataset, trace: Trace, split: str, console: Console) -
         where = f"place {place_of}" if place_of else "not in the ranking"
         shown = "retrieved" if target in trace.pool else "never retrieved"
         title = escape(catalog.titles[target])
-        console.print(f"held-out item (which no part of this has seen): {title}: {where}, {shown}")
+        seen = "which no part of this has seen" if split == "test" else "on which the TRM was stopped"
+        console.print(f"held-out item, {seen}: {title}: {where}, {shown}")
 
 
 def show_game(bench: Workbench, dataset: Dataset, trm: TRM, task: Task) -> None:
@@ -161,6 +162,7 @@ def run_demo(bench: Workbench) -> None:
     show_exploration(bench, dataset, trm, bench.script(), task)
     console.rule("4 of 4: evaluation")
     run = Run.create(bench.runs, "demo", bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
+    run.record(trm=str((folder / "trm").resolve()))
     console.print(f"If interrupted: deeprec eval --resume {run.path}", soft_wrap=True)
     with run:
         report = bench.evaluate(dataset, trm, run)
@@ -173,7 +175,7 @@ def run_demo(bench: Workbench) -> None:
 def show_runs(bench: Workbench) -> None:
     table = Table("folder", "kind", "status", "created (UTC)", "seconds")
     for run in list_runs(bench.runs):
-        table.add_row(str(run.path), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
+        table.add_row(escape(str(run.path)), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
     bench.console.print(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from rich.progress import (
 )
 
 from deeprec.assets import ASSETS
-from deeprec.config import Config
+from deeprec.config import Config, dump_config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
@@ -119,6 +120,8 @@ class Workbench:
         """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
         from deeprec.data.catalog import UserId
 
+        if titles and user is not None:
+            raise DeepRecError("--user and --item exclude each other: a user of the data, or a new one's history.")
         if titles:
             return Task("new:you", UserId("you"), tuple(map(dataset.catalog.find, titles)))
         tasks = dataset.tasks(self.config.eval.split)
@@ -217,14 +220,17 @@ class Workbench:
 
     def _trm_run(self, dataset: Dataset) -> Run | None:
         """The latest run that trained, or began to train, this TRM on this data."""
+        wanted = tomllib.loads(dump_config(self.config))
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != "trm":
                 continue
-            run = Run.open(summary.path)
             try:
-                same = run.config.data == self.config.data and run.config.trm == self.config.trm
-            except DeepRecError:  # written by a version with other keys
+                run = Run.open(summary.path)
+                # The file itself, not the parsed configuration: a key that is new since then must not be filled in.
+                written = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
+            except (DeepRecError, OSError, ValueError):
                 continue
-            if same and run.manifest["dataset"] == dataset.fingerprint:
+            same = written.get("trm") == wanted["trm"] and written.get("data") == wanted["data"]
+            if same and run.manifest.get("dataset") == dataset.fingerprint:
                 return run
         return None

@@ -277,7 +277,7 @@ def test_the_prompt_shows_the_history_the_limits_and_every_tag() -> None:
     assert text.endswith(f"\n\nUser:\n{history}\nAssistant:\n{THINK}\n")
     assert "the 7 items" in text
     assert "up to 13 items" in text
-    assert "at most 3 times" in text
+    assert "up to 3 times in all" in text
     assert "\n7. title\n" in text
     assert all(tag in text for tag in TAGS)
     assert not re.search(r"{[a-z_A-Z]+}", text.replace(history, ""))

@@ -66,6 +66,8 @@ def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFra
         try:
             product = json.loads(raw)
             item = product["parent_asin"]
+            if not isinstance(item, str):
+                raise TypeError(item)
         except (ValueError, TypeError, KeyError, RecursionError):
             broken.append({LINE: line, "text": raw.decode("utf-8", "replace").strip()})
             continue

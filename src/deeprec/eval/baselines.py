@@ -65,10 +65,9 @@ def _trace(
     config: ExploreConfig,
 ) -> Trace:
     body, closed, _ = f"{protocol.RERANK_START}{segments[1].text}".partition(END_ANSWER)
-    titles, faults = protocol.parse_lines(body, answer_size=config.answer_size)
+    # An answer that was cut off is none, as in an exploration; its last line may name another item.
+    titles, faults = protocol.parse_lines(body, answer_size=config.answer_size) if closed else ((), (Fault.NO_ANSWER,))
     lines = resolve_lines(titles, catalog, [hit.item for hit in turn.hits], task.history)
-    if not closed:
-        faults = (*faults, Fault.TAGS)
     stops = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
     stop = Stop.ANSWERED if closed else stops.get(last.finish or Finish.LENGTH, Stop.SEGMENT_LIMIT)
     return Trace(

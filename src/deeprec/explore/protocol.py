@@ -40,7 +40,8 @@ It answers with up to {items_per_call} items that fit both the phrases and the u
 
 How to work:
 - Reason about the history first, then call the tool.
-- Call it again, at most {max_calls} times, with other phrases: look where the answers point, and in new directions.
+- Call it up to {max_calls} times in all, with other phrases each time: look where the answers point, and in new \
+directions.
 - When you know enough, reason about all the items you were shown, close your thoughts and give exactly \
 {answer_size} of their titles, best first, each once and none from the history:
 {END_THINK}

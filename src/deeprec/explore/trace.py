@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,14 +136,15 @@ class Trace:
         return sum(len(segment.tokens) for segment in self.segments if segment.author is Author.POLICY)
 
     def tokens(self) -> tuple[list[int], list[bool], list[float]]:
-        """All tokens, whether the policy wrote each, and its logprob (0 for the environment's)."""
+        """All tokens, whether the policy wrote each, and its logprob (0 for the environment's, nan if unknown)."""
         ids: list[int] = []
         written: list[bool] = []
         logprobs: list[float] = []
         for segment in self.segments:
             ids += segment.tokens
             written += [segment.author is Author.POLICY] * len(segment.tokens)
-            logprobs += segment.logprobs or [0.0] * len(segment.tokens)
+            unknown = math.nan if segment.author is Author.POLICY else 0.0
+            logprobs += segment.logprobs or [unknown] * len(segment.tokens)
         return ids, written, logprobs
 
     def to_json(self) -> dict[str, Any]:

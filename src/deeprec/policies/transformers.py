@@ -17,109 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.row_cache import RowCache
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
-
-
-class _RowLayer(CacheLayerMixin):
-    """One layer's keys and values of all rows, in place. Reads and writes the rows that `RowCache` opened."""
-
-    is_sliding = False
-    keys: Any
-    values: Any
-
-    def __init__(self, cache: RowCache) -> None:
-        super().__init__()
-        self.cache = cache
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = self._room(key_states), self._room(value_states)
-        self.is_initialized = True
-
-    def grow(self) -> None:
-        if self.is_initialized:
-            self.keys, self.values = self._room(self.keys, keep=True), self._room(self.values, keep=True)
-
-    def _room(self, states_BHTD: Tensor, *, keep: bool = False) -> Tensor:
-        rows, length = self.cache.capacity
-        held, heads, filled, width = states_BHTD.shape
-        room = states_BHTD.new_zeros((rows, heads, length, width))
-        if keep:
-            room[:held, :, :filled] = states_BHTD
-        return room
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        rows, length = self.cache.rows, self.cache.length
-        keys, values = self.keys[rows, :, :length], self.values[rows, :, :length]
-        index_B1, positions_BT = self.cache.index_B1, self.cache.positions_BT
-        keys[index_B1, :, positions_BT] = key_states.transpose(1, 2)
-        values[index_B1, :, positions_BT] = value_states.transpose(1, 2)
-        return keys, values
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        for states in (self.keys, self.values):
-            states[target, :, :length] = states[source, :, :length]
-
-    def swap(self, a: int, b: int, length: int) -> None:
-        for states in (self.keys, self.values):
-            held = states[a, :, :length].clone()
-            states[a, :, :length] = states[b, :, :length]
-            states[b, :, :length] = held
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.length, 0
-
-    def get_seq_length(self) -> int:
-        return self.cache.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class RowCache(Cache):
-    """Keys and values of many contexts, each a row of its own length; any run of rows can be advanced."""
-
-    def __init__(self, n_layers: int, rows: int) -> None:
-        self.capacity = (rows, 256)
-        self.rows = slice(0, 0)
-        self.length = 0
-        self.positions_BT = torch.empty(0)
-        self.index_B1 = torch.empty(0)
-        self.states = [_RowLayer(self) for _ in range(n_layers)]
-        super().__init__(layers=list(self.states))
-
-    def open(self, rows: slice, positions_BT: Tensor) -> None:
-        """Say which rows the next forward pass advances, and where each of its tokens goes."""
-        self.rows, self.positions_BT = rows, positions_BT
-        self.length = int(positions_BT.max()) + 1
-        self.index_B1 = torch.arange(rows.stop - rows.start, device=positions_BT.device)[:, None]
-        self.reserve(rows.stop, self.length)
-
-    def reserve(self, rows: int, length: int) -> None:
-        held_rows, held_length = self.capacity
-        if rows > held_rows or length > held_length:
-            if length > held_length:
-                held_length = -(-length * 5 // 4 // 256) * 256
-            self.capacity = (max(rows, held_rows), held_length)
-            for layer in self.states:
-                layer.grow()
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give row `target` the first `length` places of row `source`."""
-        for layer in self.states:
-            layer.copy(source, target, length)
-
-    def swap(self, a: int, b: int, length: int) -> None:
-        for layer in self.states:
-            layer.swap(a, b, length)
 
 
 @dataclass
@@ -151,6 +56,9 @@ class TransformersPolicy:
             raise DeepRecError(
                 f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
             )
+        # What the tokenizer itself puts before a text; its settings don't tell for all kinds of tokenizer.
+        opened = tokenizer("a")["input_ids"][:1]
+        self.start = opened if opened == [tokenizer.bos_token_id] else []
         self.context_limit: int = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self.rows: list[_Row] = []
@@ -166,37 +74,49 @@ class TransformersPolicy:
         """
         from deeprec import assets
 
-        source = config.model
+        source = str(Path(config.model).expanduser())
         if source in assets.ASSETS:
             source = str(assets.fetch(source, offline=offline))
         device = pick_device(config.device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=pick_dtype(config.dtype, device), local_files_only=offline
+                source,
+                dtype=pick_dtype(config.dtype, device),
+                attn_implementation="sdpa",  # eager attention would misread the boolean mask
+                local_files_only=offline,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
             known = ", ".join(assets.ASSETS)
             raise DeepRecError(
                 f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id): "
-                f"{str(error).splitlines()[0]}"
+                f"{_brief(error)}"
             ) from None
         if config.adapter is not None:
             try:
                 from peft import PeftModel
             except ImportError:
                 raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
-            if not (Path(config.adapter) / "adapter_config.json").is_file():
+            adapter = Path(config.adapter).expanduser()
+            if not (adapter / "adapter_config.json").is_file():
                 raise DeepRecError(f"policy.adapter={config.adapter!r} holds no adapter_config.json.")
-            model = PeftModel.from_pretrained(model, config.adapter).merge_and_unload()
-        model.to(device)
+            try:
+                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            except Exception as error:  # noqa: BLE001 (as above)
+                raise DeepRecError(
+                    f"policy.adapter={config.adapter!r} does not fit {config.model}: {_brief(error)}"
+                ) from None
+        try:
+            model.to(device)
+        except RuntimeError as error:
+            raise DeepRecError(f"policy.device={config.device!r} can't take the model: {_brief(error)}") from None
         return cls(model.eval(), tokenizer)
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        if first and self.tokenizer.bos_token_id is not None and getattr(self.tokenizer, "add_bos_token", False):
-            return [self.tokenizer.bos_token_id, *tokens]
-        return tokens
+        return [*self.start, *tokens] if first else tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -248,6 +168,8 @@ class TransformersPolicy:
                 self.rows[place].request = None
                 self._swap(place, len(self.rows) - 1)
                 self.rows.pop()
+        if not self.rows:
+            self.cache = RowCache(self.model.config.num_hidden_layers, rows=1)
         self._gather()
 
     def _gather(self) -> None:
@@ -328,7 +250,8 @@ class TransformersPolicy:
         row.context.append(token)
         row.written += 1
         # Every token adds at least one byte or nothing, so a stop string that just ended lies in this tail.
-        row.tail = [*row.tail[-max((len(stop.encode()) for stop in request.stops), default=0) :], token]
+        longest = max((len(stop.encode()) for stop in request.stops), default=1)
+        row.tail = [*row.tail[-longest:], token]
         text = self.decode(row.tail)
         finish = None
         if any(stop in text for stop in request.stops):
@@ -340,6 +263,10 @@ class TransformersPolicy:
         if finish is not None:
             row.request = None
         return Chunk(row.key, (token,), (logprob,), finish)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:

@@ -249,10 +249,10 @@ def _restore(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
+        if json.loads(metadata["config"]) != config.model_dump(mode="json"):
+            raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DeepRecError(f"{path} is a damaged checkpoint ({error}): remove it to start anew.") from None
-    if TRMConfig.model_validate_json(metadata["config"]) != config:
-        raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
     model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
     average.load_state_dict({name[8:]: t for name, t in tensors.items() if name.startswith("average.")})
     for name, parameter in model.named_parameters():
