@@ -300,6 +300,9 @@ def main() -> None:
             raise
         print("deeprec: interrupted; what was finished is kept.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:  # a disk that is full or read-only, a file that may not be read
+        print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "transformers", "safetensors", "gguf"):
             raise

@@ -39,8 +39,8 @@ def neutralise(text: str) -> str:
     """Item text made safe to stand in a prompt.
 
     Control characters and line breaks become spaces; format characters (bidi marks, zero-width characters)
-    and lone surrogates go; angle brackets become '‹' and '›', so that no protocol tag or special token of a
-    tokenizer survives; whitespace is collapsed. Idempotent.
+    and lone surrogates go; angle brackets become '‹' and '›', so that no protocol tag and no special token
+    written with them survives; whitespace is collapsed. Idempotent.
     """
     if not text.isprintable():
         text = "".join(map(_neutral_char, text))

@@ -120,7 +120,8 @@ class TRM:
         for path in paths:
             if not path.is_file():
                 raise DeepRecError(
-                    f"{folder} holds no trained TRM ({path.name} is missing): train one with `deeprec trm train`."
+                    f"{folder} holds no trained TRM ({path.name} is missing): train one with "
+                    "`deeprec trm train --again`."
                 )
         try:
             config = TRMConfig.model_validate(json.loads(paths[0].read_text(encoding="utf-8")))
@@ -132,5 +133,7 @@ class TRM:
                 raise ValueError(f"{len(state['text_ID'])} items in the model, {len(catalog)} in the catalogue")
         except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
             reason = " ".join(str(error).split())
-            raise DeepRecError(f"{folder} holds a damaged TRM ({reason}): train it again.") from None
+            raise DeepRecError(
+                f"{folder} holds a damaged TRM ({reason}): train it again with `deeprec trm train --again`."
+            ) from None
         return cls(model, catalog, TextEncoder.load(offline=offline), config)
