@@ -16,7 +16,7 @@ from rich.text import Text
 
 from deeprec import assets
 from deeprec.data.catalog import Catalog, ItemIdx
-from deeprec.data.dataset import Dataset, Task
+from deeprec.data.dataset import Dataset, Split, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report
 from deeprec.explore.trace import Author, Trace
@@ -96,7 +96,7 @@ def show_exploration(bench: Workbench, dataset: Dataset, trm: TRM, policy: Polic
     return trace
 
 
-def show_outcome(dataset: Dataset, trace: Trace, split: str, console: Console) -> None:
+def show_outcome(dataset: Dataset, trace: Trace, split: Split, console: Console) -> None:
     """The ranking with where each item was found, what went wrong, and the held-out item where there is one."""
     catalog = dataset.catalog
     ranking, origin = trace.served()
@@ -113,7 +113,7 @@ def show_outcome(dataset: Dataset, trace: Trace, split: str, console: Console) -
         console.print(f"[red]faults:[/] {', '.join(fault.value for fault in trace.faults)}")
     if trace.error:
         console.print(f"[red]the policy failed:[/] {escape(trace.error)}")
-    target = dataset.targets("test" if split == "test" else "validation").get(trace.task)
+    target = dataset.targets(split).get(trace.task)
     if target is not None:
         place_of = ranking.index(target) + 1 if target in ranking else None
         where = f"place {place_of}" if place_of else "not in the ranking"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deeprec.config import ExploreConfig
-from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
-from deeprec.explore.environment import resolve_lines
+from deeprec.explore.environment import item_lines, resolve_lines
 from deeprec.explore.protocol import END_ANSWER, Fault
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Chunk, Finish, Policy, Request
@@ -30,8 +30,8 @@ def rerank(
         turns = [Turn("", "", tuple(hits)) for hits in retriever.retrieve(queries, CANDIDATES)]
         prompts = []
         for task, turn in zip(batch, turns, strict=True):
-            history = _lines(catalog, task.history[-config.history :])
-            candidates = _lines(catalog, [hit.item for hit in turn.hits])
+            history = item_lines(catalog, task.history[-config.history :])
+            candidates = item_lines(catalog, [hit.item for hit in turn.hits])
             prompts.append(protocol.rerank_prompt(history, candidates, answer_size=config.answer_size))
         contexts = [policy.encode(prompt, first=True) for prompt in prompts]
         keys = [f"rerank:{start + place}" for place in range(len(batch))]
@@ -84,7 +84,3 @@ def _trace(
         answer_size=config.answer_size,
         error=last.error,
     )
-
-
-def _lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
-    return protocol.item_lines([catalog.titles[i] for i in items], [catalog.categories[i] for i in items])

@@ -45,7 +45,7 @@ class Environment:
 
     def prompt(self) -> str:
         return protocol.prompt(
-            self._item_lines(self.task.history[-self.config.history :]),
+            item_lines(self.catalog, self.task.history[-self.config.history :]),
             answer_size=self.config.answer_size,
             items_per_call=self.config.items_per_call,
             max_calls=self.config.max_calls,
@@ -80,7 +80,7 @@ class Environment:
         self._call = None
         items = [hit.item for hit in hits]
         self._shown.update(items)
-        return protocol.tool_result(self._item_lines(items))
+        return protocol.tool_result(item_lines(self.catalog, items))
 
     def abort(self, stop: Stop, error: str | None = None) -> None:
         """End from outside: no room left in the context, or the policy failed."""
@@ -111,13 +111,13 @@ class Environment:
         if not self.turns:
             self._faults.append(Fault.NO_CALL)
 
-    def _item_lines(self, items: Sequence[ItemIdx]) -> str:
-        return protocol.item_lines(
-            [self.catalog.titles[item] for item in items], [self.catalog.categories[item] for item in items]
-        )
-
     def _resolve(self, titles: Sequence[str]) -> tuple[Line, ...]:
         return resolve_lines(titles, self.catalog, [h.item for t in self.turns for h in t.hits], self.task.history)
+
+
+def item_lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
+    """Items of the catalogue as every prompt and tool result shows them."""
+    return protocol.item_lines([catalog.titles[i] for i in items], [catalog.categories[i] for i in items])
 
 
 def resolve_lines(
