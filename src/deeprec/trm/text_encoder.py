@@ -1,8 +1,13 @@
-"""Sentences to unit vectors by MiniLM-L6 (mean of the token states), batched and remembered."""
+"""Sentences to unit vectors by MiniLM-L6 (mean of the token states), batched and remembered, many of them on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,43 +15,99 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
+from deeprec.downloads import sha256_of
+
 _MAX_TOKENS = 128
 _BATCH_TOKENS = 4096
+_REMEMBERED = 100_000  # texts in memory: 150 MB
+_BULK = 512  # so many new texts are the catalogue's or those of a training, and fewer a user's
+_BLOCK = 4096  # texts in a file: what a kill loses at most
+_EDITION = 1  # raise when the same texts get other vectors
 
 
 class TextEncoder:
     """Texts in, unit vectors (len, width) in float32 out. Repeated texts cost a look-up.
 
     Vectors do not depend on the batch beyond float rounding: each text is padded only beside texts of its length.
+
+    The last 100,000 texts are remembered, but for those of calls with 512 new texts or more. These are encoded in
+    blocks of 4,096, and each block is kept as a file of `cache`, named by the sha256 of its texts and of the encoder's
+    files. So a call that was killed goes on where it stopped, and texts that are added at the end cost themselves only.
+    Whatever lies in the folder can be removed at any time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        """The encoder in `folder`; without `cache` nothing is kept on disk."""
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         self.width: int = self.model.config.hidden_size
-        self._known: dict[str, NDArray[np.float32]] = {}
+        self.folder = folder
+        self.cache = cache
+        self._known: dict[str, NDArray[np.float32]] = {}  # the one used last stands last
 
     @classmethod
     def load(cls, *, offline: bool = False) -> TextEncoder:
-        """The MiniLM asset, fetched where it is not in the cache.
+        """The MiniLM asset, fetched where it is not in the cache; vectors are kept beside it in `text-vectors`.
 
         Raises:
             DeepRecError: it can't be had.
         """
         from deeprec import assets
 
-        return cls(assets.fetch("minilm-l6", offline=offline))
+        return cls(assets.fetch("minilm-l6", offline=offline), assets.cache_folder() / "text-vectors")
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+    def encode(
+        self, texts: Sequence[str], on_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> NDArray[np.float32]:
+        """Unit vectors (len, width), the caller's own.
+
+        Args:
+            on_batch: hears, where many texts are new, how many different texts are done, and of how many.
+        """
+        distinct = dict.fromkeys(texts)
+        new = [text for text in distinct if text not in self._known]
+        if len(new) >= _BULK:
+            vectors_ND = self._encode_many(list(distinct), on_batch)
+            if len(distinct) == len(texts):
+                return vectors_ND
+            rows = {text: row for row, text in enumerate(distinct)}
+            return vectors_ND[[rows[text] for text in texts]]
         if new:
-            self._learn(new)
-        if not texts:
-            return np.empty((0, self.width), dtype=np.float32)
-        return np.stack([self._known[text] for text in texts])
+            self._known.update(zip(new, self._learn(new), strict=True))
+        for text in distinct:
+            self._known[text] = self._known.pop(text)
+        vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
+        for row, text in enumerate(texts):
+            vectors_ND[row] = self._known[text]
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return vectors_ND
+
+    def _encode_many(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
+        vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            on_batch(done, len(texts))
+
+        for start in range(0, len(texts), _BLOCK):
+            block = texts[start : start + _BLOCK]
+            file = self._file(block)
+            kept_MD = _read(file, (len(block), self.width)) if file else None
+            if kept_MD is None:
+                kept_MD = self._learn(block, advance)
+                if file:
+                    _write(file, kept_MD)
+            else:
+                advance(len(block))
+            vectors_ND[start : start + len(block)] = kept_MD
+        return vectors_ND
 
     @torch.inference_mode()
-    def _learn(self, texts: Sequence[str]) -> None:
+    def _learn(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
+        vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
         ids = self.tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
         order = sorted(range(len(texts)), key=lambda place: len(ids[place]))
         start = 0
@@ -60,6 +121,41 @@ class TextEncoder:
             states_BTD = self.model(**batch).last_hidden_state
             mask_BT1 = batch["attention_mask"][:, :, None]
             vectors_BD = torch.nn.functional.normalize((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1), dim=-1)
-            for place, vector_D in zip(places, vectors_BD.numpy(), strict=True):
-                self._known[texts[place]] = vector_D
+            vectors_ND[places] = vectors_BD.numpy()
             start = end
+            on_batch(len(places))
+        return vectors_ND
+
+    @cached_property
+    def _origin(self) -> list[str]:
+        """What the vectors come from besides the texts."""
+        files = sorted(path for path in self.folder.iterdir() if path.is_file())
+        return [f"edition {_EDITION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
+
+    def _file(self, texts: Sequence[str]) -> Path | None:
+        if self.cache is None:
+            return None
+        name = hashlib.sha256(json.dumps([self._origin, list(texts)]).encode()).hexdigest()
+        return self.cache / f"{name}.npy"
+
+
+def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The vectors of a file, mapped; None where there is none or a damaged one."""
+    try:
+        vectors_ND = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = (vectors_ND.shape, vectors_ND.dtype) == (shape, np.float32)
+    return vectors_ND if whole and (abs(np.linalg.norm(vectors_ND, axis=1) - 1) < 1e-3).all() else None
+
+
+def _write(file: Path, vectors_ND: NDArray[np.float32]) -> None:
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as opened:
+            np.save(opened, vectors_ND)
+        os.replace(part, file)
+    except OSError:  # a full or closed disk costs the time of the next start, and nothing now
+        with suppress(OSError):
+            part.unlink()
