@@ -32,7 +32,7 @@ layers = 1
 history = 8
 epochs = 10
 patience = 10
-batch_size = 16
+batch_places = 96
 learning_rate = 0.01
 
 [policy]
@@ -75,7 +75,7 @@ class Words:
 
     width = 16
 
-    def encode(self, texts):
+    def encode(self, texts, on_batch=lambda done, total: None):
         vectors_ND = np.zeros((len(texts), self.width), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in text.replace(".", " ").replace(";", " ").split() or [""]:

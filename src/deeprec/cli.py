@@ -118,7 +118,7 @@ def trm_recommend(
 
     trm = TRM.load(folder, offline=offline)
     history = tuple(map(trm.catalog.find, item or []))
-    query = Query(history, preference, frozenset(history))
+    query = Query(history, preference, frozenset(history), bench.config.explore.trust)
     show_hits(trm.retrieve([query], k)[0], trm.catalog, bench.console)
 
 

@@ -60,23 +60,31 @@ class TRMConfig(Section):
     width: int = Field(64, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
     history: int = Field(50, ge=1, description="most recent items that the encoder reads")
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(60, ge=1)
     patience: int = Field(5, ge=1, description="validations without a better NDCG@10 before stopping")
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    minutes: float | None = Field(None, gt=0, description="begin no epoch after so much training; default: no limit")
+    batch_places: int = Field(2048, ge=1, description="training positions a step")
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    averaging: float = Field(0.98, ge=0, lt=1, description="decay a step of the moving average of the weights")
-    preference_window: int = Field(5, ge=1, description="a preference is drawn from one of the next items")
-    preference_dropout: float = Field(0.4, ge=0, le=1, description="share of training positions without one")
-    history_preference: float = Field(0.3, ge=0, le=1, description="share drawn from the history instead")
+    averaging: float = Field(3.0, ge=0, description="epochs that the moving average of the weights spans; 0: none")
+    id_dropout: float = Field(0.1, ge=0, lt=1, description="share of items that a step knows by their text alone")
+    preference_dropout: float = Field(0.3, ge=0, le=1, description="share of training positions without a preference")
+    history_preference: float = Field(0.3, ge=0, le=1, description="share with one made of the history")
+    preference_window: int = Field(5, ge=1, description="the others are made of one of so many next items")
+    exact_preference: float = Field(0.3, ge=0, le=1, description="share of these that are made of the very next")
+    index: Literal["auto", "exact", "hnsw", "ivfpq"] = Field(
+        "auto", description="exact search, or FAISS; auto is exact up to 200,000 items"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TRMConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.preference_dropout + self.history_preference > 1 + 1e-9:
+            raise ValueError("preference_dropout and history_preference sum to more than 1")
         return self
 
 
@@ -104,6 +112,7 @@ class ExploreConfig(Section):
     segment_tokens: int = Field(160, ge=1, description="new tokens between two tool results")
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
     demonstration: bool = Field(True, description="show an invented example; a trained model needs none")
+    trust: float = Field(0.55, ge=0, le=1, description="how far the TRM believes a preference")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     batch_size: int = Field(32, ge=1, description="explorations in flight at once")

@@ -69,6 +69,16 @@ class Workbench:
             return TRM.load(known.path / "trm", offline=self.offline), known.path
         with self.timed("load MiniLM"):
             encoder = TextEncoder.load(offline=self.offline)
+        with (
+            self.timed("encode the items' text"),
+            self.progress("item texts encoded", len(dataset.catalog)) as (bar, task),
+        ):
+            encoder.encode(
+                dataset.catalog.texts(),
+                # Fewer texts than items where some are equal.
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+            bar.update(task, completed=bar.tasks[task].total)
         run = known or Run.create(self.runs, None, self.config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
         self.console.print(
             f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)", soft_wrap=True

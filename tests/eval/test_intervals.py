@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deeprec.errors import DeepRecError
-from deeprec.eval.intervals import Interval, mean_interval, paired_interval, paired_on_users
+from deeprec.eval.intervals import Interval, mean_interval, paired_interval, paired_on_users, ratio_interval
 
 SETTINGS = {"confidence": 0.95, "resamples": 2000, "seed": 0}
 
@@ -133,3 +133,27 @@ def test_different_users_are_an_error_that_counts_them():
     b = {"z": 1.0, "w": 1.0}
     with pytest.raises(DeepRecError, match=r"2 of the first's 3 .* 1 of the second's 2"):
         paired_on_users(a, b)
+
+
+def test_a_ratio_of_means_by_hand():
+    """One user at 3 / 1 and one at 1 / 1: the means give 2, the draws 1, 2 or 3."""
+    found = ratio_interval(np.array([3.0, 1.0]), np.array([1.0, 1.0]), confidence=0.95, resamples=500, seed=0)
+    assert (found.mean, found.low, found.high) == (2.0, 1.0, 3.0)
+
+
+def test_a_ratio_is_of_pairs():
+    """Ours is always twice theirs: no draw of users changes that."""
+    theirs_U = np.random.default_rng(0).random(50)
+    found = ratio_interval(2 * theirs_U, theirs_U, confidence=0.9, resamples=200, seed=1)
+    np.testing.assert_allclose([found.mean, found.low, found.high], 2.0)
+
+
+def test_a_ratio_to_nothing_is_nan():
+    found = ratio_interval(np.ones(3), np.zeros(3), confidence=0.95, resamples=100, seed=0)
+    assert math.isnan(found.mean)
+
+
+def test_a_ratio_needs_pairs():
+    for ours_U, theirs_U in ((np.ones(2), np.ones(3)), (np.ones(0), np.ones(0))):
+        with pytest.raises(ValueError, match="one shape and are not empty"):
+            ratio_interval(ours_U, theirs_U, confidence=0.95, resamples=100, seed=0)

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
@@ -116,6 +117,21 @@ def test_a_faultless_exploration(catalog: Catalog) -> None:
     assert (trace.task, trace.user, trace.history) == (TASK.id, TASK.user, TASK.history)
 
 
+def test_the_configured_trust_is_asked_for(catalog: Catalog) -> None:
+    env = environment(catalog, trust=0.25)
+    for preference in ("war", "space"):
+        query = env.receive(call_text("Hm.", preference), Finish.STOP)
+        assert query is not None
+        assert (query.preference, query.trust) == (preference, 0.25)
+        env.answer_call(hits(1))
+
+
+@pytest.mark.parametrize("trust", [-0.1, 1.1])
+def test_a_trust_that_is_no_share_is_refused(trust: float) -> None:
+    with pytest.raises(ValidationError, match="trust"):
+        ExploreConfig(trust=trust)
+
+
 @pytest.mark.parametrize(
     ("titles", "faults"),
     [
@@ -213,7 +229,7 @@ def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
 
 def test_a_task_has_no_target() -> None:
     assert {field.name for field in fields(Task)} == {"id", "user", "history"}
-    assert {field.name for field in fields(Query)} == {"history", "preference", "exclude"}
+    assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "trust"}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from deeprec.explore.protocol import (
     item_lines,
     parse,
     parse_lines,
-    phrases_of,
     prompt,
     rerank_prompt,
     tool_result,
@@ -257,11 +256,6 @@ def test_any_lines_are_read(body: str, size: int) -> None:
     titles, faults = parse_lines(body, answer_size=size)
     assert titles == parse_lines(body, answer_size=size)[0]
     assert len(titles) == size or faults
-
-
-def test_phrases() -> None:
-    assert phrases_of(" war;drama ;; \n1990s\n") == ["war", "drama", "1990s"]
-    assert phrases_of(" ;\n") == []
 
 
 def test_items_are_numbered_and_have_categories_where_there_are_any() -> None:

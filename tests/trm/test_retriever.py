@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
 from deeprec.testing import RetrieverContract, toy_dataset
-from deeprec.trm.retriever import Hit, PopularityRetriever, Query, TransitionRetriever, top_hits
+from deeprec.trm.retriever import Hit, PopularityRetriever, Query, TransitionRetriever, phrases_of, top_hits
 
 
 def items(*numbers):
@@ -38,6 +39,25 @@ class TestTransitionContract(RetrieverContract):
     @pytest.fixture
     def retriever(self, n_items):
         return TransitionRetriever.fit(toy_dataset(n_items=n_items).train_sequences(), n_items)
+
+
+def test_a_semicolon_or_a_line_break_parts_phrases():
+    assert phrases_of(" war;drama ;; \n1990s\n") == ["war", "drama", "1990s"]
+    assert phrases_of("sci-fi, or war. at sea\tin  space") == ["sci-fi, or war. at sea\tin  space"]
+    assert phrases_of("") == phrases_of(" ;\n") == []
+
+
+@given(st.lists(st.text(st.characters(exclude_characters=";\n", exclude_categories=["Cs"]))), st.sampled_from(";\n"))
+def test_any_phrases_are_found_again(phrases, separator):
+    expected = [phrase.strip() for phrase in phrases if phrase.strip()]
+    assert phrases_of(separator.join(phrases)) == expected
+    assert phrases_of("; ".join(expected)) == expected
+
+
+def test_a_query_is_trusted_as_an_exploration_is_by_default():
+    """So that `deeprec trm recommend`, `explore` and whoever asks in Python hear alike."""
+    assert Query(items(1), "war").trust == ExploreConfig().trust > 0
+    assert Query(items(1), "war") != Query(items(1), "war", trust=0.5)
 
 
 def places(scores, k, exclude=()):

@@ -202,6 +202,10 @@ class Catalog:
         )
         return ". ".join(part for part in parts if part)
 
+    def texts(self) -> list[str]:
+        """`text` of every item."""
+        return [self.text(ItemIdx(item)) for item in range(len(self))]
+
     def title_report(self) -> TitleReport:
         names = Counter(self.titles)
         keys = [normalise_title(title) for title in self.titles]

@@ -92,6 +92,25 @@ def paired_interval(
     return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U))
 
 
+def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:
+    """The mean of ours divided by the mean of theirs, users resampled in pairs; nan where theirs is 0.
+
+    Raises:
+        ValueError: the shapes differ, or there are no users.
+    """
+    if ours_U.shape != theirs_U.shape or not len(ours_U):
+        raise ValueError(f"paired values have one shape and are not empty: {ours_U.shape} and {theirs_U.shape}")
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, len(ours_U), len(ours_U)) for _ in range(resamples))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = [np.divide(ours_U[drawn_U].mean(), theirs_U[drawn_U].mean()) for drawn_U in drawn]
+        ratio = float(np.divide(ours_U.mean(), theirs_U.mean()))
+    tail = (1 - confidence) / 2
+    # A draw without a hit of theirs is infinite, and can't be interpolated.
+    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    return Interval(ratio if np.isfinite(ratio) else math.nan, float(low), float(high))
+
+
 def paired_on_users(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[Floats, Floats]:
     """The values of both, by user id, as two vectors of shape (U,) in the order of `a`.
 

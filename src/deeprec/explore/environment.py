@@ -59,7 +59,7 @@ class Environment:
         if isinstance(parsed, Call):
             if len(self.turns) < self.config.max_calls:
                 self._call = parsed
-                return Query(self.task.history, parsed.preference, frozenset(self._shown))
+                return Query(self.task.history, parsed.preference, frozenset(self._shown), self.config.trust)
             self._end(Stop.CALL_LIMIT)
         elif isinstance(parsed, Answer):
             self._lines = self._resolve(parsed.titles)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from deeprec.trm.retriever import phrases_of
+
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<recommendation_list>", "</recommendation_list>"
 PREFERENCE, END_PREFERENCE = "<|begin_of_preference|>", "<|end_of_preference|>"
@@ -189,11 +191,6 @@ def _demonstration(answer_size: int) -> str:
         f"{call_text(second, 'Crime; Thriller')}{tool_result(lines(crimes))}"
         f"{answer_text(last, picks)}\n\nThe real user, with {answer_size} titles in the answer:\n"
     )
-
-
-def phrases_of(preference: str) -> list[str]:
-    """The phrases of a preference text, stripped, without empty ones."""
-    return [phrase for part in re.split(r"[;\n]", preference) if (phrase := part.strip())]
 
 
 def parse(text: str, *, answer_size: int, after_items: bool) -> Call | Answer | Stray:

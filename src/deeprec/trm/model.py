@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprec.config import TRMConfig
+from deeprec.trm.layers import Block, Dropout
 
-
-class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward, causal."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_inner = nn.LayerNorm(width)
-        self.inner = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
-        qkv = self.qkv(self.norm_attention(x_BTD)).view(B, T, 3, self.heads, D // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x_BTD = x_BTD + self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, D)))
-        return x_BTD + self.dropout(self.inner(self.norm_inner(x_BTD)))
+_LOUDNESS = 8.0
+"""Factor on the preference's unit vector, whose numbers are so small that its projection would learn too slowly."""
 
 
 class PreferenceSASRec(nn.Module):
     """SASRec (Kang and McAuley, ICDM 2018) with item text and a preference.
 
-    An item is its id embedding plus a projection of its frozen text embedding. The user vector is the state at the
-    last item plus a projection of the preference's text embedding, normalised together, as in the paper's code;
-    without a preference nothing is added. Scores are dot products with the item vectors.
+    An item is its id embedding plus a projection of its frozen text embedding. The user vector is the normalised
+    state at the last item. A preference adds a projection of its text vector, weighed by a gate that sees both, and
+    takes back (by a learned matrix) what the history had said already; without one nothing is added. Scores are dot
+    products with the item vectors.
 
     Rows are padded on the right with the index `n_items`; being causal, the encoder needs no mask for that.
     """
@@ -46,30 +30,41 @@ class PreferenceSASRec(nn.Module):
         super().__init__()
         n_items, text_width = text_ID.shape
         width = config.width
-        self.register_buffer("text_ID", text_ID)
+        # The catalogue's text is no part of what is learned, and is stored once, beside the weights.
+        self.register_buffer("text_ID", text_ID, persistent=False)
         self.ids = nn.Embedding(n_items, width)
+        self.ids_dropped = config.id_dropout
         self.text = nn.Linear(text_width, width, bias=False)
         self.places = nn.Embedding(config.history, width)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
-        self.dropout = nn.Dropout(config.dropout)
-        self.preference = nn.Linear(text_width, width)
         self.norm = nn.LayerNorm(width)
+        self.preference = nn.Linear(text_width, width, bias=False)
+        self.gate = nn.Linear(2 * width, width)
+        self.taken_back = nn.Linear(width, width, bias=False)
+        for weight in (self.gate.weight, self.gate.bias, self.taken_back.weight):
+            nn.init.zeros_(weight)
         for embedding in (self.ids, self.places):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def items(self) -> Tensor:
-        """Item vectors (I, D)."""
-        return self.ids.weight + self.text(self.text_ID)
+        """Item vectors (I, D). In training some lose their id, so that an item can be known by its text alone."""
+        ids_ID = self.ids.weight
+        if self.training and self.ids_dropped:
+            ids_ID = ids_ID * (torch.rand(ids_ID.shape[0], 1, device=ids_ID.device) >= self.ids_dropped)
+        return ids_ID + self.text(self.text_ID)
 
     def encode(self, items_ID: Tensor, rows_BT: Tensor) -> Tensor:
         """States (B, T, D) after each item of the rows, before the preference."""
         padded = F.pad(items_ID, (0, 0, 0, 1))
-        x_BTD = F.embedding(rows_BT, padded) + self.places.weight[: rows_BT.shape[1]]
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(F.embedding(rows_BT, padded) + self.places.weight[: rows_BT.shape[1]])
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return x_BTD
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, given_N: Tensor) -> Tensor:
-        """User vectors (N, D) from states and text embeddings of preferences; `given_N` says which count."""
-        return self.norm(states_ND + self.preference(preferences_NE) * given_N[:, None])
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, trust_N: Tensor) -> Tensor:
+        """User vectors (N, D) from states and vectors of preferences, each believed as far as `trust_N` (0..1)."""
+        users_ND = self.norm(states_ND)
+        heard_ND = self.preference(_LOUDNESS * preferences_NE)
+        gates_ND = 2 * torch.sigmoid(self.gate(torch.cat([users_ND, heard_ND], dim=1)))
+        return users_ND + trust_N[:, None] * (gates_ND * heard_ND + self.taken_back(users_ND))

@@ -16,24 +16,35 @@ from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset
 from deeprec.errors import DeepRecError
+from deeprec.trm.index import Index, NoFaissError, import_faiss
 from deeprec.trm.model import PreferenceSASRec
-from deeprec.trm.retriever import Hit, Query, top_hits
+from deeprec.trm.preferences import encode_preferences
+from deeprec.trm.retriever import Hit, Query
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
 
 _BATCH = 256
+_IDS = "ids.weight"
 
 
 class TRM:
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen."""
 
-    def __init__(self, model: PreferenceSASRec, catalog: Catalog, encoder: TextEncoder, config: TRMConfig) -> None:
+    def __init__(
+        self, model: PreferenceSASRec, catalog: Catalog, encoder: TextEncoder, config: TRMConfig, index: Index
+    ) -> None:
         self.model = model.eval()
         self.catalog = catalog
         self.encoder = encoder
         self.config = config
+        self.index = index
+
+    @classmethod
+    def of(cls, model: PreferenceSASRec, catalog: Catalog, encoder: TextEncoder, config: TRMConfig) -> TRM:
+        """The TRM of a trained network, with the index of its item vectors."""
         with torch.inference_mode():
-            self.items_ID = model.items()
+            vectors_ID = model.eval().items()
+        return cls(model, catalog, encoder, config, Index.build(vectors_ID, config.index))
 
     @classmethod
     def fit(
@@ -51,25 +62,28 @@ class TRM:
         tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
         if not tasks:
             raise DeepRecError(f"{dataset.name}: no user has the 3 interactions that training and validation need.")
+        if config.index in ("hnsw", "ivfpq"):
+            import_faiss(config.index)  # now, and not after the training
         queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
         wanted = np.array([targets[task.id] for task in tasks])
 
         def validate(model: PreferenceSASRec) -> float:
-            trm = cls(model, dataset.catalog, encoder, config)
-            ranks_Q = trm.ranks(queries, wanted)
+            with torch.inference_mode():
+                exact = Index.build(model.eval().items(), "exact")
+            ranks_Q = cls(model, dataset.catalog, encoder, config, exact).ranks(queries, wanted)
             return float(np.where((ranks_Q >= 0) & (ranks_Q < 10), 1 / np.log2(np.maximum(ranks_Q, 0) + 2), 0).mean())
 
         model, curve = train(
             dataset.train_sequences(), dataset.catalog, encoder, config, validate, checkpoint, on_epoch
         )
-        return cls(model, dataset.catalog, encoder, config), curve
+        return cls.of(model, dataset.catalog, encoder, config), curve
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """See `Retriever`."""
         hits = []
         for start in range(0, len(queries), _BATCH):
             batch = queries[start : start + _BATCH]
-            hits += top_hits(self.scores(batch), batch, k)
+            hits += self.index.search(self.users(batch), k, [query.exclude for query in batch])
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,26 +100,54 @@ class TRM:
                 ranks.append(int(ahead) if own > -np.inf else -1)
         return np.array(ranks, dtype=np.int64)
 
-    @torch.inference_mode()
     def scores(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         """Scores (Q, I) of all items, nothing excluded."""
-        n_items = self.items_ID.shape[0]
-        histories = [query.history[-self.config.history :] for query in queries]
-        # An empty history reads one padding item, whose vector is zero.
-        lengths_Q = torch.tensor([max(len(history), 1) for history in histories])
-        rows_QT = torch.full((len(queries), int(lengths_Q.max())), n_items)
-        for row, history in enumerate(histories):
-            rows_QT[row, : len(history)] = torch.tensor(history, dtype=torch.long)
-        states_QTD = self.model.encode(self.items_ID, rows_QT)
-        states_QD = states_QTD[torch.arange(len(queries)), lengths_Q - 1]
-        given_Q = torch.tensor([float(bool(query.preference.strip())) for query in queries])
-        texts_QE = torch.from_numpy(self.encoder.encode([query.preference for query in queries]))
-        scores_QI: NDArray[np.float32] = (self.model.listen(states_QD, texts_QE, given_Q) @ self.items_ID.T).numpy()
+        scores_QI: NDArray[np.float32] = (self.users(queries) @ torch.from_numpy(self.index.vectors_ID).T).numpy()
         return scores_QI
 
+    @torch.inference_mode()
+    def users(self, queries: Sequence[Query]) -> torch.Tensor:
+        """User vectors (Q, D): what history and preference say together, in the space of the item vectors."""
+        histories = [query.history[-self.config.history :] for query in queries]
+        # An empty history reads one padding item, whose vector is zero.
+        lengths_Q = torch.tensor([max(len(history), 1) for history in histories], dtype=torch.long)
+        rows_QT = np.full((len(queries), int(lengths_Q.max()) if queries else 1), len(self.index))
+        for row, history in enumerate(histories):
+            rows_QT[row, : len(history)] = history
+        # Only the vectors that the histories name: the others may lie in a file.
+        named, rows = np.unique(rows_QT, return_inverse=True)
+        named_ND = torch.from_numpy(self.index.vectors_ID[named[named < len(self.index)]])
+        states_QTD = self.model.encode(named_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
+        states_QD = states_QTD[torch.arange(len(queries)), lengths_Q - 1]
+        preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
+        trust_Q = torch.tensor([query.trust for query in queries]) * given_Q
+        return self.model.listen(states_QD, preferences_QE, trust_Q)
+
+    @torch.inference_mode()
+    def add_items(self, items: Catalog) -> None:
+        """Make items retrievable that training never saw: their vectors come from their text alone.
+
+        They take the indices after those there are. Nothing is trained; `Index.add` says what it costs.
+
+        Raises:
+            DeepRecError: an id is in the catalogue already.
+        """
+        known = set(self.catalog.ids)
+        for item in items.ids:
+            if item in known:
+                raise DeepRecError(f"The catalogue holds the item {item!r} already: add only new ones, each once.")
+            known.add(item)
+        frame = pl.concat([self.catalog.to_frame(), items.to_frame()], how="vertical_relaxed")
+        texts_NE = torch.from_numpy(self.encoder.encode(items.texts()))
+        self.index.add(self.model.text(texts_NE))
+        self.catalog = Catalog.from_frame(frame)
+
     def save(self, folder: Path) -> None:
+        """Weights, item vectors with their index, and the catalogue: all that recommending needs."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.model.state_dict(), folder / "model.safetensors")
+        weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
+        save_file(weights, folder / "model.safetensors")
+        self.index.save(folder / "index")
         self.catalog.to_frame().write_parquet(folder / "catalog.parquet")
         (folder / "trm.json").write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -127,13 +169,19 @@ class TRM:
             config = TRMConfig.model_validate(json.loads(paths[0].read_text(encoding="utf-8")))
             catalog = Catalog.from_frame(pl.read_parquet(paths[1]))
             state = load_file(paths[2])
-            model = PreferenceSASRec(config, torch.empty_like(state["text_ID"]))
-            model.load_state_dict(state)
-            if len(catalog) != len(state["text_ID"]):
-                raise ValueError(f"{len(state['text_ID'])} items in the model, {len(catalog)} in the catalogue")
+            # The index holds the item vectors; the ids that they were made of are needed in training only.
+            model = PreferenceSASRec(config, torch.empty(0, state["text.weight"].shape[1]))
+            model.load_state_dict(state | {_IDS: torch.empty(0, config.width)})
+            index = Index.load(folder / "index")
+            if len(catalog) != len(index):
+                raise ValueError(f"{len(index)} items in the index, {len(catalog)} in the catalogue")
+            if index.width != config.width:
+                raise ValueError(f"vectors of width {index.width} in the index, {config.width} in the model")
+        except NoFaissError:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
             reason = " ".join(str(error).split())
             raise DeepRecError(
                 f"{folder} holds a damaged TRM ({reason}): train it again with `deeprec trm train --again`."
             ) from None
-        return cls(model, catalog, TextEncoder.load(offline=offline), config)
+        return cls(model, catalog, TextEncoder.load(offline=offline), config, index)

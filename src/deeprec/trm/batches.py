@@ -1,0 +1,93 @@
+"""Windows of training sequences in batches of about equal work, made by whole-array operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deeprec.config import TRMConfig
+from deeprec.data.dataset import Sequences
+from deeprec.errors import DeepRecError
+from deeprec.trm.preferences import Phrasebook, PreferenceSampler
+
+_ALIKE = 8
+"""Windows whose lengths differ by less than this may share a batch: little of it is padding then."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Rows of inputs (B, T), padded on the right with the number of items; and for the N real places among them, in
+    the order of `real_BT`, what follows (N) and the rows of phrases (N, L) of the preference that may be heard."""
+
+    inputs_BT: Tensor
+    real_BT: Tensor
+    targets_N: Tensor
+    phrases_NL: NDArray[np.int64]
+
+
+class Batches:
+    """The training batches of an epoch.
+
+    Sequences are cut into windows at borders that move from epoch to epoch. Everything of an epoch follows from the
+    seed and its number, so that a resumed training sees what an unbroken one would.
+    """
+
+    def __init__(self, sequences: Sequences, phrasebook: Phrasebook, config: TRMConfig) -> None:
+        self.items_N = sequences.items_N.astype(np.int64)
+        self.starts_U1 = sequences.starts_U1
+        self.n_items = len(phrasebook.items_IL)
+        self.config = config
+        self.sampler = PreferenceSampler(phrasebook, sequences, config)
+        self.users_U = np.flatnonzero(np.diff(self.starts_U1) >= 2)
+        if not self.users_U.size:
+            raise DeepRecError("The TRM has nothing to train on: no user has two training interactions.")
+
+    @property
+    def steps(self) -> int:
+        """About how many batches an epoch has."""
+        inputs = int((np.diff(self.starts_U1)[self.users_U] - 1).sum())
+        return max(1, round(inputs / self.config.batch_places))
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.config.seed, 2, number])
+        begins_W, lengths_W, users_W = self._windows(rng)
+        order_W = rng.permutation(begins_W.size)
+        order_W = order_W[np.argsort(-lengths_W[order_W] // _ALIKE, kind="stable")]
+        ends_W = np.cumsum(lengths_W[order_W])
+        cuts = np.searchsorted(
+            ends_W, np.arange(self.config.batch_places, ends_W[-1], self.config.batch_places), "right"
+        )
+        groups = [group for group in np.split(order_W, cuts) if group.size]
+        for group in rng.permutation(len(groups)):
+            rows = groups[group]
+            steps_BT = np.arange(lengths_W[rows].max()) + np.zeros_like(rows)[:, None]
+            real_BT = steps_BT < lengths_W[rows, None]
+            places_N = (begins_W[rows, None] + steps_BT)[real_BT]
+            inputs_BT = np.full(real_BT.shape, self.n_items)
+            inputs_BT[real_BT] = self.items_N[places_N]
+            users_N = np.broadcast_to(users_W[rows, None], real_BT.shape)[real_BT]
+            yield Batch(
+                torch.from_numpy(inputs_BT),
+                torch.from_numpy(real_BT),
+                torch.from_numpy(self.items_N[places_N + 1]),
+                self.sampler.draw(rng, places_N, users_N),
+            )
+
+    def _windows(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """First place, number of inputs and user of each window; windows hold at most `history` inputs."""
+        T, users_U = self.config.history, self.users_U
+        starts_U, inputs_U = self.starts_U1[users_U], np.diff(self.starts_U1)[users_U] - 1
+        # A sequence that fits is one window; a longer one begins inside its first, which is cut short.
+        shifts_U = np.where(inputs_U > T, rng.integers(0, T, users_U.size), 0)
+        counts_U = -(-(inputs_U + shifts_U) // T)
+        users_W = np.repeat(np.arange(users_U.size), counts_U)
+        nth_W = np.arange(users_W.size) - np.repeat(np.cumsum(counts_U) - counts_U, counts_U)
+        cuts_W = nth_W * T - shifts_U[users_W]
+        begins_W = np.maximum(cuts_W, 0)
+        lengths_W = np.minimum(cuts_W + T, inputs_U[users_W]) - begins_W
+        return starts_U[users_W] + begins_W, lengths_W, users_U[users_W]

@@ -1,0 +1,131 @@
+"""Preferences as sets of phrases: what a text says, and what training says in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from deeprec.config import TRMConfig
+from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.dataset import Sequences
+from deeprec.trm.retriever import phrases_of
+from deeprec.trm.text_encoder import TextEncoder
+
+PHRASES = 6
+"""Phrases of an item that training may use, and that one training preference holds at most."""
+_RECENT = 20
+"""A history's themes are those of its last items."""
+_THEMES = 3
+
+
+def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Vectors (Q, E) of preferences, and which of them (Q,) say anything; the vector of one that does not is zero.
+
+    A preference is the direction of the sum of its phrases' vectors, so that the order of phrases is nothing, and
+    a phrase that was never seen beside another one still counts.
+    """
+    parts = [list(dict.fromkeys(phrases_of(preference))) for preference in preferences]
+    vectors_NE = torch.from_numpy(encoder.encode([phrase for phrases in parts for phrase in phrases]))
+    sums_QE = torch.zeros(len(parts), encoder.width)
+    owners_N = torch.tensor([row for row, phrases in enumerate(parts) for _ in phrases], dtype=torch.long)
+    sums_QE.index_add_(0, owners_N, vectors_NE)
+    return F.normalize(sums_QE, dim=-1), torch.tensor([bool(phrases) for phrases in parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Phrasebook:
+    """The vectors of all phrases of a catalogue, and which of them each item has.
+
+    vectors_PE: unit vectors and, last, a zero one for padding. items_IL: up to `PHRASES` rows of it for each item,
+    padded. counts_I: how many. They come from the items' own text alone; an item without phrases has its title.
+    """
+
+    vectors_PE: Tensor
+    items_IL: NDArray[np.int64]
+    counts_I: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, catalog: Catalog, encoder: TextEncoder) -> Phrasebook:
+        phrases = [(catalog.phrases(ItemIdx(i)) or (catalog.titles[i],))[:PHRASES] for i in range(len(catalog))]
+        rows = {phrase: row for row, phrase in enumerate(dict.fromkeys(p for own in phrases for p in own))}
+        counts_I = np.array([len(own) for own in phrases], dtype=np.int64)
+        items_IL = np.full((len(catalog), PHRASES), len(rows), dtype=np.int64)
+        for item, own in enumerate(phrases):
+            items_IL[item, : len(own)] = [rows[phrase] for phrase in own]
+        vectors_PE = F.pad(torch.from_numpy(encoder.encode(list(rows))), (0, 0, 0, 1))
+        return cls(vectors_PE, items_IL, counts_I)
+
+    def vectors(self, rows_NL: NDArray[np.int64]) -> Tensor:
+        """Vectors (N, E) of preferences given as rows of phrases; nothing but padding gives zero."""
+        said_NL = rows_NL != self.padding
+        starts_N = torch.from_numpy(np.cumsum(said_NL.sum(1)) - said_NL.sum(1))
+        sums_NE = F.embedding_bag(torch.from_numpy(rows_NL[said_NL]), self.vectors_PE, starts_N, mode="sum")
+        return F.normalize(sums_NE, dim=-1)
+
+    @property
+    def padding(self) -> int:
+        return self.vectors_PE.shape[0] - 1
+
+
+class PreferenceSampler:
+    """What a user might have said at each place of a training sequence, had anyone asked.
+
+    Nothing (so that the TRM works alone), the themes of the history (they tell nothing new, and must not hurt), or some
+    phrases of the next item or of one of the next few (a preference is seldom exact). Shares are the configuration's.
+    """
+
+    def __init__(self, phrasebook: Phrasebook, sequences: Sequences, config: TRMConfig) -> None:
+        self.phrasebook = phrasebook
+        self.items_N = sequences.items_N.astype(np.int64)
+        self.starts_U1 = sequences.starts_U1
+        self.config = config
+
+    def draw(
+        self, rng: np.random.Generator, places_N: NDArray[np.int64], users_N: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Rows of phrases (N, PHRASES) for the places of `items_N` after which they might be said."""
+        config, n = self.config, places_N.size
+        draws_N = rng.random(n)
+        silent_N = draws_N < config.preference_dropout
+        theme_N = ~silent_N & (draws_N < config.preference_dropout + config.history_preference)
+        ahead_N = places_N + rng.integers(1, config.preference_window + 1, n)
+        ahead_N = np.where(rng.random(n) < config.exact_preference, places_N + 1, ahead_N)
+        items_N = self.items_N[np.minimum(ahead_N, self.starts_U1[users_N + 1] - 1)]
+        rows_NL = self._some(rng, items_N)
+        rows_NL[theme_N] = self._themes(rng, places_N[theme_N], users_N[theme_N])
+        rows_NL[silent_N] = self.phrasebook.padding
+        return rows_NL
+
+    def _some(self, rng: np.random.Generator, items_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A random part, never empty, of each item's phrases."""
+        counts_N = self.phrasebook.counts_I[items_N]
+        order_NL = rng.random((items_N.size, PHRASES))
+        order_NL[np.arange(PHRASES) >= counts_N[:, None]] = 2
+        kept_N1 = rng.integers(1, counts_N + 1)[:, None]
+        rows_NL = self.phrasebook.items_IL[items_N]
+        return np.where(order_NL.argsort(1).argsort(1) < kept_N1, rows_NL, self.phrasebook.padding)
+
+    def _themes(
+        self, rng: np.random.Generator, places_N: NDArray[np.int64], users_N: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The one to three phrases that each place's last items share most, equal counts by chance."""
+        n, padding = places_N.size, self.phrasebook.padding
+        back_NR = places_N[:, None] - np.arange(_RECENT)
+        first_N1 = self.starts_U1[users_N][:, None]
+        said_NRL = self.phrasebook.items_IL[self.items_N[np.maximum(back_NR, first_N1)]]
+        said_NRL[back_NR < first_N1] = padding
+        keys_M = (np.arange(n)[:, None, None] * (padding + 1) + said_NRL)[said_NRL != padding]
+        keys_M, counts_M = np.unique(keys_M, return_counts=True)
+        rows_M = keys_M // (padding + 1)
+        order_M = np.lexsort((-counts_M - rng.random(counts_M.size) / 2, rows_M))
+        nth_M = np.arange(rows_M.size) - np.searchsorted(rows_M, np.arange(n))[rows_M]
+        wanted_M = nth_M < np.minimum(rng.integers(1, _THEMES + 2, n), _THEMES)[rows_M]
+        rows_NL = np.full((n, PHRASES), padding)
+        rows_NL[rows_M[wanted_M], nth_M[wanted_M]] = keys_M[order_M][wanted_M] % (padding + 1)
+        return rows_NL

@@ -1,0 +1,347 @@
+"""What a preference says, and what training says in its place: phrases whose items are known by their numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeprec.config import TRMConfig
+from deeprec.data.catalog import build_catalog
+from deeprec.data.dataset import Sequences
+from deeprec.trm.preferences import PHRASES, Phrasebook, PreferenceSampler, encode_preferences
+
+
+class Apart:
+    """A text encoder in which every new text has a direction of its own, so that sums show what is in them."""
+
+    width = 32
+
+    def __init__(self):
+        self.texts = []
+
+    def encode(self, texts):
+        vectors_ND = np.zeros((len(texts), self.width), dtype=np.float32)
+        for row, text in enumerate(texts):
+            if text not in self.texts:
+                self.texts.append(text)
+            vectors_ND[row, self.texts.index(text)] = 1
+        return vectors_ND
+
+
+# What a text says
+
+
+def test_a_preference_is_the_direction_of_the_sum_of_its_phrases():
+    encoder = Apart()
+    encoder.encode(["war", "drama", "1990s"])
+    vectors_QE, given_Q = encode_preferences(encoder, ["war", " drama ;\nwar", "", "1990s;war; drama", " ;\n"])
+    expected_Q3 = torch.tensor([[1, 0, 0], [0.5**0.5, 0.5**0.5, 0], [0, 0, 0], [3**-0.5] * 3, [0, 0, 0]])
+    torch.testing.assert_close(vectors_QE[:, :3], expected_Q3)
+    assert not vectors_QE[:, 3:].any()
+    assert given_Q.tolist() == [True, True, False, True, False]
+
+
+def test_only_phrases_are_read():
+    """Each one, and none of the blank ones between them."""
+    encoder = Apart()
+    encode_preferences(encoder, ["war; ;drama\n\n1990s;", "", "sea"])
+    assert encoder.texts == ["war", "drama", "1990s", "sea"]
+
+
+@pytest.mark.parametrize("preferences", [[], [""], [";", " \n", ""]])
+def test_where_nothing_is_said(preferences):
+    vectors_QE, given_Q = encode_preferences(Apart(), preferences)
+    assert vectors_QE.shape == (len(preferences), Apart.width)
+    assert not vectors_QE.any()
+    assert given_Q.shape == (len(preferences),)
+    assert not given_Q.any()
+
+
+@settings(deadline=None)
+@given(st.permutations(["war", "drama", "1990s", "sea", "love"]), st.integers(1, 5))
+def test_the_order_of_phrases_is_nothing(order, count):
+    encoder = Apart()
+    encoder.encode(["war", "drama", "1990s", "sea", "love"])
+    one, other = "; ".join(order[:count]), " \n".join(reversed(order[:count]))
+    vectors_2E, _ = encode_preferences(encoder, [one, other])
+    torch.testing.assert_close(vectors_2E[0], vectors_2E[1])
+    assert float(vectors_2E[0].norm()) == pytest.approx(1)
+
+
+# What items say
+
+
+def catalog_of(categories, *, years=None, brands=None):
+    n = len(categories)
+    return build_catalog(
+        ids=[f"i{i}" for i in range(n)],
+        titles=[f"Film {i}" for i in range(n)],
+        years=years or [None] * n,
+        brands=brands or [""] * n,
+        categories=categories,
+        descriptions=[""] * n,
+        title_chars=80,
+    )
+
+
+def phrases_of_rows(phrasebook, encoder, rows_L):
+    """The texts whose directions the rows have."""
+    vectors_LE = phrasebook.vectors_PE[torch.from_numpy(np.atleast_1d(rows_L))]
+    return [encoder.texts[int(vector_E.argmax())] for vector_E in vectors_LE if vector_E.any()]
+
+
+def test_the_phrasebook_holds_every_items_phrases_once():
+    catalog = catalog_of(
+        [("War", "Sea"), (), ("War",), tuple("abcdefg"), ("unknown",)],
+        years=[1995, None, None, None, 2001],
+        brands=["", "", "Acme", "", ""],
+    )
+    encoder = Apart()
+    phrasebook = Phrasebook.of(catalog, encoder)
+    rows = [phrases_of_rows(phrasebook, encoder, rows_L) for rows_L in phrasebook.items_IL]
+    assert rows == [
+        ["War", "Sea", "1990s"],
+        ["Film 1"],  # an item without phrases has its title
+        ["War", "Acme"],
+        ["a", "b", "c", "d", "e", "f"],  # six at most
+        ["2000s"],
+    ]
+    assert phrasebook.counts_I.tolist() == [3, 1, 2, 6, 1]
+    assert phrasebook.items_IL[0, 0] == phrasebook.items_IL[2, 0]  # War is one row
+    assert phrasebook.padding == len(phrasebook.vectors_PE) - 1 == 12
+    assert not phrasebook.vectors_PE[phrasebook.padding].any()
+    for item, count in enumerate(phrasebook.counts_I):
+        assert (phrasebook.items_IL[item, count:] == phrasebook.padding).all()
+        assert (phrasebook.items_IL[item, :count] < phrasebook.padding).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.sets(st.sampled_from("abcdef")), min_size=1, max_size=5))
+def test_training_hears_what_the_same_words_say_in_use(said):
+    """Vectors of rows of phrases are those of the text that names them, wherever the padding stands."""
+    encoder = Apart()
+    phrasebook = Phrasebook.of(catalog_of([tuple("abcdef"), ("g",), ("h",)]), encoder)
+    rows_NL = np.where(
+        [[letter in phrases for letter in "abcdef"] for phrases in said], phrasebook.items_IL[0], phrasebook.padding
+    )
+    vectors_QE, given_Q = encode_preferences(encoder, ["; ".join(sorted(phrases)) for phrases in said])
+    torch.testing.assert_close(phrasebook.vectors(rows_NL), vectors_QE)
+    assert given_Q.tolist() == (rows_NL != phrasebook.padding).any(1).tolist()
+
+
+# What training says
+
+
+EACH = 3
+"""Phrases of each item below, of which number p is of item p // 3."""
+
+
+def own_phrases(n_items, counts=None):
+    counts_I = np.full(n_items, EACH) if counts is None else np.array(counts)
+    items_IL = np.arange(n_items)[:, None] * EACH + np.arange(PHRASES)
+    items_IL = np.where(np.arange(PHRASES) < counts_I[:, None], items_IL, n_items * EACH)
+    return Phrasebook(torch.zeros(n_items * EACH + 1, 1), items_IL, counts_I)
+
+
+def numbered(*lengths):
+    """Sequences in which every place has an item of its own, so that an item tells its place."""
+    starts_U1 = np.cumsum([0, *lengths])
+    return Sequences(np.arange(starts_U1[-1], dtype=np.int32), starts_U1)
+
+
+def config(**options):
+    """Of everything but what is named: nothing."""
+    shares = {"preference_dropout": 0.0, "history_preference": 0.0, "exact_preference": 0.0}
+    return TRMConfig(**shares | options)
+
+
+def draw(sequences, settings_, places, repeat=1, seed=0, phrasebook=None):
+    """Phrases (N, 6) drawn for places, each `repeat` times, and the phrasebook's padding."""
+    phrasebook = phrasebook or own_phrases(int(sequences.items_N.max()) + 1)
+    places_N = np.repeat(np.asarray(places), repeat)
+    users_N = np.searchsorted(sequences.starts_U1, places_N, side="right") - 1
+    rows_NL = PreferenceSampler(phrasebook, sequences, settings_).draw(np.random.default_rng(seed), places_N, users_N)
+    assert rows_NL.shape == (places_N.size, PHRASES)
+    return rows_NL, phrasebook.padding
+
+
+def items_said(rows_NL, padding):
+    """For each row the items of its phrases."""
+    return [{int(row) // EACH for row in rows_L if row != padding} for rows_L in rows_NL]
+
+
+def the_item(said):
+    """The one item of each row."""
+    assert all(len(items) == 1 for items in said)
+    return np.array([next(iter(items)) for items in said])
+
+
+def share(condition_N):
+    return pytest.approx(np.mean(condition_N), abs=0.02)
+
+
+def test_shares_of_kinds():
+    """One long user among many others: at place 49 of 100 the source of a preference tells its kind."""
+    sequences = numbered(100, *[10] * 200)
+    shares = {"preference_dropout": 0.25, "history_preference": 0.4}
+    rows_NL, padding = draw(sequences, config(**shares, preference_window=3), [49], 10_000)
+    said = items_said(rows_NL, padding)
+    assert share([not items for items in said]) == 0.25
+    assert share([bool(items) and max(items) <= 49 for items in said]) == 0.4
+    assert share([bool(items) and 49 < min(items) <= max(items) <= 52 for items in said]) == 0.35
+
+
+@pytest.mark.parametrize(("dropped", "given_"), [(0.0, 1.0), (1.0, 0.0)])
+def test_always_or_never(dropped, given_):
+    rows_NL, padding = draw(numbered(9, 5, 30), config(preference_dropout=dropped), range(8), 50)
+    assert (rows_NL != padding).any(1).mean() == given_
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [config(exact_preference=1.0, preference_window=9), config(preference_window=1)],
+    ids=["exact", "a window of one"],
+)
+def test_exact_preferences_are_of_the_very_target(settings_):
+    places = [0, 3, 7, 9, 12]
+    rows_NL, padding = draw(numbered(9, 5), settings_, places, 20)
+    np.testing.assert_array_equal(the_item(items_said(rows_NL, padding)), np.repeat(places, 20) + 1)
+
+
+def test_how_far_ahead_preferences_look():
+    """0.4 of the target, the others of one of four: 0.4 + 0.6 / 4 of the first, 0.6 / 4 of each other."""
+    rows_NL, padding = draw(numbered(30), config(exact_preference=0.4, preference_window=4), [10], 10_000)
+    ahead_N = the_item(items_said(rows_NL, padding)) - 10
+    assert set(ahead_N.tolist()) == {1, 2, 3, 4}
+    assert share(ahead_N == 1) == 0.55
+    for step in (2, 3, 4):
+        assert share(ahead_N == step) == 0.15
+
+
+def test_the_window_ends_with_the_training_sequence():
+    """At its end it is the last item, never one of the next user: places 6 and 7 of 0..8."""
+    rows_NL, padding = draw(numbered(9, 5), config(preference_window=5), [6, 7], 300)
+    items_N = the_item(items_said(rows_NL, padding))
+    assert set(items_N[:300].tolist()) == {7, 8}
+    assert set(items_N[300:].tolist()) == {8}
+
+
+def test_some_of_an_items_phrases_are_said():
+    """One to three of them, as often; each as often as any other; of an item with one phrase that one."""
+    phrasebook = own_phrases(3, counts=[1, 3, 1])
+    rows_NL, padding = draw(numbered(3), config(preference_window=1), [0, 1], 10_000, phrasebook=phrasebook)
+    of_three_NL, of_one_NL = np.split(rows_NL, 2)
+    sizes_N = (of_three_NL != padding).sum(1)
+    for size in (1, 2, 3):
+        assert share(sizes_N == size) == 1 / 3
+    for phrase in (3, 4, 5):
+        assert share((of_three_NL == phrase).any(1)) == 2 / 3  # two phrases of three on the average
+        assert share((of_three_NL[sizes_N == 1] == phrase).any(1)) == 1 / 3
+    assert [set(rows_L) - {padding} for rows_L in of_one_NL.tolist()] == [{6}] * 10_000
+
+
+# Themes
+
+
+def test_themes_are_of_the_last_twenty_items():
+    """The last that was read among them: from place 49, places 30 to 49."""
+    rows_NL, padding = draw(numbered(100), config(history_preference=1.0), [49], 3000)
+    assert set().union(*items_said(rows_NL, padding)) == set(range(30, 50))
+
+
+def test_themes_are_of_ones_own_history():
+    """Users 0..8 and 9..39; at the first place of a user the only item."""
+    rows_NL, padding = draw(numbered(9, 31), config(history_preference=1.0), [0, 3, 9, 15], 300)
+    said = items_said(rows_NL, padding)
+    assert all(said)
+    histories = [set().union(*said[start : start + 300]) for start in range(0, 1200, 300)]
+    assert histories == [{0}, {0, 1, 2, 3}, {9}, set(range(9, 16))]
+
+
+@pytest.mark.parametrize("place", [4, 19, 30])
+def test_of_equal_themes_each_is_said_as_often(place):
+    """Phrases that occur once each, in a short history as in a long one; one, two or three of them are said."""
+    rows_NL, padding = draw(numbered(40), config(history_preference=1.0), [place], 10_000)
+    sizes = Counter((rows_NL != padding).sum(1).tolist())
+    assert set(sizes) == {1, 2, 3}
+    assert min(sizes.values()) > 1500
+    counts = Counter(rows_NL[rows_NL != padding].tolist())
+    recent = min(place + 1, 20)
+    assert set(counts) == set(range((place + 1 - recent) * EACH, (place + 1) * EACH))
+    for phrase, count in counts.items():
+        assert count / counts.total() == pytest.approx(1 / (recent * EACH), rel=0.3), phrase
+
+
+def shared_phrases(rng, n_items):
+    """Item i has up to six of the phrases i, i + 1 and so on, so that items share them."""
+    counts_I = rng.integers(1, PHRASES + 1, n_items)
+    items_IL = np.arange(n_items)[:, None] + np.arange(PHRASES)
+    padding = n_items + PHRASES
+    items_IL = np.where(np.arange(PHRASES) < counts_I[:, None], items_IL, padding)
+    return Phrasebook(torch.zeros(padding + 1, 1), items_IL, counts_I)
+
+
+def random_sequences(rng, lengths, n_items):
+    starts_U1 = np.cumsum([0, *lengths])
+    return Sequences(rng.integers(0, n_items, starts_U1[-1]).astype(np.int32), starts_U1)
+
+
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lengths=LENGTHS, n_items=st.integers(1, 9), seed=st.integers(0, 100))
+def test_themes_are_what_the_history_says_most(lengths, n_items, seed):
+    """Against a loop that counts: nothing is left out that occurs more often than what is said."""
+    rng = np.random.default_rng(seed)
+    phrasebook, sequences = shared_phrases(rng, n_items), random_sequences(rng, lengths, n_items)
+    places = range(sequences.items_N.size)
+    rows_NL, padding = draw(sequences, config(history_preference=1.0), places, 1, seed, phrasebook)
+    for place, rows_L in zip(places, rows_NL.tolist(), strict=True):
+        start = sequences.starts_U1[np.searchsorted(sequences.starts_U1, place, side="right") - 1]
+        recent = sequences.items_N[max(start, place - 19) : place + 1]
+        counts = Counter(int(row) for item in recent for row in phrasebook.items_IL[item] if row != padding)
+        said = [row for row in rows_L if row != padding]
+        assert 1 <= len(said) == len(set(said)) <= 3
+        assert set(said) <= counts.keys()
+        assert min(counts[row] for row in said) >= max((counts[row] for row in counts if row not in said), default=0)
+
+
+# All kinds together
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=LENGTHS,
+    n_items=st.integers(1, 6),
+    shares=st.tuples(*[st.integers(0, 3)] * 3).filter(any),
+    window=st.integers(1, 6),
+    exact=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 100),
+)
+def test_no_phrase_twice_and_none_of_anyone_else(lengths, n_items, shares, window, exact, seed):
+    rng = np.random.default_rng(seed)
+    phrasebook, sequences = shared_phrases(rng, n_items), random_sequences(rng, lengths, n_items)
+    places = range(sequences.items_N.size)
+    nothing, history, _ = (part / sum(shares) for part in shares)
+    settings_ = config(
+        preference_dropout=nothing, history_preference=history, preference_window=window, exact_preference=exact
+    )
+    rows_NL, padding = draw(sequences, settings_, places, 3, seed, phrasebook)
+    for row, rows_L in enumerate(rows_NL.tolist()):
+        said = [phrase for phrase in rows_L if phrase != padding]
+        assert len(set(said)) == len(said)
+        user = int(np.searchsorted(sequences.starts_U1, row // 3, side="right")) - 1
+        assert set(said) <= set(phrasebook.items_IL[sequences[user]].ravel().tolist())
+
+
+def test_draws_follow_the_generator():
+    sequences, settings_ = numbered(40, 40), config(history_preference=0.4)
+    one, again, other = (draw(sequences, settings_, range(39), 5, seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
