@@ -1,0 +1,70 @@
+"""DeepRec's own systems, run as the peers are: the TRM without a preference, and popularity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from export import load
+from numpy.typing import NDArray
+from peer import TOP, Data, Ints, Job, Ragged, Watch, ndcg, rankings
+
+from deeprec.config import load_config
+from deeprec.data.dataset import Dataset
+from deeprec.trm.retriever import PopularityRetriever, Query
+from deeprec.trm.text_encoder import TextEncoder
+from deeprec.trm.training import Epoch
+from deeprec.trm.trm import TRM
+
+
+def fit(dataset: Dataset, encoder: TextEncoder, job: Job) -> tuple[TRM, Watch]:
+    """Train until patience or the budget ends; the epoch in which the budget ends is finished."""
+    watch = job.watch()
+    settings = {"epochs": 1000, "patience": job.patience, "minutes": job.budget / 60}
+    settings |= job.settings | {"seed": job.seed}
+    config = load_config(None, [f"trm.{name}={value}" for name, value in settings.items()]).trm
+
+    def on_epoch(epoch: Epoch) -> None:
+        watch.laps.append((1.0, epoch.seconds))  # without its validation
+        watch.note(epoch.ndcg)
+
+    trm, curve = TRM.fit(dataset, encoder, config, on_epoch=on_epoch)
+    stale = len(curve) - int(np.argmax([epoch.ndcg for epoch in curve])) > config.patience
+    watch.stopped_by = "patience" if stale else "epochs" if len(curve) == config.epochs else "budget"
+    return trm, watch
+
+
+def cut(dataset: Dataset, last: int) -> Dataset:
+    """The data set with `last` training interactions a user; the two that are held out stay."""
+    rows = Ragged(dataset.items_N, dataset.starts_U1).last(last + 2)
+    return replace(dataset, items_N=rows.items_N.astype(np.int32), starts_U1=rows.starts_U1, times_N=None)
+
+
+def main() -> None:
+    job = Job.parse()
+    torch.set_num_threads(job.threads)
+    data = Data.load(job.data, job.last)
+    packages = ("deeprec", "numpy", "torch")
+    if job.system == "popularity":
+        counts_I = PopularityRetriever.fit(data.train, data.n_items).counts_I
+
+        def scorer(histories: Sequence[Ints]) -> NDArray[np.floating]:
+            return np.tile(counts_I, (len(histories), 1))
+
+        job.finish(rankings(scorer, data.test.histories), packages, {"best_ndcg": ndcg(scorer, data.validation)})
+        return
+    dataset, encoder = load(job.source), TextEncoder.load()
+    trm, watch = fit(dataset if job.last is None else cut(dataset, job.last), encoder, job)
+    trm.save(job.out)  # for trm_listening.py
+    queries = [Query(task.history, exclude=frozenset(task.history)) for task in dataset.tasks("test")]
+    ranked_TK = np.full((len(queries), TOP), -1, dtype=np.int32)
+    for row_K, hits in zip(ranked_TK, trm.retrieve(queries, TOP), strict=True):
+        row_K[: len(hits)] = [hit.item for hit in hits]
+    targets = len(data.train.items_N) - len(data.train)
+    job.finish(ranked_TK, packages, watch.record(targets) | {"config": trm.config.model_dump(mode="json")})
+
+
+if __name__ == "__main__":
+    main()

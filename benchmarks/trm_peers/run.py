@@ -1,0 +1,82 @@
+"""The TRM against the sequential recommenders of RecTools and RecBole: same data, same budget, same metric code.
+
+    .venv/bin/python benchmarks/trm_peers/run.py --tune      (once: the best point of every grid, on validation)
+    .venv/bin/python benchmarks/trm_peers/run.py             (all runs, then report.md and report.json)
+
+Finished runs are kept: after an interruption the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from export import export, load
+from jobs import SEEDLESS, SETTINGS, SYSTEMS, run, settings_of
+from report import write_report
+
+BUDGET = 1800.0
+
+
+def main() -> None:
+    args = _arguments()
+    budgets = {name: float(seconds) for name, _, seconds in (text.partition("=") for text in args.budget)}
+    for source in args.sets:
+        name = Path(source).name
+        folder, budget = args.out / name, budgets.get(name, BUDGET)
+        data = folder / "data.npz"
+        if not data.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            export(load(source), data)
+        common = {"source": source, "data": data, "budget": budget, "patience": args.patience, "threads": args.threads}
+        for system in args.systems:
+            if args.tune:
+                _tune(system, args.out, name, common)
+                continue
+            settings = _tuned(args.out).get(name, {}).get(system) or settings_of(system)
+            for seed in args.seeds[:1] if system in SEEDLESS else args.seeds:
+                run(system, out=folder / f"{system}-{seed}", seed=seed, settings=settings, **common)
+    if not args.tune:
+        write_report(args.out, [Path(source).name for source in args.sets], args.systems, args.seeds)
+        print(f"report: {args.out / 'report.md'}")
+
+
+def _tune(system: str, out: Path, name: str, common: dict[str, Any]) -> None:
+    """Run the grid with seed 0 and write the point of the best validation NDCG@10 into tuned.toml."""
+    best, best_ndcg = None, -1.0
+    for number, point in enumerate(SETTINGS[system].get("grid", [])):
+        settings = settings_of(system) | point
+        record = run(system, out=out / name / "tune" / f"{system}-{number}", seed=0, settings=settings, **common)
+        if record is not None and record["best_ndcg"] > best_ndcg:
+            best, best_ndcg = settings, record["best_ndcg"]
+    if best is not None:
+        tuned = _tuned(out)
+        tuned.setdefault(name, {})[system] = best
+        (out / "tuned.toml").write_text(tomli_w.dumps(tuned), encoding="utf-8")
+        print(f"{name}: {system} tuned to validation NDCG@10 {best_ndcg:.4f} by {best}", flush=True)
+
+
+def _tuned(out: Path) -> dict[str, Any]:
+    path = out / "tuned.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sets = ["ml-100k", "../shared/data/ml-1m", "../shared/data/amazon-scientific-2018"]
+    parser.add_argument("--sets", nargs="+", default=sets, help="assets or folders")
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=list(SETTINGS), metavar="SYSTEM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", nargs="+", default=[], metavar="SET=SECONDS", help=f"default {BUDGET:g} s a run")
+    parser.add_argument("--patience", type=int, default=10, help="validations without a better NDCG@10")
+    parser.add_argument("--tune", action="store_true", help="search the grids of settings.toml, with seed 0")
+    parser.add_argument("--out", type=Path, default=Path("runs/trm_peers"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
