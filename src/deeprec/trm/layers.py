@@ -94,10 +94,13 @@ class Block(nn.Module):
         self.inner = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def attend(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
         qkv = self.qkv(self.norm_attention(x_BTD)).view(B, T, 3, self.heads, D // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x_BTD = x_BTD + self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, D)))
+        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attend(x_BTD))
         return x_BTD + self.dropout(self.inner(self.norm_inner(x_BTD)))

@@ -1,0 +1,246 @@
+"""Which part of the TRM brings what: one part changed or left out at a time, on validation.
+
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/trm_ablation.py ml-100k ../shared/data/amazon-scientific-2018 \
+        [--variants default "no text"] [--seeds 0 1 2]
+
+Validation, since variants are chosen by it; brackets hold 95 % intervals of a paired bootstrap over users, each user's
+values averaged over the seeds first. Finished trainings are kept in --out, so an interrupted command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deeprec.config import EvalConfig, TRMConfig, load_config
+from deeprec.data.dataset import Dataset
+from deeprec.data.sources import load_dataset
+from deeprec.eval.intervals import ratio_interval
+from deeprec.eval.listening import listen, preferences
+from deeprec.runs import environment
+from deeprec.trm import training
+from deeprec.trm.layers import Block
+from deeprec.trm.model import PreferenceSASRec
+from deeprec.trm.text_encoder import TextEncoder
+from deeprec.trm.trm import TRM
+
+TRUST = 0.55
+CONFIG = EvalConfig(split="validation")
+
+
+class IdsOnly(PreferenceSASRec):
+    def items(self) -> Tensor:
+        return self.ids.weight + 0.0
+
+
+class TextOnly(PreferenceSASRec):
+    def items(self) -> Tensor:
+        return self.text(self.text_ID)
+
+
+class TextByMLP(PreferenceSASRec):
+    def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
+        super().__init__(config, text_ID)
+        inner, outer = nn.Linear(text_ID.shape[1], 2 * config.width), nn.Linear(2 * config.width, config.width)
+        self.text = nn.Sequential(inner, nn.GELU(), outer)  # type: ignore[assignment]
+
+
+class Experts(nn.Module):
+    """Eight linear experts, softly chosen by the text (the adaptor of the paper's code, without its noise)."""
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.experts, self.choice = nn.Linear(text_width, 8 * width, bias=False), nn.Linear(text_width, 8)
+
+    def forward(self, text_IE: Tensor) -> Tensor:
+        answers_IXD = self.experts(text_IE).view(len(text_IE), 8, -1)
+        return (torch.softmax(self.choice(text_IE), -1)[:, :, None] * answers_IXD).sum(1)
+
+
+class TextByExperts(PreferenceSASRec):
+    def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
+        super().__init__(config, text_ID)
+        self.text = Experts(text_ID.shape[1], config.width)  # type: ignore[assignment]
+
+
+class SpectralFusion(PreferenceSASRec):
+    """A learned filter over the frequencies of the sequence before the blocks (after the paper's code, which reads its
+    sequence in both directions; the filter here is causal, as every place is trained)."""
+
+    def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
+        super().__init__(config, text_ID)
+        self.filter = nn.Parameter(0.02 * torch.randn(config.history, config.width))
+
+    def encode(self, items_ID: Tensor, rows_BT: Tensor) -> Tensor:
+        T = rows_BT.shape[1]
+        x_BTD = F.embedding(rows_BT, F.pad(items_ID, (0, 0, 0, 1)))
+        # Twice the length: a product of spectra is then the causal convolution, without its wrapped part.
+        spectrum = torch.fft.rfft(x_BTD, n=2 * T, dim=1) * torch.fft.rfft(self.filter[:T], n=2 * T, dim=0)
+        x_BTD = x_BTD + torch.fft.irfft(spectrum, n=2 * T, dim=1)[:, :T]
+        x_BTD = self.dropout(x_BTD + self.places.weight[:T])
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return x_BTD
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class LiGRBlock(Block):
+    """SwiGLU, and both residual branches gated by the block's input (LiGR, Borisyuk et al., 2024)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__(width, heads, dropout)
+        inner = 8 * width // 3
+        self.inner = SwiGLU(width, inner)  # type: ignore[assignment]
+        self.gates = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        attended_BTD = self.attend(x_BTD) * torch.sigmoid(self.gates[0](x_BTD))
+        x_BTD = x_BTD + self.dropout(attended_BTD)
+        inner_BTD = self.inner(self.norm_inner(x_BTD)) * torch.sigmoid(self.gates[1](x_BTD))
+        return x_BTD + self.dropout(inner_BTD)
+
+
+class LiGR(PreferenceSASRec):
+    def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
+        super().__init__(config, text_ID)
+        self.blocks = nn.ModuleList(LiGRBlock(config.width, config.heads, config.dropout) for _ in range(config.layers))
+
+
+class Cosine(PreferenceSASRec):
+    """Items of unit length; the norm's weight takes the part of the temperature."""
+
+    def items(self) -> Tensor:
+        return F.normalize(super().items(), dim=-1)
+
+
+class SumInsideNorm(PreferenceSASRec):
+    """The paper's: state and preference are added and normalised together."""
+
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, trust_N: Tensor) -> Tensor:
+        return self.norm(states_ND + trust_N[:, None] * self.preference(8 * preferences_NE))
+
+
+class PlainSum(PreferenceSASRec):
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, trust_N: Tensor) -> Tensor:
+        return self.norm(states_ND) + trust_N[:, None] * self.preference(8 * preferences_NE)
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
+    "default": ({}, PreferenceSASRec),
+    "no text": ({}, IdsOnly),
+    "no ids": ({}, TextOnly),
+    "text by a perceptron": ({}, TextByMLP),
+    "text by 8 experts (paper)": ({}, TextByExperts),
+    "filter over frequencies (paper)": ({}, SpectralFusion),
+    "LiGR blocks with SwiGLU": ({}, LiGR),
+    "cosine scores": ({}, Cosine),
+    "preference inside the norm (paper)": ({}, SumInsideNorm),
+    "preference without gate": ({}, PlainSum),
+    "no preferences in training": ({"preference_dropout": 1.0, "history_preference": 0.0}, PreferenceSASRec),
+    "preferences of the next item only": ({"exact_preference": 1.0}, PreferenceSASRec),
+    "no exact preferences": ({"exact_preference": 0.0}, PreferenceSASRec),
+    "no themes": ({"history_preference": 0.0}, PreferenceSASRec),
+    "no average of weights": ({"averaging": 0.0}, PreferenceSASRec),
+    "no id dropout": ({"id_dropout": 0.0}, PreferenceSASRec),
+}
+
+
+def main() -> None:
+    args = _arguments()
+    encoder = TextEncoder.load()
+    report: dict[str, Any] = {"environment": environment(sys.argv), "trust": TRUST, "sets": {}}
+    for source in args.sources:
+        dataset = load_dataset(load_config(None, [f'data.source="{source}"']).data)
+        folder = args.out / dataset.name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows: dict[str, Any] = {}
+        for name in args.variants:
+            runs = [_run(name, dataset, encoder, seed, folder) for seed in args.seeds]
+            rows[name] = {kind: np.mean([run[kind] for run in runs], axis=0) for kind in runs[0]}
+        report["sets"][dataset.name] = {name: _row(row, rows[args.variants[0]]) for name, row in rows.items()}
+        (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (args.out / "report.md").write_text(_markdown(report, len(args.seeds)), encoding="utf-8")
+    print(_markdown(report, len(args.seeds)))
+
+
+def _run(name: str, dataset: Dataset, encoder: TextEncoder, seed: int, folder: Path) -> dict[str, Any]:
+    """NDCG@10 (U,) by kind of preference, seconds of training and epochs."""
+    path = folder / f"{name.replace(' ', '-')}-{seed}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return dict(file)
+    settings, network = VARIANTS[name]
+    config = TRMConfig(seed=seed, **settings)
+    with patch.object(training, "PreferenceSASRec", network):
+        trm, curve = TRM.fit(dataset, encoder, config)
+    tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
+    said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
+    found: dict[str, Any] = {heard.kind: heard.ndcg_U for heard in listen(trm, tasks, targets, said, [TRUST], CONFIG)}
+    found |= {"seconds": sum(epoch.seconds for epoch in curve), "epochs": len(curve)}
+    print(f"{dataset.name}, {name}, seed {seed}: NDCG@10 {found['none'].mean():.4f}", flush=True)
+    part = path.with_suffix(".part.npz")
+    np.savez(part, **found)
+    part.replace(path)
+    return found
+
+
+def _row(row: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    found = ratio_interval(row["none"], default["none"], confidence=0.95, resamples=CONFIG.bootstrap, seed=0)
+    blank = float(row["none"].mean())
+    ratios = {kind: float(row[kind].mean()) / blank for kind in ("oracle", "theme", "wrong")}
+    return {
+        "blank": blank,
+        "against_default": [found.mean, found.low, found.high],
+        **ratios,
+        "seconds": float(row["seconds"]),
+        "epochs": float(row["epochs"]),
+    }
+
+
+def _markdown(report: dict[str, Any], seeds: int) -> str:
+    lines = [f"- {key}: {text}" for key, text in report["environment"].items()]
+    for name, rows in report["sets"].items():
+        lines += ["", f"## {name}, validation, {seeds} seeds", ""]
+        lines.append(
+            f"| variant | NDCG@10 | against default | oracle / blank (trust {TRUST}) | theme | wrong | training s "
+            "| epochs |"
+        )
+        lines.append("|---|---|---|---|---|---|---|---|")
+        for variant, row in rows.items():
+            against = "{:.3f} [{:.3f}, {:.3f}]".format(*row["against_default"])
+            cells = [variant, f"{row['blank']:.4f}", against, f"{row['oracle']:.2f}", f"{row['theme']:.3f}"]
+            cells += [f"{row['wrong']:.3f}", f"{row['seconds']:.0f}", f"{row['epochs']:.0f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/trm_ablation"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
