@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.config import EvalConfig, TRMConfig, load_config
+from deeprec.config import TRUST, EvalConfig, TRMConfig, load_config
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import ratio_interval
@@ -34,7 +34,6 @@ from deeprec.trm.model import PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
 
-TRUST = 0.55
 CONFIG = EvalConfig(split="validation")
 
 
@@ -173,10 +172,10 @@ def main() -> None:
         folder = args.out / dataset.name
         folder.mkdir(parents=True, exist_ok=True)
         rows: dict[str, Any] = {}
-        for name in args.variants:
+        for name in dict.fromkeys(["default", *args.variants]):
             runs = [_run(name, dataset, encoder, seed, folder) for seed in args.seeds]
             rows[name] = {kind: np.mean([run[kind] for run in runs], axis=0) for kind in runs[0]}
-        report["sets"][dataset.name] = {name: _row(row, rows[args.variants[0]]) for name, row in rows.items()}
+        report["sets"][dataset.name] = {name: _row(row, rows["default"]) for name, row in rows.items()}
         (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (args.out / "report.md").write_text(_markdown(report, len(args.seeds)), encoding="utf-8")
     print(_markdown(report, len(args.seeds)))
@@ -194,7 +193,7 @@ def _run(name: str, dataset: Dataset, encoder: TextEncoder, seed: int, folder: P
         trm, curve = TRM.fit(dataset, encoder, config)
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
     said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
-    found: dict[str, Any] = {heard.kind: heard.ndcg_U for heard in listen(trm, tasks, targets, said, [TRUST], CONFIG)}
+    found: dict[str, Any] = {heard.kind: heard.ndcg_U for heard in listen(trm, tasks, targets, said, [TRUST])}
     found |= {"seconds": sum(epoch.seconds for epoch in curve), "epochs": len(curve)}
     print(f"{dataset.name}, {name}, seed {seed}: NDCG@10 {found['none'].mean():.4f}", flush=True)
     part = path.with_suffix(".part.npz")

@@ -28,7 +28,7 @@ from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import mean_interval, ratio_interval
 from deeprec.eval.metrics import Floats, ranks_of, recall_at
 from deeprec.runs import environment
-from deeprec.trm.retriever import Query, top_hits
+from deeprec.trm.retriever import Hit, Query, top_hits
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
 
@@ -79,6 +79,7 @@ def _draw(dataset: Dataset, encoder: TextEncoder, config: TRMConfig, seed: int) 
     for name, scores_C in _by_category(warm_set.catalog, counts, cold).items():
         scores_QI = np.tile(np.concatenate([np.zeros(n_warm), scores_C]), (len(queries), 1))
         found[name] = top_hits(scores_QI, queries, K)
+    found["text of the last 20 items"] = _by_text(dataset, place_I, encoder, queries)
     return {
         name: recall_at(ranks_of([[hit.item for hit in hits] for hits in lists], wanted), K)
         for name, lists in found.items()
@@ -93,7 +94,7 @@ def _without(dataset: Dataset, cold_I: NDArray[np.bool_], catalog: Catalog) -> D
     kept_N[dataset.starts_U1[1:] - 1] = False
     lengths_U = np.bincount(users_N[kept_N], minlength=len(dataset.users))
     place_I = (np.cumsum(~cold_I) - 1).astype(np.int32)
-    # One more item at each end would make train_sequences() right; here the last two that are left are held out.
+    # Of what is left, train_sequences() holds out the last two again: less to train on, and nothing of the test.
     return replace(
         dataset,
         catalog=catalog,
@@ -103,12 +104,21 @@ def _without(dataset: Dataset, cold_I: NDArray[np.bool_], catalog: Catalog) -> D
     )
 
 
+def _by_text(
+    dataset: Dataset, place_I: NDArray[np.int64], encoder: TextEncoder, queries: list[Query]
+) -> list[list[Hit]]:
+    """Nothing trained: the items whose text vectors are nearest to the mean of those of the user's last items."""
+    texts_IE = encoder.encode(dataset.catalog.texts())[np.argsort(place_I)]
+    users_QE = np.stack([texts_IE[list(query.history[-20:])].sum(0) for query in queries])
+    return top_hits(users_QE @ texts_IE.T, queries, K)
+
+
 def _by_category(catalog: Catalog, counts_I: NDArray[np.int64], cold: Catalog) -> dict[str, NDArray[np.float64]]:
     """Scores (C,) of held-out items: interactions with their categories, summed over them or averaged."""
     popularity: Counter[str] = Counter()
     for item, count in enumerate(counts_I.tolist()):
         popularity.update(dict.fromkeys(catalog.categories[item], count))
-    of_items = [[popularity[name] for name in names] or [0] for names in cold.categories]
+    of_items = [[popularity[name] for name in dict.fromkeys(names)] or [0] for names in cold.categories]
     return {
         "popularity of categories, summed": np.array([sum(values) for values in of_items], dtype=float),
         "popularity of categories, averaged": np.array([np.mean(values) for values in of_items], dtype=float),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprec.config import EvalConfig, load_config
+from deeprec.config import TRUST, EvalConfig, load_config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
@@ -61,7 +61,7 @@ def _listen(
     trusts: Sequence[float],
 ) -> list[dict[str, Any]]:
     """A row for each kind and trust, the blank TRM first."""
-    of_seeds = [listen(trm, tasks, targets, said, trusts, CONFIG) for trm in trms]
+    of_seeds = [listen(trm, tasks, targets, said, trusts) for trm in trms]
     blank_U = _mean(of_seeds, lambda heard: heard[0].ndcg_U)
     rows = []
     for place, first in enumerate(of_seeds[0]):
@@ -75,7 +75,7 @@ def _listen(
 def _pool(
     trms: Sequence[TRM], dataset: Dataset, tasks: Sequence[Task], targets: Mapping[str, ItemIdx], trust: float
 ) -> dict[str, Any]:
-    of_seeds = [pool(trm, dataset.catalog, tasks, targets, trust, CONFIG) for trm in trms]
+    of_seeds = [pool(trm, dataset.catalog, tasks, targets, trust) for trm in trms]
     pooled_U, blank_U = _mean(of_seeds, lambda p: p.pooled_U), _mean(of_seeds, lambda p: p.blank_U)
     return {
         "trust": trust,
@@ -101,8 +101,9 @@ def _written(traces: Path) -> dict[str, str]:
     for line in traces.read_text(encoding="utf-8").splitlines():
         trace = json.loads(line)
         trace = trace.get("trace", trace)
-        if trace.get("turns"):
-            found.setdefault(trace["task"], trace["turns"][0]["preference"])
+        said = [turn["preference"] for turn in trace.get("turns", []) if turn["preference"]]  # a rerank states none
+        if said:
+            found.setdefault(trace["task"], said[0])
     return found
 
 
@@ -130,7 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("trms", nargs="+", type=Path)
-    parser.add_argument("--trust", nargs="+", type=float, default=[0.2, 0.4, 0.6, 0.8, 1.0])
+    parser.add_argument("--trust", nargs="+", type=float, default=[0.2, 0.4, TRUST, 0.7, 0.85, 1.0])
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--traces", type=Path, help="traces.jsonl of an evaluation: its first preferences are tried")
     parser.add_argument("--out", type=Path, default=Path("runs/trm_listening"))

@@ -8,7 +8,6 @@ import numpy as np
 from peer import Ragged
 
 from deeprec.config import load_config
-from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.trm.text_encoder import TextEncoder
@@ -21,11 +20,10 @@ def load(source: str) -> Dataset:
 def export(dataset: Dataset, path: Path) -> None:
     """Training sequences, both splits' tasks and the items' text vectors, all by internal item index."""
     train, catalog = dataset.train_sequences(), dataset.catalog
-    texts = [catalog.text(ItemIdx(item)) for item in range(len(catalog))]
     arrays = {
         "items_N": train.items_N.astype(np.int64),
         "starts_U1": train.starts_U1,
-        "text_IE": TextEncoder.load().encode(texts),
+        "text_IE": TextEncoder.load().encode(catalog.texts()),
     }
     for split in ("validation", "test"):
         tasks, targets = dataset.tasks(split), dataset.targets(split)

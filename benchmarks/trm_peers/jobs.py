@@ -10,6 +10,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from deeprec.config import load_config
+
+BUDGETED = ("seed", "epochs", "patience", "minutes")  # of the TRM: given by the budget, not by its settings
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = tomllib.loads((HERE / "settings.toml").read_text(encoding="utf-8"))
 SYSTEMS = [name for name in SETTINGS if name != "rectools-popularity"]  # that one checks ours
@@ -59,6 +62,8 @@ def run(
     last: int | None = None,
 ) -> dict[str, Any] | None:
     """The record of a run: from `<out>.json` where the same job is done, else of a new process; None if it failed."""
+    if system == "trm":  # what the defaults are today decides whether a finished run still counts
+        settings = load_config().trm.model_dump(exclude=set(BUDGETED), exclude_none=True) | settings
     asked = {"seed": seed, "budget": budget, "patience": patience, "threads": threads, "settings": settings}
     record = Path(f"{out}.json")
     if record.exists():

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deeprec.errors import DeepRecError
 
+TRUST = 0.55
+"""How far a preference is believed unless someone says otherwise; chosen on validation, see docs/trm.md."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -112,7 +115,7 @@ class ExploreConfig(Section):
     segment_tokens: int = Field(160, ge=1, description="new tokens between two tool results")
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
     demonstration: bool = Field(True, description="show an invented example; a trained model needs none")
-    trust: float = Field(0.55, ge=0, le=1, description="how far the TRM believes a preference")
+    trust: float = Field(TRUST, ge=0, le=1, description="how far the TRM believes a preference")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     batch_size: int = Field(32, ge=1, description="explorations in flight at once")

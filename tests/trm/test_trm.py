@@ -442,11 +442,11 @@ def cut(content):
 
 
 def widen(content):
-    return json.dumps(json.loads(content) | {"width": 32}).encode()
+    return json.dumps({**json.loads(content), "config": json.loads(content)["config"] | {"width": 32}}).encode()
 
 
 def surprise(content):
-    return json.dumps(json.loads(content) | {"surprise": 1}).encode()
+    return json.dumps({**json.loads(content), "config": json.loads(content)["config"] | {"surprise": 1}}).encode()
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_a_damaged_file_is_refused(tmp_path, trm, stand_in, name, damage):
     trm.save(tmp_path)
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
-    assert "holds a damaged TRM" in refused(tmp_path)
+    assert "holds a damaged or unfit TRM" in refused(tmp_path)
 
 
 DAMAGES = {
@@ -476,13 +476,13 @@ DAMAGES = {
 def test_a_damaged_index_is_refused(tmp_path, trm, stand_in, damage):
     trm.save(tmp_path)
     DAMAGES[damage](tmp_path / "index")
-    assert "holds a damaged TRM" in refused(tmp_path)
+    assert "holds a damaged or unfit TRM" in refused(tmp_path)
 
 
 def test_files_of_two_models_are_refused(tmp_path, trm, stand_in):
     trm.save(tmp_path)
     toy_dataset(n_items=20).catalog.to_frame().write_parquet(tmp_path / "catalog.parquet")
-    assert "holds a damaged TRM" in refused(tmp_path)
+    assert "holds a damaged or unfit TRM" in refused(tmp_path)
 
 
 # Interruptions

@@ -106,8 +106,8 @@ def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resam
         ratios = [np.divide(ours_U[drawn_U].mean(), theirs_U[drawn_U].mean()) for drawn_U in drawn]
         ratio = float(np.divide(ours_U.mean(), theirs_U.mean()))
     tail = (1 - confidence) / 2
-    # A draw without a hit of theirs is infinite, and can't be interpolated.
-    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    # A draw without a hit of theirs is infinite and can't be interpolated; one without any hit says nothing.
+    low, high = np.nanquantile(ratios, [tail, 1 - tail], method="nearest") if len(ours_U) > 1 else (math.nan, math.nan)
     return Interval(ratio if np.isfinite(ratio) else math.nan, float(low), float(high))
 
 

@@ -8,54 +8,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deeprec.config import EvalConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.eval.intervals import PairedInterval, paired_interval
 from deeprec.eval.metrics import Floats, ndcg_at, recall_at
+from deeprec.trm.preferences import RECENT, THEMES, item_phrases
 from deeprec.trm.retriever import Query, Retriever
 from deeprec.trm.trm import TRM
 
-PHRASES = 6
-RECENT = 20
-THEMES = 3
 CALLS = 3
 PER_CALL = 20
 
 
 @dataclass(frozen=True)
 class Heard:
-    """NDCG@10 and Recall@10 of every user (U,) with one kind of preference at one trust.
-
-    `change` is NDCG@10 against the TRM without a preference; its `ratio` is relative, 0.1 being ten per cent more.
-    """
+    """NDCG@10 and Recall@10 of every user (U,) with one kind of preference at one trust."""
 
     kind: str
     trust: float
     ndcg_U: Floats
     recall_U: Floats
-    change: PairedInterval
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Share of users whose target is in the pool of several preferences, in the blank list of the same size, and
-    their difference."""
+    """1 for every user (U,) whose target is in the pool of several preferences, and in the blank list of its size."""
 
     trust: float
     pooled_U: Floats
     blank_U: Floats
-    change: PairedInterval
 
 
 def item_preference(catalog: Catalog, item: ItemIdx) -> str:
     """All that the item's own text says: of the target, the best preference there is in the catalogue's words."""
-    return "; ".join(catalog.phrases(item)[:PHRASES] or (catalog.titles[item],))
+    return "; ".join(item_phrases(catalog, item))
 
 
 def themes(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
     """The three phrases that the last 20 items of a history share most; equal counts by the more recent."""
-    counts = Counter(phrase for item in reversed(history[-RECENT:]) for phrase in catalog.phrases(item)[:PHRASES])
+    counts = Counter(phrase for item in reversed(history[-RECENT:]) for phrase in item_phrases(catalog, item))
     return [phrase for phrase, _ in counts.most_common(THEMES)]
 
 
@@ -84,21 +74,19 @@ def listen(
     targets: Mapping[str, ItemIdx],
     said: Mapping[str, Sequence[str]],
     trusts: Sequence[float],
-    config: EvalConfig,
 ) -> list[Heard]:
     """The TRM without a preference first, then each kind of `said` (a preference for each task) at each trust."""
     wanted = [targets[task.id] for task in tasks]
 
-    def heard(kind: str, texts: Sequence[str], trust: float, blank_U: Floats | None) -> Heard:
+    def heard(kind: str, texts: Sequence[str], trust: float) -> Heard:
         queries = [
             Query(task.history, text, frozenset(task.history), trust) for task, text in zip(tasks, texts, strict=True)
         ]
         ranks_U = trm.ranks(queries, wanted)
-        ndcg_U = ndcg_at(ranks_U, 10)
-        return Heard(kind, trust, ndcg_U, recall_at(ranks_U, 10), _change(ndcg_U, blank_U, config))
+        return Heard(kind, trust, ndcg_at(ranks_U, 10), recall_at(ranks_U, 10))
 
-    blank = heard("none", [""] * len(tasks), 0.0, None)
-    return [blank] + [heard(kind, said[kind], trust, blank.ndcg_U) for kind in said for trust in trusts]
+    blank = heard("none", [""] * len(tasks), 0.0)
+    return [blank] + [heard(kind, said[kind], trust) for kind in said for trust in trusts]
 
 
 def pool(
@@ -107,7 +95,6 @@ def pool(
     tasks: Sequence[Task],
     targets: Mapping[str, ItemIdx],
     trust: float,
-    config: EvalConfig,
 ) -> Pool:
     """One call of 20 items for what each of the user's last three items is, nothing shown twice, as an explorer that
     knows no better would, against the list of as many items that the TRM gives without a preference."""
@@ -130,14 +117,4 @@ def pool(
     blank_U = np.array(
         [targets[task.id] in {hit.item for hit in hits} for task, hits in zip(tasks, lists, strict=True)], dtype=float
     )
-    return Pool(trust, pooled_U, blank_U, _change(pooled_U, blank_U, config))
-
-
-def _change(ours_U: Floats, blank_U: Floats | None, config: EvalConfig) -> PairedInterval:
-    return paired_interval(
-        ours_U,
-        ours_U if blank_U is None else blank_U,
-        confidence=config.confidence,
-        resamples=config.bootstrap,
-        seed=config.seed,
-    )
+    return Pool(trust, pooled_U, blank_U)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _ROWS = 256
@@ -13,7 +14,7 @@ _ROWS = 256
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks come from random bytes: on a processor some ten times cheaper than PyTorch's own.
+    """Dropout whose masks come from random bytes, which a processor makes faster than PyTorch's own.
 
     The rate is rounded to 1/256; kept values are scaled by the rate that is really used.
     """
@@ -58,6 +59,7 @@ class _CatalogueLoss(torch.autograd.Function):
         return (total - (users_ND * wanted_ND).sum()) / n
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         users_ND, items_ID = ctx.saved_tensors
         return gradients[0] * users_ND, gradients[0] * items_ID, None, None
@@ -66,17 +68,15 @@ class _CatalogueLoss(torch.autograd.Function):
 def catalogue_loss(users_ND: Tensor, items_ID: Tensor, targets_N: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean cross-entropy of the targets under the softmax of `users @ items.T` over all items.
 
-    Equal to `F.cross_entropy` but for rounding, without ever holding N x I logits. `dtype` is that of the matrix
-    products; sums and exponentials are float32.
+    `F.cross_entropy` without ever holding N x I logits. `dtype` is that of the matrix products, to which logits are
+    rounded; sums and exponentials are float32. It can be differentiated once.
     """
     loss: Tensor = _CatalogueLoss.apply(users_ND, items_ID, targets_N, dtype)
     return loss
 
 
-def product_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+def product_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it faster than float32, else float32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 

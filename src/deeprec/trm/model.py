@@ -24,14 +24,11 @@ class PreferenceSASRec(nn.Module):
     Rows are padded on the right with the index `n_items`; being causal, the encoder needs no mask for that.
     """
 
-    text_ID: Tensor
-
     def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
         super().__init__()
         n_items, text_width = text_ID.shape
         width = config.width
-        # The catalogue's text is no part of what is learned, and is stored once, beside the weights.
-        self.register_buffer("text_ID", text_ID, persistent=False)
+        self.text_ID = text_ID  # no buffer: it is large, never changes, and need not be copied with the weights
         self.ids = nn.Embedding(n_items, width)
         self.ids_dropped = config.id_dropout
         self.text = nn.Linear(text_width, width, bias=False)

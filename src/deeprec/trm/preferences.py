@@ -19,9 +19,15 @@ from deeprec.trm.text_encoder import TextEncoder
 
 PHRASES = 6
 """Phrases of an item that training may use, and that one training preference holds at most."""
-_RECENT = 20
+RECENT = 20
 """A history's themes are those of its last items."""
-_THEMES = 3
+THEMES = 3
+"""Phrases of a theme, at most."""
+
+
+def item_phrases(catalog: Catalog, item: ItemIdx) -> tuple[str, ...]:
+    """The phrases of an item that a preference may be made of; its title where it has none."""
+    return catalog.phrases(item)[:PHRASES] or (catalog.titles[item],)
 
 
 def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -52,7 +58,7 @@ class Phrasebook:
 
     @classmethod
     def of(cls, catalog: Catalog, encoder: TextEncoder) -> Phrasebook:
-        phrases = [(catalog.phrases(ItemIdx(i)) or (catalog.titles[i],))[:PHRASES] for i in range(len(catalog))]
+        phrases = [item_phrases(catalog, ItemIdx(item)) for item in range(len(catalog))]
         rows = {phrase: row for row, phrase in enumerate(dict.fromkeys(p for own in phrases for p in own))}
         counts_I = np.array([len(own) for own in phrases], dtype=np.int64)
         items_IL = np.full((len(catalog), PHRASES), len(rows), dtype=np.int64)
@@ -116,7 +122,7 @@ class PreferenceSampler:
     ) -> NDArray[np.int64]:
         """The one to three phrases that each place's last items share most, equal counts by chance."""
         n, padding = places_N.size, self.phrasebook.padding
-        back_NR = places_N[:, None] - np.arange(_RECENT)
+        back_NR = places_N[:, None] - np.arange(RECENT)
         first_N1 = self.starts_U1[users_N][:, None]
         said_NRL = self.phrasebook.items_IL[self.items_N[np.maximum(back_NR, first_N1)]]
         said_NRL[back_NR < first_N1] = padding
@@ -125,7 +131,7 @@ class PreferenceSampler:
         rows_M = keys_M // (padding + 1)
         order_M = np.lexsort((-counts_M - rng.random(counts_M.size) / 2, rows_M))
         nth_M = np.arange(rows_M.size) - np.searchsorted(rows_M, np.arange(n))[rows_M]
-        wanted_M = nth_M < np.minimum(rng.integers(1, _THEMES + 2, n), _THEMES)[rows_M]
+        wanted_M = nth_M < np.minimum(rng.integers(1, THEMES + 2, n), THEMES)[rows_M]
         rows_NL = np.full((n, PHRASES), padding)
         rows_NL[rows_M[wanted_M], nth_M[wanted_M]] = keys_M[order_M][wanted_M] % (padding + 1)
         return rows_NL

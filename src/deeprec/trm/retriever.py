@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from deeprec.config import TRUST
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
+from deeprec.errors import DeepRecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,11 @@ class Query:
     history: tuple[ItemIdx, ...]
     preference: str = ""
     exclude: Collection[ItemIdx] = frozenset()
-    trust: float = 0.55
+    trust: float = TRUST
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trust <= 1:
+            raise DeepRecError(f"A query's trust is between 0 and 1, not {self.trust}.")
 
 
 def phrases_of(preference: str) -> list[str]:

@@ -66,6 +66,7 @@ def train(
     # The average is what is validated and kept: it varies less from step to step than the weights do.
     decay = 1 - 1 / max(1.0, config.averaging * batches.steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.module.text_ID = text_ID  # one for both
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     curve: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
@@ -111,7 +112,7 @@ def _run_epoch(
     phrasebook: Phrasebook,
 ) -> float:
     model.train()
-    dtype = product_dtype(model.text_ID.device)
+    dtype = product_dtype()
     total, places = 0.0, 0
     for batch in batches:
         items_ID = model.items()

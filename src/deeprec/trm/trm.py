@@ -25,6 +25,8 @@ from deeprec.trm.training import Epoch, train
 
 _BATCH = 256
 _IDS = "ids.weight"
+_EDITION = 2
+"""Of saved TRMs; raise it when those of before can't be loaded."""
 
 
 class TRM:
@@ -149,7 +151,8 @@ class TRM:
         save_file(weights, folder / "model.safetensors")
         self.index.save(folder / "index")
         self.catalog.to_frame().write_parquet(folder / "catalog.parquet")
-        (folder / "trm.json").write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        record = {"edition": _EDITION, "config": self.config.model_dump(mode="json")}
+        (folder / "trm.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, *, offline: bool = False) -> TRM:
@@ -166,7 +169,10 @@ class TRM:
                     "`deeprec trm train --again`."
                 )
         try:
-            config = TRMConfig.model_validate(json.loads(paths[0].read_text(encoding="utf-8")))
+            record = json.loads(paths[0].read_text(encoding="utf-8"))
+            if record.get("edition") != _EDITION:
+                raise ValueError("it was trained by another version of DeepRec")
+            config = TRMConfig.model_validate(record["config"])
             catalog = Catalog.from_frame(pl.read_parquet(paths[1]))
             state = load_file(paths[2])
             # The index holds the item vectors; the ids that they were made of are needed in training only.
@@ -182,6 +188,6 @@ class TRM:
         except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
             reason = " ".join(str(error).split())
             raise DeepRecError(
-                f"{folder} holds a damaged TRM ({reason}): train it again with `deeprec trm train --again`."
+                f"{folder} holds a damaged or unfit TRM ({reason}): train it again with `deeprec trm train --again`."
             ) from None
         return cls(model, catalog, TextEncoder.load(offline=offline), config, index)
