@@ -27,6 +27,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import ratio_interval
 from deeprec.eval.listening import listen, preferences
+from deeprec.eval.report import markdown_table
 from deeprec.runs import environment
 from deeprec.trm import training
 from deeprec.trm.layers import Block
@@ -219,16 +220,14 @@ def _markdown(report: dict[str, Any], seeds: int) -> str:
     lines = [f"- {key}: {text}" for key, text in report["environment"].items()]
     for name, rows in report["sets"].items():
         lines += ["", f"## {name}, validation, {seeds} seeds", ""]
-        lines.append(
-            f"| variant | NDCG@10 | against default | oracle / blank (trust {TRUST}) | theme | wrong | training s "
-            "| epochs |"
-        )
-        lines.append("|---|---|---|---|---|---|---|---|")
+        headings = ["variant", "NDCG@10", "against default", f"oracle / blank (trust {TRUST})", "theme", "wrong"]
+        table = []
         for variant, row in rows.items():
             against = "{:.3f} [{:.3f}, {:.3f}]".format(*row["against_default"])
             cells = [variant, f"{row['blank']:.4f}", against, f"{row['oracle']:.2f}", f"{row['theme']:.3f}"]
             cells += [f"{row['wrong']:.3f}", f"{row['seconds']:.0f}", f"{row['epochs']:.0f}"]
-            lines.append("| " + " | ".join(cells) + " |")
+            table.append(cells)
+        lines += markdown_table([*headings, "training s", "epochs"], table)
     return "\n".join(lines) + "\n"
 
 

@@ -27,6 +27,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import mean_interval, ratio_interval
 from deeprec.eval.metrics import Floats, ranks_of, recall_at
+from deeprec.eval.report import markdown_table
 from deeprec.runs import environment
 from deeprec.trm.retriever import Hit, Query, top_hits
 from deeprec.trm.text_encoder import TextEncoder
@@ -140,12 +141,14 @@ def _result(hits: dict[str, Floats]) -> dict[str, Any]:
 
 def _markdown(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"- {key}: {text}" for key, text in environment(sys.argv).items()]
-    lines += ["", f"| set | system | users | Recall@{K} among held-out items | TRM / it |", "|---|---|---|---|---|"]
+    table = []
     for name, rows in results.items():
         for system, row in rows.items():
             recall = "{:.4f} [{:.4f}, {:.4f}]".format(*row["recall"])
             ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*row["trm_ratio"])
-            lines.append(f"| {name} | {system} | {row['users']:,} | {recall} | {ratio} |")
+            table.append([name, system, f"{row['users']:,}", recall, ratio])
+    headings = ["set", "system", "users", f"Recall@{K} among held-out items", "TRM / it"]
+    lines += ["", *markdown_table(headings, table)]
     return "\n".join(lines) + "\n"
 
 

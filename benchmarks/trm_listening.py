@@ -24,6 +24,7 @@ from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import ratio_interval
 from deeprec.eval.listening import CALLS, PER_CALL, listen, pool, preferences
 from deeprec.eval.metrics import Floats
+from deeprec.eval.report import markdown_table
 from deeprec.runs import environment
 from deeprec.trm.trm import TRM
 
@@ -110,20 +111,23 @@ def _written(traces: Path) -> dict[str, str]:
 def _markdown(name: str, args: argparse.Namespace, rows: Sequence[dict[str, Any]], pools: Sequence[Any]) -> str:
     lines = [f"# Listening on {name}, {args.split}, {len(args.trms)} seeds", ""]
     lines += [f"- {key}: {text}" for key, text in environment(sys.argv).items()]
-    lines += ["", "| preference | trust | users | NDCG@10 | Recall@10 | NDCG@10 / blank |", "|---|---|---|---|---|---|"]
+    table = []
     for row in rows:
         ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
         cells = [row["kind"], f"{row['trust']:g}", f"{row['users']:,}", f"{row['NDCG@10']:.4f}"]
-        lines.append("| " + " | ".join([*cells, f"{row['Recall@10']:.4f}", ratio]) + " |")
+        table.append([*cells, f"{row['Recall@10']:.4f}", ratio])
+    headings = ["preference", "trust", "users", "NDCG@10", "Recall@10", "NDCG@10 / blank"]
+    lines += ["", *markdown_table(headings, table)]
     lines += [
         "",
         f"{CALLS} calls x {PER_CALL} items (what the last items are) against the blank list of the same size:",
         "",
     ]
-    lines += ["| trust | pool hit | blank hit | ratio |", "|---|---|---|---|"]
+    table = []
     for row in pools:
         ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
-        lines.append(f"| {row['trust']:g} | {row['pool hit']:.4f} | {row['blank hit']:.4f} | {ratio} |")
+        table.append([f"{row['trust']:g}", f"{row['pool hit']:.4f}", f"{row['blank hit']:.4f}", ratio])
+    lines += markdown_table(["trust", "pool hit", "blank hit", "ratio"], table)
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from peer import CUTOFF
 
 from deeprec.eval.intervals import paired_interval, ratio_interval
 from deeprec.eval.metrics import ndcg_at, ranks_of, recall_at
+from deeprec.eval.report import markdown_table
 from deeprec.runs import environment
 
 Floats = NDArray[np.float64]
@@ -21,6 +22,10 @@ Floats = NDArray[np.float64]
 OURS = "trm"
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+HEADINGS = [
+    *("system", f"NDCG@{CUTOFF}", f"Recall@{CUTOFF}", f"TRM minus it, NDCG@{CUTOFF}", "TRM / it", "training s"),
+    *("epochs (best)", "s an epoch", "targets/s", "peak MiB", "seeds", "stopped by"),
+]
 
 
 def write_report(out: Path, sets: list[str], systems: list[str], seeds: list[int]) -> None:
@@ -94,12 +99,8 @@ def _markdown(report: dict[str, Any]) -> str:
     lines += [f"- {name}: {text}" for name, text in report["environment"].items()]
     for name, part in report["sets"].items():
         lines += ["", f"## {name}: {part['users']:,} users, {part['items']:,} items", ""]
-        lines.append(
-            f"| system | NDCG@{CUTOFF} | Recall@{CUTOFF} | TRM minus it, NDCG@{CUTOFF} | TRM / it | training s "
-            "| epochs (best) | s an epoch | targets/s | peak MiB | seeds | stopped by |"
-        )
-        lines.append("|---|---|---|---|---|---|---|---|---|---|---|---|")
-        lines += [_row(system, part["systems"][system]) for system in sorted(part["systems"], key=list(SETTINGS).index)]
+        order = sorted(part["systems"], key=list(SETTINGS).index)
+        lines += markdown_table(HEADINGS, [_cells(system, part["systems"][system]) for system in order])
         versions: dict[str, str] = {}
         for row in part["systems"].values():
             versions |= row["versions"]
@@ -115,7 +116,7 @@ def _markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(system: str, row: dict[str, Any]) -> str:
+def _cells(system: str, row: dict[str, Any]) -> list[str]:
     def number(name: str, form: str) -> str:
         return format(row[name], form) if name in row else ""
 
@@ -125,7 +126,7 @@ def _row(system: str, row: dict[str, Any]) -> str:
         difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*against["difference"])
         ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*against["ratio"])
     epochs = f"{row['epochs']:.1f} ({row['best_epoch']:.1f})" if "epochs" in row else ""
-    cells = [
+    return [
         system,
         f"{row[f'NDCG@{CUTOFF}']:.4f}",
         f"{row[f'Recall@{CUTOFF}']:.4f}",
@@ -139,4 +140,3 @@ def _row(system: str, row: dict[str, Any]) -> str:
         str(len(row["seeds"])),
         ", ".join(dict.fromkeys(filter(None, row["stopped_by"]))),
     ]
-    return "| " + " | ".join(cells) + " |"

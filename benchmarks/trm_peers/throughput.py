@@ -22,6 +22,7 @@ import numpy as np
 from export import export, load
 from jobs import run, settings_of
 
+from deeprec.eval.report import markdown_table
 from deeprec.runs import environment
 
 INPUTS = 50
@@ -76,12 +77,13 @@ def main() -> None:
         for system, values in rates.items()
         if system != "trm"
     }
-    lines = ["| system | sequences/s, median | by round | TRM / it, median | by round |", "|---|---|---|---|---|"]
+    table = []
     for system, values in rates.items():
         cells = [system, f"{median(values):,.1f}", ", ".join(f"{value:,.1f}" for value in values), "", ""]
         if system in ratios:
             cells[3:] = [f"{median(ratios[system]):.2f}", ", ".join(f"{ratio:.2f}" for ratio in ratios[system])]
-        lines.append("| " + " | ".join(cells) + " |")
+        table.append(cells)
+    lines = markdown_table(["system", "sequences/s, median", "by round", "TRM / it, median", "by round"], table)
     notes = environment(sys.argv)
     lines += ["", *(f"- {name}: {text}" for name, text in notes.items()), f"- users: {users:,}", ""]
     print("\n".join(lines))

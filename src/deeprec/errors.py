@@ -9,3 +9,8 @@ class DeepRecError(Exception):
     The message is one clear sentence: what is wrong, where, and how to mend it. The command line prints it
     without a traceback and exits with status 2.
     """
+
+
+def one_line(error: Exception) -> str:
+    """The message of another library's error, fit for a sentence of ours."""
+    return " ".join(str(error).split())

@@ -22,7 +22,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from deeprec.data.catalog import ItemIdx, UserId, build_catalog
+from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Dataset
 from deeprec.data.report import LoadReport
 from deeprec.policies.policy import Chunk, Finish, Policy, Request
@@ -31,21 +31,33 @@ from deeprec.trm.retriever import Hit, Query, Retriever
 GENRES = ("Comedy", "Drama", "Horror", "Sci-Fi", "War")
 
 
+def catalog_of(
+    categories: Sequence[Sequence[str]],
+    *,
+    years: Sequence[int | None] | None = None,
+    brands: Sequence[str] | None = None,
+    first: int = 0,
+) -> Catalog:
+    """Items `Film 0`, `Film 1`, ... with ids `i0`, `i1`, ..., counted from `first`; one for each of `categories`."""
+    n = len(categories)
+    return build_catalog(
+        ids=[f"i{first + i}" for i in range(n)],
+        titles=[f"Film {first + i}" for i in range(n)],
+        years=years or [None] * n,
+        brands=brands or [""] * n,
+        categories=categories,
+        descriptions=[""] * n,
+        title_chars=80,
+    )
+
+
 def toy_dataset(n_users: int = 60, n_items: int = 40, length: int = 12, seed: int = 0) -> Dataset:
     """Users of `length` interactions who mostly stay in one genre; items are `Film 0 (1970)`, `Film 1 (1971)`, ...
 
     Item i is of genre i mod 5; items without a repeat in any sequence, no times.
     """
     rng = np.random.default_rng(seed)
-    catalog = build_catalog(
-        ids=[f"i{i}" for i in range(n_items)],
-        titles=[f"Film {i}" for i in range(n_items)],
-        years=[1970 + i for i in range(n_items)],
-        brands=[""] * n_items,
-        categories=[(GENRES[i % len(GENRES)],) for i in range(n_items)],
-        descriptions=[""] * n_items,
-        title_chars=80,
-    )
+    catalog = catalog_of([(GENRES[i % len(GENRES)],) for i in range(n_items)], years=[1970 + i for i in range(n_items)])
     sequences = []
     for _ in range(n_users):
         weights_I = np.where(np.arange(n_items) % len(GENRES) == rng.integers(len(GENRES)), 10.0, 1.0)

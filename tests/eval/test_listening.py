@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeprec.config import TRMConfig
-from deeprec.data.catalog import ItemIdx, UserId, build_catalog
+from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
 from deeprec.eval.listening import item_preference, listen, pool, preferences, themes
-from deeprec.testing import RecordingRetriever, toy_dataset
+from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.trm.model import PreferenceSASRec
 from deeprec.trm.retriever import Hit, Query
 from deeprec.trm.trm import TRM
@@ -31,19 +31,6 @@ def tasks_of(*histories):
 
 def targets_of(*targets):
     return {f"test:u{u}": ItemIdx(target) for u, target in enumerate(targets)}
-
-
-def catalog_of(categories, *, years=None, brands=None):
-    n = len(categories)
-    return build_catalog(
-        ids=[f"i{i}" for i in range(n)],
-        titles=[f"Film {i}" for i in range(n)],
-        years=years or [None] * n,
-        brands=brands or [""] * n,
-        categories=categories,
-        descriptions=[""] * n,
-        title_chars=80,
-    )
 
 
 # What is said
@@ -189,7 +176,7 @@ def trm(dataset):
     config = TRMConfig(width=16, layers=1, heads=2, history=8)
     encoder = Texts()
     catalog = dataset.catalog
-    text_ID = torch.from_numpy(encoder.encode([catalog.text(ItemIdx(i)) for i in range(len(catalog))]))
+    text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
     return TRM.of(PreferenceSASRec(config, text_ID), catalog, encoder, config)
 
 
@@ -311,7 +298,7 @@ def test_the_pool_of_a_trm(dataset, trm):
     assert result.pooled_U.all()
     assert result.blank_U.all()
     large = toy_dataset(n_users=60, n_items=150)
-    text_ID = torch.from_numpy(Texts().encode([large.catalog.text(ItemIdx(i)) for i in range(150)]))
+    text_ID = torch.from_numpy(Texts().encode(large.catalog.texts()))
     other = TRM.of(PreferenceSASRec(trm.config, text_ID), large.catalog, Texts(), trm.config)
     tasks, targets = large.tasks("test"), large.targets("test")
     deaf, moved = (pool(other, large.catalog, tasks, targets, trust) for trust in (0.0, 1.0))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeprec.config import TRMConfig
-from deeprec.data.catalog import build_catalog
 from deeprec.data.dataset import Sequences
+from deeprec.testing import catalog_of
 from deeprec.trm.preferences import PHRASES, Phrasebook, PreferenceSampler, encode_preferences
 
 
@@ -74,19 +74,6 @@ def test_the_order_of_phrases_is_nothing(order, count):
 
 
 # What items say
-
-
-def catalog_of(categories, *, years=None, brands=None):
-    n = len(categories)
-    return build_catalog(
-        ids=[f"i{i}" for i in range(n)],
-        titles=[f"Film {i}" for i in range(n)],
-        years=years or [None] * n,
-        brands=brands or [""] * n,
-        categories=categories,
-        descriptions=[""] * n,
-        title_chars=80,
-    )
 
 
 def phrases_of_rows(phrasebook, encoder, rows_L):

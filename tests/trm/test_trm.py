@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deeprec.config import TRMConfig
-from deeprec.data.catalog import ItemIdx, build_catalog
+from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
-from deeprec.testing import GENRES, RetrieverContract, toy_dataset
+from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
 from deeprec.trm import training
 from deeprec.trm.index import Index
 from deeprec.trm.model import PreferenceSASRec
@@ -96,16 +96,7 @@ def copy_of(trm, vectors_ID=None):
 
 def new_items(first=40, genres=GENRES):
     """An item of each genre: `Film 40`, `Film 41`, ..., all of 1985."""
-    n = len(genres)
-    return build_catalog(
-        ids=[f"i{first + i}" for i in range(n)],
-        titles=[f"Film {first + i}" for i in range(n)],
-        years=[1985] * n,
-        brands=[""] * n,
-        categories=[(genre,) for genre in genres],
-        descriptions=[""] * n,
-        title_chars=80,
-    )
+    return catalog_of([(genre,) for genre in genres], years=[1985] * len(genres), first=first)
 
 
 class Listening:

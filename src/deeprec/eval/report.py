@@ -222,22 +222,22 @@ class Report:
             f"- configuration: `{self.config_path}`",
             *(f"- {name}: `{value}`" for name, value in self.environment.items()),
             "",
-            *_table(["system", "n", *names, f"coverage@{k}", self._versus], main),
+            *markdown_table(["system", "n", *names, f"coverage@{k}", self._versus], main),
             "",
             *(f"- {note}" for note in self._notes()),
         ]
         headings, rows = self._explorers()
         if rows:
-            lines += ["", "## How the explorers ran", "", *_table(headings, rows)]
+            lines += ["", "## How the explorers ran", "", *markdown_table(headings, rows)]
         if len(self.cutoffs) > 1:
             table = [
                 [system.name, *(_interval(self.intervals[system.name][name], " ") for name in every)]
                 for system in self.systems
             ]
-            lines += ["", "## Every cutoff", "", *_table(["system", *every], table)]
+            lines += ["", "## Every cutoff", "", *markdown_table(["system", *every], table)]
         if self.timings:
             timings = [[part, f"{seconds:.1f}"] for part, seconds in self.timings.items()]
-            lines += ["", "## Timings", "", *_table(["part", "seconds"], timings)]
+            lines += ["", "## Timings", "", *markdown_table(["part", "seconds"], timings)]
         return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
@@ -340,7 +340,8 @@ def _without_nan(record: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in record.items()}
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; the first column is of names, the others of figures."""
     lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
 

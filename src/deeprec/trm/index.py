@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.downloads import sha256_of
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.retriever import Hit, pairs, rank, shortlist
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
@@ -163,7 +163,7 @@ class Index:
                     path.unlink()
         except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
             raise DeepRecError(
-                f"The index can't be written to {folder} ({_line(error)}): make room there or mend its permissions."
+                f"The index can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
             ) from None
 
     @classmethod
@@ -190,7 +190,7 @@ class Index:
             return cls._map(record, [folder / name for name in record["files"]])
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise DeepRecError(
-                f"{folder} holds a damaged index ({_line(error)}): remove it, build it again and save it."
+                f"{folder} holds a damaged index ({one_line(error)}): remove it, build it again and save it."
             ) from None
 
     @classmethod
@@ -339,10 +339,6 @@ def import_faiss(kind: Kind) -> Any:
         return importlib.import_module("faiss")
     except ImportError as error:
         raise NoFaissError(
-            f"An index of kind {kind} needs FAISS, which can't be imported ({_line(error)}): "
+            f"An index of kind {kind} needs FAISS, which can't be imported ({one_line(error)}): "
             "run `pip install 'deeprec[faiss]'`, or choose the kind exact."
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Sequences
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.batches import Batch, Batches
 from deeprec.trm.layers import catalogue_loss, product_dtype
 from deeprec.trm.model import PreferenceSASRec
@@ -172,5 +172,4 @@ def _restore(
         best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best.")}
         return best, [Epoch(**epoch) for epoch in json.loads(metadata["curve"])]
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DeepRecError(f"{path} is a damaged checkpoint ({reason}): remove it to start anew.") from None
+        raise DeepRecError(f"{path} is a damaged checkpoint ({one_line(error)}): remove it to start anew.") from None

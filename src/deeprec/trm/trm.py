@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.index import Index, NoFaissError, import_faiss
 from deeprec.trm.model import PreferenceSASRec
 from deeprec.trm.preferences import encode_preferences
@@ -186,8 +186,8 @@ class TRM:
         except NoFaissError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
-            reason = " ".join(str(error).split())
             raise DeepRecError(
-                f"{folder} holds a damaged or unfit TRM ({reason}): train it again with `deeprec trm train --again`."
+                f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
+                "train it again with `deeprec trm train --again`."
             ) from None
         return cls(model, catalog, TextEncoder.load(offline=offline), config, index)
