@@ -135,13 +135,20 @@ class Cosine(PreferenceSASRec):
 class SumInsideNorm(PreferenceSASRec):
     """The paper's: state and preference are added and normalised together."""
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, trust_N: Tensor) -> Tensor:
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
         return self.norm(states_ND + trust_N[:, None] * self.preference(8 * preferences_NE))
 
 
 class PlainSum(PreferenceSASRec):
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, trust_N: Tensor) -> Tensor:
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
         return self.norm(states_ND) + trust_N[:, None] * self.preference(8 * preferences_NE)
+
+
+class Credulous(PreferenceSASRec):
+    """What the history says already is heard as loud as news: no history is like zeros."""
+
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
+        return super().listen(states_ND, preferences_NE, torch.zeros_like(themes_NE), trust_N)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
@@ -155,6 +162,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
     "cosine scores": ({}, Cosine),
     "preference inside the norm (paper)": ({}, SumInsideNorm),
     "preference without gate": ({}, PlainSum),
+    "preference not compared with themes": ({}, Credulous),
     "no preferences in training": ({"preference_dropout": 1.0, "history_preference": 0.0}, PreferenceSASRec),
     "preferences of the next item only": ({"exact_preference": 1.0}, PreferenceSASRec),
     "no exact preferences": ({"exact_preference": 0.0}, PreferenceSASRec),

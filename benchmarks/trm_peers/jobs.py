@@ -23,6 +23,11 @@ def settings_of(system: str) -> dict[str, Any]:
     return {name: value for name, value in SETTINGS[system].items() if name != "grid"}
 
 
+def reads_history(system: str) -> bool:
+    """Whether `history` is one of its settings: the TRM's and the peers' encoders."""
+    return system == "trm" or "history" in SETTINGS[system]
+
+
 def environment_of(system: str) -> str:
     """ "rectools", "recbole" or "deeprec"."""
     library = system.partition("-")[0]

@@ -108,10 +108,11 @@ class Data:
 
 @dataclass
 class Watch:
-    """One training's clock, validation curve and best state. It begins when it is made; times are seconds.
+    """One training's clock, validation curve and best state. It begins when it is made; times are wall clock.
 
     Attributes:
-        budget: wall clock of the whole training, preparation and validations included.
+        budget: processor seconds of the whole training, preparation and validations included; unlike the wall
+            clock's, they count nothing that other processes take.
         patience: validations without a better NDCG@10 before stopping.
         laps: (share of an epoch, seconds) of the training alone, one an epoch; the clock may cut the last one.
         stopped_by: "patience", "budget" or "epochs" (the system's own limit).
@@ -120,6 +121,7 @@ class Watch:
     budget: float
     patience: int
     started: float = field(default_factory=time.perf_counter)
+    started_processor: float = field(default_factory=time.process_time)
     curve: list[dict[str, float]] = field(default_factory=list)
     laps: list[tuple[float, float]] = field(default_factory=list)
     stopped_by: str = "epochs"
@@ -128,6 +130,10 @@ class Watch:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+    def processor(self) -> float:
+        """Processor seconds since the start, of all threads."""
+        return time.process_time() - self.started_processor
 
     def epochs(self) -> float:
         return sum(share for share, _ in self.laps)
@@ -141,7 +147,7 @@ class Watch:
 
     def over(self) -> bool:
         """Whether the budget is used up; cheap enough to ask after every batch."""
-        if self.seconds() >= self.budget:
+        if self.processor() >= self.budget:
             self.stopped_by = "budget"
             return True
         return False
@@ -161,7 +167,8 @@ class Watch:
 
     def note(self, ndcg: float) -> None:
         """A point of the curve."""
-        self.curve.append({"epoch": self.epochs(), "seconds": self.seconds(), "ndcg": ndcg})
+        point = {"epoch": self.epochs(), "seconds": self.seconds(), "processor": self.processor(), "ndcg": ndcg}
+        self.curve.append(point)
         print(f"epoch {self.epochs():.2f}, {self.seconds():.1f} s, validation NDCG@10 {ndcg:.4f}", flush=True)
 
     def best_ndcg(self) -> float:
@@ -173,6 +180,7 @@ class Watch:
         training = sum(seconds for _, seconds in self.laps)
         return {
             "train_seconds": self.curve[-1]["seconds"],
+            "train_processor": self.curve[-1]["processor"],
             "epochs": self.epochs(),
             "epoch_seconds": training / self.epochs(),
             "best_epoch": best["epoch"],

@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 from export import export, load
-from jobs import SEEDLESS, SETTINGS, SYSTEMS, run, settings_of
+from jobs import SEEDLESS, SETTINGS, SYSTEMS, reads_history, run, settings_of
 from report import write_report
 
 BUDGET = 1800.0
@@ -23,7 +23,7 @@ BUDGET = 1800.0
 
 def main() -> None:
     args = _arguments()
-    budgets = {name: float(seconds) for name, _, seconds in (text.partition("=") for text in args.budget)}
+    budgets, histories = _by_set(args.budget), _by_set(args.history)
     for source in args.sets:
         name = Path(source).name
         folder, budget = args.out / name, budgets.get(name, BUDGET)
@@ -33,22 +33,27 @@ def main() -> None:
             export(load(source), data)
         common = {"source": source, "data": data, "budget": budget, "patience": args.patience, "threads": args.threads}
         for system in args.systems:
+            history = {"history": int(histories[name])} if name in histories and reads_history(system) else {}
             if args.tune:
-                _tune(system, args.out, name, common)
+                _tune(system, args.out, name, history, common)
                 continue
             settings = _tuned(args.out).get(name, {}).get(system) or settings_of(system)
             for seed in args.seeds[:1] if system in SEEDLESS else args.seeds:
-                run(system, out=folder / f"{system}-{seed}", seed=seed, settings=settings, **common)
+                run(system, out=folder / f"{system}-{seed}", seed=seed, settings=settings | history, **common)
     if not args.tune:
         write_report(args.out, [Path(source).name for source in args.sets], args.systems, args.seeds)
         print(f"report: {args.out / 'report.md'}")
 
 
-def _tune(system: str, out: Path, name: str, common: dict[str, Any]) -> None:
+def _by_set(texts: list[str]) -> dict[str, float]:
+    return {name: float(value) for name, _, value in (text.partition("=") for text in texts)}
+
+
+def _tune(system: str, out: Path, name: str, history: dict[str, int], common: dict[str, Any]) -> None:
     """Run the grid with seed 0 and write the point of the best validation NDCG@10 into tuned.toml."""
     best, best_ndcg = None, -1.0
     for number, point in enumerate(SETTINGS[system].get("grid", [])):
-        settings = settings_of(system) | point
+        settings = settings_of(system) | point | history
         record = run(system, out=out / name / "tune" / f"{system}-{number}", seed=0, settings=settings, **common)
         if record is not None and record["best_ndcg"] > best_ndcg:
             best, best_ndcg = settings, record["best_ndcg"]
@@ -71,7 +76,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=list(SETTINGS), metavar="SYSTEM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--budget", nargs="+", default=[], metavar="SET=SECONDS", help=f"default {BUDGET:g} s a run")
+    parser.add_argument("--budget", nargs="+", default=[], metavar="SET=SECONDS", help=f"processor s a run, {BUDGET:g}")
+    parser.add_argument("--history", nargs="+", default=[], metavar="SET=ITEMS", help="default: by settings.toml, 50")
     parser.add_argument("--patience", type=int, default=10, help="validations without a better NDCG@10")
     parser.add_argument("--tune", action="store_true", help="search the grids of settings.toml, with seed 0")
     parser.add_argument("--out", type=Path, default=Path("runs/trm_peers"))

@@ -346,7 +346,7 @@ WHOLE: dict[str, dict[str, str | bytes]] = {
 }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("form", WHOLE)
 @given(edits=EDITS, second=st.booleans(), limit=st.sampled_from([0.0, 1.0]))
 def test_no_damage_escapes_as_a_traceback(

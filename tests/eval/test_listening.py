@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
-from deeprec.eval.listening import item_preference, listen, pool, preferences, themes
+from deeprec.eval.listening import item_preference, listen, pool, preferences
 from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.trm.model import PreferenceSASRec
+from deeprec.trm.preferences import themes
 from deeprec.trm.retriever import Hit, Query
 from deeprec.trm.trm import TRM
 
@@ -76,7 +77,6 @@ def test_themes_are_of_the_phrases_that_training_knows():
     assert "h" not in themes(catalog, items(0))
 
 
-@settings(deadline=None)
 @given(n=st.integers(2, 30), seed=st.integers(0, 50))
 def test_a_wrong_preference_is_another_users_and_everyones_is_used(n, seed):
     catalog = catalog_of([(f"phrase {i}",) for i in range(n)])
@@ -266,7 +266,7 @@ def test_a_pool_by_hand():
                for query, task in zip(batch, tasks, strict=True))  # fmt: skip
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n_items=st.integers(1, 100),
     histories=st.lists(st.lists(st.integers(0, 99), max_size=30), min_size=1, max_size=4),

@@ -435,7 +435,7 @@ FRAGMENTS = st.lists(
 
 
 @given(st.lists(FRAGMENTS, min_size=1, max_size=5), st.sampled_from([20, 200, 10_000]), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_the_policy_writes_ends_in_a_trace(texts: list[str], limit: int, drip: bool) -> None:
     script = iter(texts)
 

@@ -155,7 +155,7 @@ SEGMENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(segments=SEGMENTS, target=st.integers(0, 11))
 def test_a_malformed_trace_never_earns_more_than_the_penalty(explored, segments, target):
     trace = explored(segments)
@@ -166,7 +166,7 @@ def test_a_malformed_trace_never_earns_more_than_the_penalty(explored, segments,
         assert scored.total == scored.terms["format"] == -1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fault=st.sampled_from(protocol.Fault), stop=st.sampled_from(Stop), clean=st.booleans())
 def test_each_fault_and_each_other_stop_alone_takes_every_bonus(explored, fault, stop, clean):
     """Whatever the parser may miss: the terms look at the recorded faults and the stop reason, each enough alone."""

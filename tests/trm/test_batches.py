@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -37,10 +38,7 @@ def batches_of(sequences, **options):
 
 def contents(batches):
     """Everything of an epoch, comparable."""
-    return [
-        (batch.inputs_BT.tolist(), batch.real_BT.tolist(), batch.targets_N.tolist(), batch.phrases_NL.tolist())
-        for batch in batches
-    ]
+    return [tuple(getattr(batch, field.name).tolist() for field in dataclasses.fields(batch)) for batch in batches]
 
 
 def windows(sequences, history, number, **options):
@@ -59,7 +57,7 @@ def user_of(sequences, place):
 LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     lengths=LENGTHS,
     history=st.integers(1, 7),
@@ -92,7 +90,7 @@ def test_every_target_comes_once_an_epoch_after_what_was_before_it(lengths, hist
     assert targets == dict.fromkeys(expected, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=LENGTHS,
     history=st.integers(1, 7),
@@ -115,7 +113,7 @@ def test_a_preference_is_of_the_place_it_stands_at(lengths, history, window, ahe
                 assert target - 20 <= min(said) <= max(said) < target
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, history=st.integers(1, 9), batch_places=st.integers(1, 60), number=st.integers(0, 3))
 def test_batches_hold_about_as_many_places_as_asked(lengths, history, batch_places, number):
     """A window more or less; the places that are left over make one smaller batch."""

@@ -61,7 +61,7 @@ def test_the_loss_in_bfloat16_is_nearly_cross_entropy(n):
     assert all(distance(tensor, other) < 0.02 for tensor, other in zip(found, wanted, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 9), n_items=st.integers(1, 5), width=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_the_loss_of_any_shape(n, n_items, width, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -99,7 +99,7 @@ def test_a_step_against_the_gradient_lowers_the_loss():
 # Dropout
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=st.lists(st.integers(0, 11), min_size=1, max_size=3), rate=st.sampled_from([0.1, 0.3, 0.5, 0.9]))
 def test_values_are_dropped_or_scaled(shape, rate):
     """Sizes that are no multiple of 8 among them."""

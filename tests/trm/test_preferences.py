@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
 from deeprec.testing import catalog_of
-from deeprec.trm.preferences import PHRASES, Phrasebook, PreferenceSampler, encode_preferences
+from deeprec.trm.preferences import (
+    PHRASES,
+    Phrasebook,
+    PreferenceSampler,
+    encode_preferences,
+    item_phrases,
+    themes,
+)
 
 
 class Apart:
@@ -62,7 +69,6 @@ def test_where_nothing_is_said(preferences):
     assert not given_Q.any()
 
 
-@settings(deadline=None)
 @given(st.permutations(["war", "drama", "1990s", "sea", "love"]), st.integers(1, 5))
 def test_the_order_of_phrases_is_nothing(order, count):
     encoder = Apart()
@@ -107,7 +113,6 @@ def test_the_phrasebook_holds_every_items_phrases_once():
         assert (phrasebook.items_IL[item, :count] < phrasebook.padding).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.sets(st.sampled_from("abcdef")), min_size=1, max_size=5))
 def test_training_hears_what_the_same_words_say_in_use(said):
     """Vectors of rows of phrases are those of the text that names them, wherever the padding stands."""
@@ -117,8 +122,8 @@ def test_training_hears_what_the_same_words_say_in_use(said):
         [[letter in phrases for letter in "abcdef"] for phrases in said], phrasebook.items_IL[0], phrasebook.padding
     )
     vectors_QE, given_Q = encode_preferences(encoder, ["; ".join(sorted(phrases)) for phrases in said])
-    torch.testing.assert_close(phrasebook.vectors(rows_NL), vectors_QE)
-    assert given_Q.tolist() == (rows_NL != phrasebook.padding).any(1).tolist()
+    for ours, theirs in zip(phrasebook.vectors(rows_NL), (vectors_QE, given_Q), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 # What training says
@@ -235,33 +240,50 @@ def test_some_of_an_items_phrases_are_said():
 # Themes
 
 
-def test_themes_are_of_the_last_twenty_items():
-    """The last that was read among them: from place 49, places 30 to 49."""
-    rows_NL, padding = draw(numbered(100), config(history_preference=1.0), [49], 3000)
-    assert set().union(*items_said(rows_NL, padding)) == set(range(30, 50))
-
-
-def test_themes_are_of_ones_own_history():
-    """Users 0..8 and 9..39; at the first place of a user the only item."""
-    rows_NL, padding = draw(numbered(9, 31), config(history_preference=1.0), [0, 3, 9, 15], 300)
-    said = items_said(rows_NL, padding)
-    assert all(said)
-    histories = [set().union(*said[start : start + 300]) for start in range(0, 1200, 300)]
-    assert histories == [{0}, {0, 1, 2, 3}, {9}, set(range(9, 16))]
+def test_themes_are_of_the_last_twenty_items_of_ones_own():
+    """Item 0 comes five times, but before the last twenty; the second user has read nothing of the first's."""
+    sequences = Sequences(np.array([*[0] * 5, *[1] * 3, *range(2, 19), 1], dtype=np.int32), np.array([0, 25, 26]))
+    phrasebook = own_phrases(19)
+    themes_N3 = PreferenceSampler(phrasebook, sequences, config()).themes_N3
+    assert themes_N3[7].tolist() == [0, 1, 2]
+    assert themes_N3[24].tolist() == themes_N3[25].tolist() == [3, 4, 5]
 
 
 @pytest.mark.parametrize("place", [4, 19, 30])
-def test_of_equal_themes_each_is_said_as_often(place):
-    """Phrases that occur once each, in a short history as in a long one; one, two or three of them are said."""
+def test_of_equal_themes_the_more_recent_ones_are_said(place):
+    """Phrases that occur once each: the three of the last item; its first alone in a quarter, two in a quarter."""
     rows_NL, padding = draw(numbered(40), config(history_preference=1.0), [place], 10_000)
-    sizes = Counter((rows_NL != padding).sum(1).tolist())
-    assert set(sizes) == {1, 2, 3}
-    assert min(sizes.values()) > 1500
-    counts = Counter(rows_NL[rows_NL != padding].tolist())
-    recent = min(place + 1, 20)
-    assert set(counts) == set(range((place + 1 - recent) * EACH, (place + 1) * EACH))
-    for phrase, count in counts.items():
-        assert count / counts.total() == pytest.approx(1 / (recent * EACH), rel=0.3), phrase
+    first = place * EACH
+    said = Counter(tuple(row for row in rows_L if row != padding) for rows_L in rows_NL.tolist())
+    assert said.keys() == {(first,), (first, first + 1), (first, first + 1, first + 2)}
+    for phrases, shares in zip(sorted(said), (0.25, 0.25, 0.5), strict=True):
+        assert said[phrases] / 10_000 == pytest.approx(shares, abs=0.02)
+
+
+@settings(max_examples=30)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4), seed=st.integers(0, 100))
+def test_training_compares_with_the_themes_of_use(lengths, seed):
+    """Row by row what `themes` says of the history up to that place, ties included."""
+    rng = np.random.default_rng(seed)
+    catalog = catalog_of([tuple(rng.permutation(list("abcdefgh"))[: rng.integers(0, 9)]) for _ in range(12)])
+    phrasebook, sequences = Phrasebook.of(catalog, Apart()), random_sequences(rng, lengths, 12)
+    said = dict.fromkeys(phrase for item in range(12) for phrase in item_phrases(catalog, item))
+    names = dict(enumerate(said))
+    sampler = PreferenceSampler(phrasebook, sequences, config())
+    for user, start in enumerate(sequences.starts_U1[:-1]):
+        history = sequences[user].tolist()
+        for place in range(len(history)):
+            rows = sampler.themes_N3[start + place]
+            found = [names[row] for row in rows.tolist() if row != phrasebook.padding]
+            assert found == themes(catalog, history[: place + 1])
+
+
+def test_themes_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    phrasebook, sequences = shared_phrases(rng, 9), random_sequences(rng, [40, 3, 25], 9)
+    whole = PreferenceSampler(phrasebook, sequences, config()).themes_N3
+    monkeypatch.setattr("deeprec.trm.preferences._BLOCK", 7)
+    np.testing.assert_array_equal(PreferenceSampler(phrasebook, sequences, config()).themes_N3, whole)
 
 
 def shared_phrases(rng, n_items):
@@ -281,7 +303,7 @@ def random_sequences(rng, lengths, n_items):
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lengths=LENGTHS, n_items=st.integers(1, 9), seed=st.integers(0, 100))
 def test_themes_are_what_the_history_says_most(lengths, n_items, seed):
     """Against a loop that counts: nothing is left out that occurs more often than what is said."""
@@ -302,7 +324,7 @@ def test_themes_are_what_the_history_says_most(lengths, n_items, seed):
 # All kinds together
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     lengths=LENGTHS,
     n_items=st.integers(1, 6),

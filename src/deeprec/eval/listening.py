@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.metrics import Floats, ndcg_at, recall_at
-from deeprec.trm.preferences import RECENT, THEMES, item_phrases
+from deeprec.trm.preferences import item_phrases, themes
 from deeprec.trm.retriever import Query, Retriever
 from deeprec.trm.trm import TRM
 
@@ -41,12 +40,6 @@ class Pool:
 def item_preference(catalog: Catalog, item: ItemIdx) -> str:
     """All that the item's own text says: of the target, the best preference there is in the catalogue's words."""
     return "; ".join(item_phrases(catalog, item))
-
-
-def themes(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
-    """The three phrases that the last 20 items of a history share most; equal counts by the more recent."""
-    counts = Counter(phrase for item in reversed(history[-RECENT:]) for phrase in item_phrases(catalog, item))
-    return [phrase for phrase, _ in counts.most_common(THEMES)]
 
 
 def preferences(

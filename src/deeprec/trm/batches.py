@@ -22,12 +22,14 @@ _ALIKE = 8
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Rows of inputs (B, T), padded on the right with the number of items; and for the N real places among them, in
-    the order of `real_BT`, what follows (N) and the rows of phrases (N, L) of the preference that may be heard."""
+    the order of `real_BT`, what follows (N), the rows of phrases (N, L) of the preference that may be heard, and of the
+    history's themes."""
 
     inputs_BT: Tensor
     real_BT: Tensor
     targets_N: Tensor
     phrases_NL: NDArray[np.int64]
+    themes_NL: NDArray[np.int64]
 
 
 class Batches:
@@ -42,10 +44,10 @@ class Batches:
         self.starts_U1 = sequences.starts_U1
         self.n_items = len(phrasebook.items_IL)
         self.config = config
-        self.sampler = PreferenceSampler(phrasebook, sequences, config)
         self.users_U = np.flatnonzero(np.diff(self.starts_U1) >= 2)
         if not self.users_U.size:
             raise DeepRecError("The TRM has nothing to train on: no user has two training interactions.")
+        self.sampler = PreferenceSampler(phrasebook, sequences, config)
 
     @property
     def steps(self) -> int:
@@ -76,6 +78,7 @@ class Batches:
                 torch.from_numpy(real_BT),
                 torch.from_numpy(self.items_N[places_N + 1]),
                 self.sampler.draw(rng, places_N, users_N),
+                self.sampler.themes_N3[places_N],
             )
 
     def _windows(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -11,6 +11,8 @@ from deeprec.trm.layers import Block, Dropout
 
 _LOUDNESS = 8.0
 """Factor on the preference's unit vector, whose numbers are so small that its projection would learn too slowly."""
+_STEEP = 4.0
+"""Where learning begins: a preference at distance 0 from the themes counts for half, at 1 wholly."""
 
 
 class PreferenceSASRec(nn.Module):
@@ -18,8 +20,9 @@ class PreferenceSASRec(nn.Module):
 
     An item is its id embedding plus a projection of its frozen text embedding. The user vector is the normalised
     state at the last item. A preference adds a projection of its text vector, weighed by a gate that sees both, and
-    takes back (by a learned matrix) what the history had said already; without one nothing is added. Scores are dot
-    products with the item vectors.
+    takes back (by a learned matrix) what the history had said already; without one nothing is added. All of it is
+    scaled by how new the preference is, which is learned from its distance to the history's themes. Scores are
+    dot products with the item vectors.
 
     Rows are padded on the right with the index `n_items`; being causal, the encoder needs no mask for that.
     """
@@ -39,8 +42,10 @@ class PreferenceSASRec(nn.Module):
         self.preference = nn.Linear(text_width, width, bias=False)
         self.gate = nn.Linear(2 * width, width)
         self.taken_back = nn.Linear(width, width, bias=False)
-        for weight in (self.gate.weight, self.gate.bias, self.taken_back.weight):
+        self.news = nn.Linear(1, 1)
+        for weight in (self.gate.weight, self.gate.bias, self.taken_back.weight, self.news.bias):
             nn.init.zeros_(weight)
+        nn.init.constant_(self.news.weight, _STEEP)
         for embedding in (self.ids, self.places):
             nn.init.normal_(embedding.weight, std=0.02)
 
@@ -59,9 +64,13 @@ class PreferenceSASRec(nn.Module):
             x_BTD = block(x_BTD)
         return x_BTD
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, trust_N: Tensor) -> Tensor:
-        """User vectors (N, D) from states and vectors of preferences, each believed as far as `trust_N` (0..1)."""
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
+        """User vectors (N, D) from states and vectors of preferences, each believed as far as `trust_N` (0..1).
+
+        `themes_NE` are the vectors of what the histories themselves would state.
+        """
         users_ND = self.norm(states_ND)
         heard_ND = self.preference(_LOUDNESS * preferences_NE)
         gates_ND = 2 * torch.sigmoid(self.gate(torch.cat([users_ND, heard_ND], dim=1)))
-        return users_ND + trust_N[:, None] * (gates_ND * heard_ND + self.taken_back(users_ND))
+        news_N1 = torch.sigmoid(self.news((preferences_NE - themes_NE).norm(dim=1, keepdim=True)))
+        return users_ND + trust_N[:, None] * news_N1 * (gates_ND * heard_ND + self.taken_back(users_ND))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,19 @@ RECENT = 20
 """A history's themes are those of its last items."""
 THEMES = 3
 """Phrases of a theme, at most."""
+_BLOCK = 8192
+"""Places whose themes are counted at once."""
 
 
 def item_phrases(catalog: Catalog, item: ItemIdx) -> tuple[str, ...]:
     """The phrases of an item that a preference may be made of; its title where it has none."""
     return catalog.phrases(item)[:PHRASES] or (catalog.titles[item],)
+
+
+def themes(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
+    """The three phrases that the last 20 items of a history share most; equal counts by the more recent."""
+    counts = Counter(phrase for item in reversed(history[-RECENT:]) for phrase in item_phrases(catalog, item))
+    return [phrase for phrase, _ in counts.most_common(THEMES)]
 
 
 def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -67,12 +76,12 @@ class Phrasebook:
         vectors_PE = F.pad(torch.from_numpy(encoder.encode(list(rows))), (0, 0, 0, 1))
         return cls(vectors_PE, items_IL, counts_I)
 
-    def vectors(self, rows_NL: NDArray[np.int64]) -> Tensor:
-        """Vectors (N, E) of preferences given as rows of phrases; nothing but padding gives zero."""
+    def vectors(self, rows_NL: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """As `encode_preferences`, for preferences given as rows of phrases; nothing but padding says nothing."""
         said_NL = rows_NL != self.padding
         starts_N = torch.from_numpy(np.cumsum(said_NL.sum(1)) - said_NL.sum(1))
         sums_NE = F.embedding_bag(torch.from_numpy(rows_NL[said_NL]), self.vectors_PE, starts_N, mode="sum")
-        return F.normalize(sums_NE, dim=-1)
+        return F.normalize(sums_NE, dim=-1), torch.from_numpy(said_NL.any(1))
 
     @property
     def padding(self) -> int:
@@ -91,6 +100,13 @@ class PreferenceSampler:
         self.items_N = sequences.items_N.astype(np.int64)
         self.starts_U1 = sequences.starts_U1
         self.config = config
+        # Counted once, for they are the same in every epoch.
+        places_N = np.arange(self.items_N.size)
+        firsts_N = np.repeat(self.starts_U1[:-1], np.diff(self.starts_U1))
+        blocks = range(0, places_N.size, _BLOCK)
+        self.themes_N3 = np.concatenate(
+            [self._themes(places_N[b : b + _BLOCK], firsts_N[b : b + _BLOCK]) for b in blocks]
+        )
 
     def draw(
         self, rng: np.random.Generator, places_N: NDArray[np.int64], users_N: NDArray[np.int64]
@@ -104,8 +120,10 @@ class PreferenceSampler:
         ahead_N = np.where(rng.random(n) < config.exact_preference, places_N + 1, ahead_N)
         items_N = self.items_N[np.minimum(ahead_N, self.starts_U1[users_N + 1] - 1)]
         rows_NL = self._some(rng, items_N)
-        rows_NL[theme_N] = self._themes(rng, places_N[theme_N], users_N[theme_N])
-        rows_NL[silent_N] = self.phrasebook.padding
+        counts_N1 = np.minimum(rng.integers(1, THEMES + 2, (n, 1)), THEMES)
+        themes_N3 = np.where(np.arange(THEMES) < counts_N1, self.themes_N3[places_N], self.phrasebook.padding)
+        rows_NL[silent_N | theme_N] = self.phrasebook.padding
+        rows_NL[theme_N, :THEMES] = themes_N3[theme_N]
         return rows_NL
 
     def _some(self, rng: np.random.Generator, items_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -117,21 +135,18 @@ class PreferenceSampler:
         rows_NL = self.phrasebook.items_IL[items_N]
         return np.where(order_NL.argsort(1).argsort(1) < kept_N1, rows_NL, self.phrasebook.padding)
 
-    def _themes(
-        self, rng: np.random.Generator, places_N: NDArray[np.int64], users_N: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """The one to three phrases that each place's last items share most, equal counts by chance."""
+    def _themes(self, places_N: NDArray[np.int64], firsts_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The phrases (N, THEMES) that each place's last items share most, as `themes` finds them, padded."""
         n, padding = places_N.size, self.phrasebook.padding
         back_NR = places_N[:, None] - np.arange(RECENT)
-        first_N1 = self.starts_U1[users_N][:, None]
-        said_NRL = self.phrasebook.items_IL[self.items_N[np.maximum(back_NR, first_N1)]]
-        said_NRL[back_NR < first_N1] = padding
+        said_NRL = self.phrasebook.items_IL[self.items_N[np.maximum(back_NR, firsts_N[:, None])]]
+        said_NRL[back_NR < firsts_N[:, None]] = padding
         keys_M = (np.arange(n)[:, None, None] * (padding + 1) + said_NRL)[said_NRL != padding]
-        keys_M, counts_M = np.unique(keys_M, return_counts=True)
+        keys_M, first_M, counts_M = np.unique(keys_M, return_index=True, return_counts=True)
         rows_M = keys_M // (padding + 1)
-        order_M = np.lexsort((-counts_M - rng.random(counts_M.size) / 2, rows_M))
+        order_M = np.lexsort((first_M, -counts_M, rows_M))
         nth_M = np.arange(rows_M.size) - np.searchsorted(rows_M, np.arange(n))[rows_M]
-        wanted_M = nth_M < np.minimum(rng.integers(1, THEMES + 2, n), THEMES)[rows_M]
-        rows_NL = np.full((n, PHRASES), padding)
-        rows_NL[rows_M[wanted_M], nth_M[wanted_M]] = keys_M[order_M][wanted_M] % (padding + 1)
-        return rows_NL
+        wanted_M = nth_M < THEMES
+        rows_N3 = np.full((n, THEMES), padding)
+        rows_N3[rows_M[wanted_M], nth_M[wanted_M]] = keys_M[order_M][wanted_M] % (padding + 1)
+        return rows_N3

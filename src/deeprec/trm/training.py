@@ -117,8 +117,9 @@ def _run_epoch(
     for batch in batches:
         items_ID = model.items()
         states_ND = model.encode(items_ID, batch.inputs_BT)[batch.real_BT]
-        heard_N = torch.from_numpy((batch.phrases_NL != phrasebook.padding).any(1)).float()
-        users_ND = model.listen(states_ND, phrasebook.vectors(batch.phrases_NL), heard_N)
+        preferences_NE, given_N = phrasebook.vectors(batch.phrases_NL)
+        themes_NE, _ = phrasebook.vectors(batch.themes_NL)
+        users_ND = model.listen(states_ND, preferences_NE, themes_NE, given_N.float())
         loss = catalogue_loss(users_ND, items_ID, batch.targets_N, dtype)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

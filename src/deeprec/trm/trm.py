@@ -18,14 +18,14 @@ from deeprec.data.dataset import Dataset
 from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.index import Index, NoFaissError, import_faiss
 from deeprec.trm.model import PreferenceSASRec
-from deeprec.trm.preferences import encode_preferences
+from deeprec.trm.preferences import encode_preferences, themes
 from deeprec.trm.retriever import Hit, Query
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
 
 _BATCH = 256
 _IDS = "ids.weight"
-_EDITION = 2
+_EDITION = 3
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
 
@@ -122,8 +122,10 @@ class TRM:
         states_QTD = self.model.encode(named_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
         states_QD = states_QTD[torch.arange(len(queries)), lengths_Q - 1]
         preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
+        said = ["; ".join(themes(self.catalog, query.history)) if query.preference else "" for query in queries]
+        themes_QE, _ = encode_preferences(self.encoder, said)
         trust_Q = torch.tensor([query.trust for query in queries]) * given_Q
-        return self.model.listen(states_QD, preferences_QE, trust_Q)
+        return self.model.listen(states_QD, preferences_QE, themes_QE, trust_Q)
 
     @torch.inference_mode()
     def add_items(self, items: Catalog) -> None:
