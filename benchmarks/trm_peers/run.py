@@ -9,6 +9,7 @@ Finished runs are kept: after an interruption the same command goes on.
 from __future__ import annotations
 
 import argparse
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def main() -> None:
             if args.tune:
                 _tune(system, args.out, name, history, common)
                 continue
-            settings = _tuned(args.out).get(name, {}).get(system) or settings_of(system)
+            settings = _tuned(args.out).get(args.tuned_on or name, {}).get(system) or settings_of(system)
             for seed in args.seeds[:1] if system in SEEDLESS else args.seeds:
                 run(system, out=folder / f"{system}-{seed}", seed=seed, settings=settings | history, **common)
     if not args.tune:
@@ -50,17 +51,24 @@ def _by_set(texts: list[str]) -> dict[str, float]:
 
 
 def _tune(system: str, out: Path, name: str, history: dict[str, int], common: dict[str, Any]) -> None:
-    """Run the grid with seed 0 and write the point of the best validation NDCG@10 into tuned.toml."""
-    best, best_ndcg = None, -1.0
+    """Run the grid with seed 0 and write the point of the best validation NDCG@10 into tuned.toml.
+
+    Its run is the system's run with seed 0 too.
+    """
+    best, best_ndcg, best_run = None, -1.0, Path()
     for number, point in enumerate(SETTINGS[system].get("grid", [])):
         settings = settings_of(system) | point | history
-        record = run(system, out=out / name / "tune" / f"{system}-{number}", seed=0, settings=settings, **common)
+        folder = out / name / "tune"
+        record = run(system, out=folder / f"{system}-{number}", seed=0, settings=settings, **common)
         if record is not None and record["best_ndcg"] > best_ndcg:
-            best, best_ndcg = settings, record["best_ndcg"]
+            best, best_ndcg, best_run = settings, record["best_ndcg"], folder / f"{system}-{number}"
     if best is not None:
         tuned = _tuned(out)
         tuned.setdefault(name, {})[system] = best
         (out / "tuned.toml").write_text(tomli_w.dumps(tuned), encoding="utf-8")
+        for path in best_run.parent.glob(f"{best_run.name}*"):
+            to = out / name / path.name.replace(best_run.name, f"{system}-0")
+            _ = shutil.copytree(path, to, dirs_exist_ok=True) if path.is_dir() else shutil.copy2(path, to)
         print(f"{name}: {system} tuned to validation NDCG@10 {best_ndcg:.4f} by {best}", flush=True)
 
 
@@ -80,6 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--history", nargs="+", default=[], metavar="SET=ITEMS", help="default: by settings.toml, 50")
     parser.add_argument("--patience", type=int, default=10, help="validations without a better NDCG@10")
     parser.add_argument("--tune", action="store_true", help="search the grids of settings.toml, with seed 0")
+    parser.add_argument("--tuned-on", metavar="SET", help="take the settings that --tune found on this set")
     parser.add_argument("--out", type=Path, default=Path("runs/trm_peers"))
     return parser.parse_args()
 

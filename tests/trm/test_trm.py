@@ -380,7 +380,7 @@ def test_a_saved_model_gives_identical_answers(tmp_path, dataset, trm, stand_in)
 def test_weights_are_saved_without_ids(tmp_path, trm):
     """The index has the vectors that they are part of."""
     trm.save(tmp_path)
-    saved = load_file(tmp_path / "model.safetensors")
+    saved = load_file(file_of(tmp_path, "model.safetensors"))
     assert saved.keys() == trm.model.state_dict().keys() - {"ids.weight"}
     assert all(40 not in tensor.shape for tensor in saved.values())  # nothing has a row for each item
 
@@ -410,6 +410,12 @@ def refused(folder):
     return sentence
 
 
+def file_of(folder, name):
+    """Where a saved TRM keeps it."""
+    record = folder / "trm.json"
+    return record if name == record.name else folder / json.loads(record.read_text())["files"] / name
+
+
 FILES = ("trm.json", "catalog.parquet", "model.safetensors")
 
 
@@ -420,7 +426,7 @@ def test_a_missing_folder_is_refused(tmp_path, stand_in):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_refused(tmp_path, trm, stand_in, name):
     trm.save(tmp_path)
-    (tmp_path / name).unlink()
+    file_of(tmp_path, name).unlink()
     assert f"holds no trained TRM ({name} is missing)" in refused(tmp_path)
 
 
@@ -446,7 +452,7 @@ def surprise(content):
 )
 def test_a_damaged_file_is_refused(tmp_path, trm, stand_in, name, damage):
     trm.save(tmp_path)
-    path = tmp_path / name
+    path = file_of(tmp_path, name)
     path.write_bytes(damage(path.read_bytes()))
     assert "holds a damaged or unfit TRM" in refused(tmp_path)
 
@@ -466,14 +472,42 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_index_is_refused(tmp_path, trm, stand_in, damage):
     trm.save(tmp_path)
-    DAMAGES[damage](tmp_path / "index")
+    DAMAGES[damage](file_of(tmp_path, "index"))
     assert "holds a damaged or unfit TRM" in refused(tmp_path)
 
 
 def test_files_of_two_models_are_refused(tmp_path, trm, stand_in):
     trm.save(tmp_path)
-    toy_dataset(n_items=20).catalog.to_frame().write_parquet(tmp_path / "catalog.parquet")
+    toy_dataset(n_items=20).catalog.to_frame().write_parquet(file_of(tmp_path, "catalog.parquet"))
     assert "holds a damaged or unfit TRM" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["safetensors", "index", "catalog", "record"])
+def test_a_save_that_fails_leaves_the_old_model(tmp_path, dataset, trm, stand_in, monkeypatch, step):
+    """In one sentence; and the next that does not fail leaves nothing of both but itself."""
+    trm.save(tmp_path)
+    grown = copy_of(trm)
+    grown.add_items(new_items())
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    where = {
+        "safetensors": ("deeprec.trm.trm.save_file", full),
+        "index": ("deeprec.trm.index.np.save", full),
+        "catalog": ("polars.DataFrame.write_parquet", full),
+        "record": ("deeprec.trm.trm.os.replace", full),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(*where[step])
+        if step == "record":
+            patched.setattr(grown.index, "save", lambda folder: folder.mkdir())  # it replaces a record too
+        with pytest.raises(DeepRecError, match="No space left on device"):
+            grown.save(tmp_path)
+    assert len(TRM.load(tmp_path).catalog) == 40
+    grown.save(tmp_path)
+    assert len(TRM.load(tmp_path).catalog) == 45
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Interruptions

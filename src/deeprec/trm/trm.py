@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from deeprec.config import TRMConfig
@@ -25,6 +30,7 @@ from deeprec.trm.training import Epoch, train
 
 _BATCH = 256
 _IDS = "ids.weight"
+_RECORD = "trm.json"
 _EDITION = 3
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
@@ -147,14 +153,32 @@ class TRM:
         self.catalog = Catalog.from_frame(frame)
 
     def save(self, folder: Path) -> None:
-        """Weights, item vectors with their index, and the catalogue: all that recommending needs."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
-        save_file(weights, folder / "model.safetensors")
-        self.index.save(folder / "index")
-        self.catalog.to_frame().write_parquet(folder / "catalog.parquet")
-        record = {"edition": _EDITION, "config": self.config.model_dump(mode="json")}
-        (folder / "trm.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        """Weights, item vectors with their index, and the catalogue: all that recommending needs.
+
+        Over what TRM is there; a kill leaves the old one or the new.
+
+        Raises:
+            DeepRecError: the folder can't be written.
+        """
+        stamp = secrets.token_hex(4)
+        files = folder / stamp
+        try:
+            files.mkdir(parents=True)
+            weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
+            save_file(weights, files / "model.safetensors")
+            self.index.save(files / "index")
+            self.catalog.to_frame().write_parquet(files / "catalog.parquet")
+            record = {"edition": _EDITION, "files": stamp, "config": self.config.model_dump(mode="json")}
+            part = folder / "trm.json.part"
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, folder / _RECORD)  # from here on the folder holds this TRM and no other
+            for old in folder.glob(8 * "[0-9a-f]"):
+                if old.name != stamp:
+                    shutil.rmtree(old, ignore_errors=True)  # what is mapped of it lives on in memory
+        except (OSError, SafetensorError) as error:
+            raise DeepRecError(
+                f"The TRM can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
+            ) from None
 
     @classmethod
     def load(cls, folder: Path, *, offline: bool = False) -> TRM:
@@ -163,28 +187,27 @@ class TRM:
         Raises:
             DeepRecError: the folder holds no TRM, or a damaged one.
         """
-        paths = [folder / name for name in ("trm.json", "catalog.parquet", "model.safetensors")]
-        for path in paths:
-            if not path.is_file():
-                raise DeepRecError(
-                    f"{folder} holds no trained TRM ({path.name} is missing): train one with "
-                    "`deeprec trm train --again`."
-                )
         try:
-            record = json.loads(paths[0].read_text(encoding="utf-8"))
+            record = json.loads(_there(folder / _RECORD).read_text(encoding="utf-8"))
             if record.get("edition") != _EDITION:
                 raise ValueError("it was trained by another version of DeepRec")
+            files = folder / record["files"]
             config = TRMConfig.model_validate(record["config"])
-            catalog = Catalog.from_frame(pl.read_parquet(paths[1]))
-            state = load_file(paths[2])
+            catalog = Catalog.from_frame(pl.read_parquet(_there(files / "catalog.parquet")))
+            state = load_file(_there(files / "model.safetensors"))
             # The index holds the item vectors; the ids that they were made of are needed in training only.
             model = PreferenceSASRec(config, torch.empty(0, state["text.weight"].shape[1]))
             model.load_state_dict(state | {_IDS: torch.empty(0, config.width)})
-            index = Index.load(folder / "index")
+            index = Index.load(files / "index")
             if len(catalog) != len(index):
                 raise ValueError(f"{len(index)} items in the index, {len(catalog)} in the catalogue")
             if index.width != config.width:
                 raise ValueError(f"vectors of width {index.width} in the index, {config.width} in the model")
+        except FileNotFoundError as error:
+            raise DeepRecError(
+                f"{folder} holds no trained TRM ({Path(error.filename).name} is missing): train one with "
+                "`deeprec trm train --again`."
+            ) from None
         except NoFaissError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
@@ -193,3 +216,9 @@ class TRM:
                 "train it again with `deeprec trm train --again`."
             ) from None
         return cls(model, catalog, TextEncoder.load(offline=offline), config, index)
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "missing", str(path))
+    return path
