@@ -17,6 +17,7 @@ from deeprec.data.dataset import Task
 from deeprec.eval.listening import item_preference, listen, pool, preferences
 from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.trm.model import PreferenceSASRec
+from deeprec.trm.neighbours import Neighbours
 from deeprec.trm.preferences import themes
 from deeprec.trm.retriever import Hit, Query
 from deeprec.trm.trm import TRM
@@ -177,7 +178,8 @@ def trm(dataset):
     encoder = Texts()
     catalog = dataset.catalog
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
-    return TRM.of(PreferenceSASRec(config, text_ID), catalog, encoder, config)
+    near = Neighbours.of(dataset.train_sequences(), len(catalog))
+    return TRM.of(PreferenceSASRec(config, text_ID), catalog, encoder, config, near)
 
 
 def test_without_trust_nothing_changes_and_with_it_something_does(dataset, trm):
@@ -299,7 +301,8 @@ def test_the_pool_of_a_trm(dataset, trm):
     assert result.blank_U.all()
     large = toy_dataset(n_users=60, n_items=150)
     text_ID = torch.from_numpy(Texts().encode(large.catalog.texts()))
-    other = TRM.of(PreferenceSASRec(trm.config, text_ID), large.catalog, Texts(), trm.config)
+    near = Neighbours.of(large.train_sequences(), len(large.catalog))
+    other = TRM.of(PreferenceSASRec(trm.config, text_ID), large.catalog, Texts(), trm.config, near)
     tasks, targets = large.tasks("test"), large.targets("test")
     deaf, moved = (pool(other, large.catalog, tasks, targets, trust) for trust in (0.0, 1.0))
     np.testing.assert_array_equal(deaf.pooled_U, deaf.blank_U)

@@ -26,6 +26,7 @@ from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
 from deeprec.trm import training
 from deeprec.trm.index import Index
 from deeprec.trm.model import PreferenceSASRec
+from deeprec.trm.neighbours import REACH
 from deeprec.trm.retriever import PopularityRetriever, Query
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
@@ -88,10 +89,11 @@ def items(*numbers):
     return tuple(map(ItemIdx, numbers))
 
 
-def copy_of(trm, vectors_ID=None):
+def copy_of(trm, vectors_ID=None, **options):
     """The same network with an index of its own, which may grow."""
     vectors_ID = trm.index.vectors_ID.copy() if vectors_ID is None else vectors_ID
-    return TRM(trm.model, trm.catalog, trm.encoder, trm.config, Index.build(vectors_ID))
+    config = trm.config.model_copy(update=options)
+    return TRM(trm.model, trm.catalog, trm.encoder, config, Index.build(vectors_ID), trm.neighbours)
 
 
 def new_items(first=40, genres=GENRES):
@@ -123,7 +125,8 @@ class TestContract(RetrieverContract):
             return Listening(trm)
         if state == "hnsw":
             pytest.importorskip("faiss")
-            found = TRM.of(trm.model, trm.catalog, trm.encoder, trm.config.model_copy(update={"index": "hnsw"}))
+            config = trm.config.model_copy(update={"index": "hnsw"})
+            found = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.neighbours)
             assert found.index.kind == "hnsw"
         if "grown" in state:
             found.add_items(new_items())
@@ -208,7 +211,7 @@ def test_a_blank_preference_is_none(dataset, trm, blank):
         def encode(self, texts):
             return -super().encode(texts)
 
-    other = TRM(trm.model, trm.catalog, Other(), trm.config, trm.index)
+    other = TRM(trm.model, trm.catalog, Other(), trm.config, trm.index, trm.neighbours)
     queries = [Query(task.history) for task in dataset.tasks("test")[:5]]
     blanks = [Query(query.history, blank) for query in queries]
     np.testing.assert_array_equal(trm.scores(blanks), trm.scores(queries))
@@ -229,6 +232,27 @@ def test_the_order_of_phrases_is_nothing(trm):
 # What it answers
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_answers_are_the_best_of_all_scores(dataset, trm, weight, kind):
+    """What is asked of the index and of the neighbours is what comparing every item finds."""
+    if kind == "hnsw":
+        pytest.importorskip("faiss")
+    config = trm.config.model_copy(update={"neighbours": weight, "index": kind})
+    trm_ = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.neighbours)
+    queries = [
+        Query(task.history, said, frozenset(task.history))
+        for task in dataset.tasks("test")[:30]
+        for said in ("", "War")
+    ]
+    scores_QI = trm_.scores(queries)
+    assert (scores_QI != trm_.users(queries).numpy() @ trm_.index.vectors_ID.T).any() == bool(weight)
+    for query, scores_I, hits in zip(queries, scores_QI, trm_.retrieve(queries, 7), strict=True):
+        scores_I[list(query.exclude)] = -np.inf
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores_I)[::-1][:7], atol=1e-4)
+        np.testing.assert_allclose(scores_I[[hit.item for hit in hits]], [hit.score for hit in hits], atol=1e-4)
+
+
 def test_no_queries_no_scores(trm):
     assert trm.scores([]).shape == (0, 40)
     assert trm.ranks([], []).tolist() == []
@@ -236,7 +260,8 @@ def test_no_queries_no_scores(trm):
 
 def test_only_the_latest_items_are_read(trm):
     history = items(*range(30))
-    long, short, other = trm.scores([Query(history), Query(history[-CONFIG.history :]), Query(history[-3:])])
+    latest = history[-max(CONFIG.history, REACH) :]
+    long, short, other = trm.scores([Query(history), Query(latest), Query(history[-3:])])
     np.testing.assert_allclose(long, short, atol=1e-5)
     assert np.abs(short - other).max() > 0.01
 
@@ -266,7 +291,7 @@ def test_ranks_agree_with_the_full_retrieval(dataset, trm):
 
 
 def test_equal_scores_rank_by_lower_index(trm):
-    flat = copy_of(trm, np.zeros_like(trm.index.vectors_ID))
+    flat = copy_of(trm, np.zeros_like(trm.index.vectors_ID), neighbours=0.0)
     assert flat.ranks([Query(items(0))] * 3, [0, 1, 39]).tolist() == [0, 1, 39]
     assert flat.ranks([Query(items(0), exclude=items(0, 5))] * 3, [1, 6, 0]).tolist() == [0, 4, -1]
     assert [hit.item for hit in flat.retrieve([Query(items(0))], 3)[0]] == [0, 1, 2]
@@ -320,8 +345,10 @@ def test_new_items_change_nothing_for_the_old_ones(dataset, trm):
 
 
 def test_new_items_are_found_by_a_preference_that_names_their_genre(dataset, trm):
-    """Of five new items, which differ in the genre and a number, the one that is asked for is mostly the best."""
-    grown = copy_of(trm)
+    """Of five new items, which differ in the genre and a number, the one that is asked for is mostly the best; it
+    stands among the ten best of 45 where neighbours, of which it has none, do not count.
+    """
+    grown = copy_of(trm, neighbours=0.0)
     grown.add_items(new_items())
     histories = [task.history for task in dataset.tasks("test")[:40]]
     found, places = [], []

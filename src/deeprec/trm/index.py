@@ -224,7 +224,7 @@ class Index:
             scores_QI: NDArray[np.float32] = (torch.from_numpy(queries_QD[batch]) @ items_ID.T).numpy()
             scores_QI[self._excluded(exclude[batch])] = -np.inf
             rows_N, items_N = shortlist(scores_QI, k, margin_Q[batch])
-            hits += rank(len(scores_QI), rows_N, items_N, self._inner(queries_QD[batch], rows_N, items_N), k)
+            hits += rank(len(scores_QI), rows_N, items_N, self.inner(queries_QD[batch], rows_N, items_N), k)
         return hits
 
     def _approximate(
@@ -259,12 +259,12 @@ class Index:
         free_N = np.append(shut_M, -1)[np.searchsorted(shut_M, keys_N)] != keys_N  # np.isin takes five times as long
         free_N &= items_N >= 0  # FAISS fills up with -1
         scores_N = np.full(len(items_N), -np.inf, dtype=np.float32)
-        scores_N[free_N] = self._inner(queries_QD, rows_N[free_N], items_N[free_N])
+        scores_N[free_N] = self.inner(queries_QD, rows_N[free_N], items_N[free_N])
         scores_QF = scores_N.reshape(items_QF.shape)
         rows_N, places_N = shortlist(scores_QF, k)
         return rank(len(queries_QD), rows_N, items_QF[rows_N, places_N], scores_QF[rows_N, places_N], k)
 
-    def _inner(
+    def inner(
         self, queries_QD: NDArray[np.float32], rows_N: NDArray[np.int64], items_N: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Scores (N,) of pairs of a query and an item."""

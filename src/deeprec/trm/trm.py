@@ -15,7 +15,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as np_load_file
+from safetensors.numpy import save_file as np_save_file
 from safetensors.torch import load_file, save_file
+from scipy.sparse import csr_array
 
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog
@@ -23,15 +26,16 @@ from deeprec.data.dataset import Dataset
 from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.index import Index, NoFaissError, import_faiss
 from deeprec.trm.model import PreferenceSASRec
+from deeprec.trm.neighbours import Neighbours
 from deeprec.trm.preferences import encode_preferences, themes
-from deeprec.trm.retriever import Hit, Query
+from deeprec.trm.retriever import Hit, Query, pairs, rank
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
 
 _BATCH = 256
 _IDS = "ids.weight"
 _RECORD = "trm.json"
-_EDITION = 3
+_EDITION = 4
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
 
@@ -39,20 +43,34 @@ class TRM:
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen."""
 
     def __init__(
-        self, model: PreferenceSASRec, catalog: Catalog, encoder: TextEncoder, config: TRMConfig, index: Index
+        self,
+        model: PreferenceSASRec,
+        catalog: Catalog,
+        encoder: TextEncoder,
+        config: TRMConfig,
+        index: Index,
+        neighbours: Neighbours,
     ) -> None:
         self.model = model.eval()
         self.catalog = catalog
         self.encoder = encoder
         self.config = config
         self.index = index
+        self.neighbours = neighbours
 
     @classmethod
-    def of(cls, model: PreferenceSASRec, catalog: Catalog, encoder: TextEncoder, config: TRMConfig) -> TRM:
+    def of(
+        cls,
+        model: PreferenceSASRec,
+        catalog: Catalog,
+        encoder: TextEncoder,
+        config: TRMConfig,
+        neighbours: Neighbours,
+    ) -> TRM:
         """The TRM of a trained network, with the index of its item vectors."""
         with torch.inference_mode():
             vectors_ID = model.eval().items()
-        return cls(model, catalog, encoder, config, Index.build(vectors_ID, config.index))
+        return cls(model, catalog, encoder, config, Index.build(vectors_ID, config.index), neighbours)
 
     @classmethod
     def fit(
@@ -74,25 +92,48 @@ class TRM:
             import_faiss(config.index)  # now, and not after the training
         queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
         wanted = np.array([targets[task.id] for task in tasks])
+        sequences = dataset.train_sequences()
+        neighbours = Neighbours.of(sequences, len(dataset.catalog))
 
         def validate(model: PreferenceSASRec) -> float:
             with torch.inference_mode():
                 exact = Index.build(model.eval().items(), "exact")
-            ranks_Q = cls(model, dataset.catalog, encoder, config, exact).ranks(queries, wanted)
+            ranks_Q = cls(model, dataset.catalog, encoder, config, exact, neighbours).ranks(queries, wanted)
             return float(np.where((ranks_Q >= 0) & (ranks_Q < 10), 1 / np.log2(np.maximum(ranks_Q, 0) + 2), 0).mean())
 
-        model, curve = train(
-            dataset.train_sequences(), dataset.catalog, encoder, config, validate, checkpoint, on_epoch
-        )
-        return cls.of(model, dataset.catalog, encoder, config), curve
+        model, curve = train(sequences, dataset.catalog, encoder, config, validate, checkpoint, on_epoch)
+        return cls.of(model, dataset.catalog, encoder, config, neighbours), curve
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """See `Retriever`."""
         hits = []
         for start in range(0, len(queries), _BATCH):
             batch = queries[start : start + _BATCH]
-            hits += self.index.search(self.users(batch), k, [query.exclude for query in batch])
+            hits += self._retrieve(batch, k)
         return hits
+
+    def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        """The best by vectors alone, and all that have a bonus: nothing else can be among the best."""
+        users_QD, exclude = self.users(queries).numpy(), [query.exclude for query in queries]
+        found = self.index.search(users_QD, k, exclude)
+        bonuses_QI = self._bonuses(queries)
+        if not bonuses_QI.nnz:
+            return found
+        n_items = len(self.index)
+        rows_N, items_N = pairs([[hit.item for hit in hits] for hits in found])
+        shut_rows, shut_items = pairs(exclude)
+        near_rows = np.repeat(np.arange(len(queries)), np.diff(bonuses_QI.indptr))
+        near_keys = near_rows * n_items + bonuses_QI.indices
+        keys_N = np.setdiff1d(np.union1d(rows_N * n_items + items_N, near_keys), shut_rows * n_items + shut_items)
+        rows_N, items_N = np.divmod(keys_N, n_items)
+        scores_N = self.index.inner(users_QD, rows_N, items_N)
+        _, of_all, of_near = np.intersect1d(keys_N, near_keys, assume_unique=True, return_indices=True)
+        scores_N[of_all] += bonuses_QI.data[of_near]
+        return rank(len(queries), rows_N, items_N, scores_N, k)
+
+    def _bonuses(self, queries: Sequence[Query]) -> csr_array:
+        weight = self.config.neighbours
+        return weight * self.neighbours.bonuses([query.history if weight else () for query in queries])
 
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The 0-based place (Q,) of each query's target in the full ranking; -1 where it is excluded."""
@@ -111,6 +152,8 @@ class TRM:
     def scores(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         """Scores (Q, I) of all items, nothing excluded."""
         scores_QI: NDArray[np.float32] = (self.users(queries) @ torch.from_numpy(self.index.vectors_ID).T).numpy()
+        bonuses_QI = self._bonuses(queries).tocoo()
+        scores_QI[bonuses_QI.coords] += bonuses_QI.data.astype(np.float32)
         return scores_QI
 
     @torch.inference_mode()
@@ -150,6 +193,7 @@ class TRM:
         frame = pl.concat([self.catalog.to_frame(), items.to_frame()], how="vertical_relaxed")
         texts_NE = torch.from_numpy(self.encoder.encode(items.texts()))
         self.index.add(self.model.text(texts_NE))
+        self.neighbours = self.neighbours.grown(len(self.index))
         self.catalog = Catalog.from_frame(frame)
 
     def save(self, folder: Path) -> None:
@@ -166,6 +210,7 @@ class TRM:
             files.mkdir(parents=True)
             weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
             save_file(weights, files / "model.safetensors")
+            np_save_file(self.neighbours.parts(), files / "neighbours.safetensors")
             self.index.save(files / "index")
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
             record = {"edition": _EDITION, "files": stamp, "config": self.config.model_dump(mode="json")}
@@ -198,7 +243,12 @@ class TRM:
             # The index holds the item vectors; the ids that they were made of are needed in training only.
             model = PreferenceSASRec(config, torch.empty(0, state["text.weight"].shape[1]))
             model.load_state_dict(state | {_IDS: torch.empty(0, config.width)})
+            neighbours = Neighbours.from_parts(np_load_file(_there(files / "neighbours.safetensors")))
             index = Index.load(files / "index")
+            if neighbours.shares_II.shape[0] != len(catalog):
+                raise ValueError(
+                    f"neighbours of {neighbours.shares_II.shape[0]} items, {len(catalog)} in the catalogue"
+                )
             if len(catalog) != len(index):
                 raise ValueError(f"{len(index)} items in the index, {len(catalog)} in the catalogue")
             if index.width != config.width:
@@ -215,7 +265,7 @@ class TRM:
                 f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
                 "train it again with `deeprec trm train --again`."
             ) from None
-        return cls(model, catalog, TextEncoder.load(offline=offline), config, index)
+        return cls(model, catalog, TextEncoder.load(offline=offline), config, index, neighbours)
 
 
 def _there(path: Path) -> Path:

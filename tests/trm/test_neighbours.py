@@ -1,0 +1,104 @@
+"""Neighbours against sums by hand and by loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deeprec.data.dataset import Sequences
+from deeprec.trm import neighbours
+from deeprec.trm.neighbours import REACH, Neighbours
+
+
+def sequences(*rows):
+    starts_U1 = np.cumsum([0, *map(len, rows)])
+    return Sequences(np.array([item for row in rows for item in row], dtype=np.int32), starts_U1)
+
+
+def shares(*rows, n_items):
+    return Neighbours.of(sequences(*rows), n_items).shares_II.toarray()
+
+
+def test_shares_by_hand():
+    """0 and 1 are one step apart (1.0), 0 and 2 two (0.7), 1 and 2 one, twice (1.0 + 1.0); 5 is added to each total."""
+    found_II = shares([0, 1, 2], [2, 1], [3], n_items=5)
+    expected_II = np.zeros((5, 5))
+    expected_II[0, [1, 2]] = np.array([1.0, 0.7]) / (1.7 + 5)
+    expected_II[1, [0, 2]] = np.array([1.0, 2.0]) / (3.0 + 5)
+    expected_II[2, [0, 1]] = np.array([0.7, 2.0]) / (2.7 + 5)
+    np.testing.assert_allclose(found_II, expected_II, rtol=1e-6)
+
+
+def test_bonuses_by_hand():
+    """The last item counts 1, the one before it 0.85; the score is log(1 + 400 * sum)."""
+    found = Neighbours.of(sequences([0, 1, 2], [2, 1], [3]), 5)
+    near_II = found.shares_II.toarray()
+    bonuses_QI = found.bonuses([(0, 1), (1,), (), (3, 4)]).toarray()
+    np.testing.assert_allclose(bonuses_QI[0], np.log(1 + 400 * (near_II[1] + 0.85 * near_II[0])), rtol=1e-6)
+    np.testing.assert_allclose(bonuses_QI[1], np.log(1 + 400 * near_II[1]), rtol=1e-6)
+    assert not bonuses_QI[2:].any()
+
+
+ROWS = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=30), min_size=1, max_size=6)
+
+
+@given(rows=ROWS)
+def test_shares_against_a_loop(rows):
+    near_II = np.zeros((8, 8))
+    for row in rows:
+        for place, item in enumerate(row):
+            for step in range(1, REACH + 1):
+                if place + step < len(row) and row[place + step] != item:
+                    near_II[item, row[place + step]] += 0.7 ** (step - 1)
+                    near_II[row[place + step], item] += 0.7 ** (step - 1)
+    expected_II = near_II / (near_II.sum(1, keepdims=True) + 5)
+    np.testing.assert_allclose(shares(*rows, n_items=8), expected_II, atol=1e-6)
+
+
+@given(rows=ROWS, kept=st.integers(1, 3))
+def test_only_the_nearest_are_kept(rows, kept):
+    whole_II = shares(*rows, n_items=8)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(neighbours, "KEPT", kept)
+        some_II = shares(*rows, n_items=8)
+    for whole_I, some_I in zip(whole_II, some_II, strict=True):
+        best = [item for item in np.argsort(-whole_I, kind="stable")[:kept] if whole_I[item]]
+        assert np.flatnonzero(some_I).tolist() == sorted(best)
+        np.testing.assert_allclose(some_I[best], whole_I[best])
+
+
+def test_only_the_last_items_of_a_history_have_a_say():
+    found = Neighbours.of(sequences([0, 1], [2, 3]), 4)
+    long = (0, *[2] * REACH)
+    np.testing.assert_array_equal(found.bonuses([long]).toarray(), found.bonuses([long[1:]]).toarray())
+    assert found.bonuses([long[:-1]]).toarray()[0, 1]
+
+
+@pytest.mark.parametrize("rows", [[], [[3]], [[1], [2], [1]]], ids=["nobody", "one item", "singles"])
+def test_where_nothing_stands_near_anything_there_are_no_bonuses(rows):
+    found = Neighbours.of(sequences(*rows), 4)
+    assert found.shares_II.nnz == 0
+    assert found.bonuses([(1, 2), ()]).nnz == 0
+    assert found.bonuses([]).shape == (0, 4)
+
+
+def test_new_items_have_no_neighbours():
+    found = Neighbours.of(sequences([0, 1, 2]), 3)
+    grown = found.grown(5)
+    np.testing.assert_array_equal(grown.bonuses([(0, 4)]).toarray()[0, :3] > 0, [False, True, True])
+    assert not grown.bonuses([(0, 1, 2, 3, 4)]).toarray()[0, 3:].any()
+    assert not grown.bonuses([(3, 4)]).nnz
+
+
+def test_parts_that_do_not_fit_are_refused():
+    parts = Neighbours.of(sequences([0, 1, 2]), 3).parts()
+    np.testing.assert_array_equal(Neighbours.from_parts(parts).shares_II.toarray(), shares([0, 1, 2], n_items=3))
+    for name, values in {
+        "items": parts["items"] + 2,
+        "starts": parts["starts"][:-1],
+        "shares": parts["shares"][1:],
+    }.items():
+        with pytest.raises(ValueError, match="ind"):
+            Neighbours.from_parts(parts | {name: values})
