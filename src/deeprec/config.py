@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deeprec.errors import DeepRecError
 
-TRUST = 0.55
+TRUST = 0.75
 """How far a preference is believed unless someone says otherwise; chosen on validation, see docs/trm.md."""
 
 

@@ -35,6 +35,8 @@ from deeprec.trm.training import Epoch, train
 _BATCH = 256
 _IDS = "ids.weight"
 _RECORD = "trm.json"
+_GIVES_WAY = 0.5
+"""Of what neighbours add, the part that a wholly trusted preference takes away."""
 _EDITION = 4
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
@@ -132,8 +134,12 @@ class TRM:
         return rank(len(queries), rows_N, items_N, scores_N, k)
 
     def _bonuses(self, queries: Sequence[Query]) -> csr_array:
-        weight = self.config.neighbours
-        return weight * self.neighbours.bonuses([query.history if weight else () for query in queries])
+        """What neighbours add to the scores (Q, I): the less, the more a preference is believed."""
+        weights_Q = [self.config.neighbours * (1 - _GIVES_WAY * query.belief) for query in queries]
+        histories = [query.history if weight else () for query, weight in zip(queries, weights_Q, strict=True)]
+        bonuses_QI = self.neighbours.bonuses(histories)
+        bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
+        return bonuses_QI
 
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The 0-based place (Q,) of each query's target in the full ranking; -1 where it is excluded."""
@@ -170,11 +176,11 @@ class TRM:
         named_ND = torch.from_numpy(self.index.vectors_ID[named[named < len(self.index)]])
         states_QTD = self.model.encode(named_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
         states_QD = states_QTD[torch.arange(len(queries)), lengths_Q - 1]
-        preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
-        said = ["; ".join(themes(self.catalog, query.history)) if query.preference else "" for query in queries]
+        preferences_QE, _ = encode_preferences(self.encoder, [query.preference for query in queries])
+        said = ["; ".join(themes(self.catalog, query.history)) if query.belief else "" for query in queries]
         themes_QE, _ = encode_preferences(self.encoder, said)
-        trust_Q = torch.tensor([query.trust for query in queries]) * given_Q
-        return self.model.listen(states_QD, preferences_QE, themes_QE, trust_Q)
+        beliefs_Q = torch.tensor([query.belief for query in queries])
+        return self.model.listen(states_QD, preferences_QE, themes_QE, beliefs_Q)
 
     @torch.inference_mode()
     def add_items(self, items: Catalog) -> None:
