@@ -37,6 +37,8 @@ from deeprec.trm.trm import TRM
 
 CONFIG = EvalConfig(split="validation")
 
+Heard = tuple[Tensor, Tensor]
+
 
 class IdsOnly(PreferenceSASRec):
     def items(self) -> Tensor:
@@ -135,19 +137,19 @@ class Cosine(PreferenceSASRec):
 class SumInsideNorm(PreferenceSASRec):
     """The paper's: state and preference are added and normalised together."""
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
-        return self.norm(states_ND + trust_N[:, None] * self.preference(8 * preferences_NE))
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Heard:
+        return self.norm(states_ND + trust_N[:, None] * self.preference(8 * preferences_NE)), trust_N
 
 
 class PlainSum(PreferenceSASRec):
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
-        return self.norm(states_ND) + trust_N[:, None] * self.preference(8 * preferences_NE)
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Heard:
+        return self.norm(states_ND) + trust_N[:, None] * self.preference(8 * preferences_NE), trust_N
 
 
 class Credulous(PreferenceSASRec):
     """What the history says already is heard as loud as news: no history is like zeros."""
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
+    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Heard:
         return super().listen(states_ND, preferences_NE, torch.zeros_like(themes_NE), trust_N)
 
 
@@ -167,6 +169,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
     "preferences of the next item only": ({"exact_preference": 1.0}, PreferenceSASRec),
     "no exact preferences": ({"exact_preference": 0.0}, PreferenceSASRec),
     "no themes": ({"history_preference": 0.0}, PreferenceSASRec),
+    "no neighbours": ({"neighbours": 0.0}, PreferenceSASRec),
     "no average of weights": ({"averaging": 0.0}, PreferenceSASRec),
     "no id dropout": ({"id_dropout": 0.0}, PreferenceSASRec),
 }

@@ -111,10 +111,10 @@ class Watch:
     """One training's clock, validation curve and best state. It begins when it is made; times are wall clock.
 
     Attributes:
-        budget: processor seconds of the whole training, preparation and validations included; unlike the wall
-            clock's, they count nothing that other processes take.
+        budget: processor seconds of the whole training, preparation and validations included (the TRM's, by
+            epochs and validations); unlike the wall clock's, they count nothing that other processes take.
         patience: validations without a better NDCG@10 before stopping.
-        laps: (share of an epoch, seconds) of the training alone, one an epoch; the clock may cut the last one.
+        laps: (share of an epoch, processor seconds) of the training alone, one an epoch; the clock may cut the last.
         stopped_by: "patience", "budget" or "epochs" (the system's own limit).
     """
 
@@ -139,11 +139,11 @@ class Watch:
         return sum(share for share, _ in self.laps)
 
     def epoch_begins(self) -> None:
-        self.began = time.perf_counter()
+        self.began = time.process_time()
 
     def epoch_ends(self, share: float) -> None:
         """`share` of the epoch's batches were trained on."""
-        self.laps.append((share, time.perf_counter() - self.began))
+        self.laps.append((share, time.process_time() - self.began))
 
     def over(self) -> bool:
         """Whether the budget is used up; cheap enough to ask after every batch."""

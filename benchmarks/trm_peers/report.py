@@ -24,7 +24,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 HEADINGS = [
     *("system", f"NDCG@{CUTOFF}", f"Recall@{CUTOFF}", f"TRM minus it, NDCG@{CUTOFF}", "TRM / it", "training s"),
-    *("epochs (best)", "s an epoch", "targets/s", "peak MiB", "seeds", "stopped by"),
+    *("epochs (best)", "peak MiB", "seeds", "stopped by"),
 ]
 
 
@@ -52,7 +52,7 @@ def _set_report(folder: Path, systems: list[str], seeds: list[int]) -> dict[str,
     for system, (metrics, records) in found.items():
         row: dict[str, Any] = {name: float(value_U.mean()) for name, value_U in metrics.items()}
         row |= {"seeds": [record["seed"] for record in records], "settings": records[0]["settings"]}
-        for name in ("train_seconds", "epochs", "epoch_seconds", "best_epoch", "targets_per_second", "peak_mib"):
+        for name in ("train_processor", "train_seconds", "epochs", "best_epoch", "peak_mib"):
             if name in records[0]:
                 row[name] = float(np.mean([record[name] for record in records]))
         row["stopped_by"] = [record.get("stopped_by", "") for record in records]
@@ -108,9 +108,9 @@ def _markdown(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"Means over seeds. In brackets {report['confidence']:.0%} intervals of a paired bootstrap over users, each "
-        "user's values averaged over the seeds first. Training seconds are wall clock with preparation and "
-        "validations; seconds an epoch and targets/s are of the training steps alone. Peak MiB is the process's "
-        "whole resident memory. `budget` under `stopped by` means that the clock ended the training.",
+        "user's values averaged over the seeds first. Training seconds are the processor's, "
+        "with preparation and validations. Peak MiB is the process's whole resident memory. `budget` under `stopped "
+        "by` means that the clock ended the training.",
         "",
     ]
     return "\n".join(lines)
@@ -132,10 +132,8 @@ def _cells(system: str, row: dict[str, Any]) -> list[str]:
         f"{row[f'Recall@{CUTOFF}']:.4f}",
         difference,
         ratio,
-        number("train_seconds", ".0f"),
+        number("train_processor", ".0f"),
         epochs,
-        number("epoch_seconds", ".1f"),
-        number("targets_per_second", ",.0f"),
         number("peak_mib", ",.0f"),
         str(len(row["seeds"])),
         ", ".join(dict.fromkeys(filter(None, row["stopped_by"]))),

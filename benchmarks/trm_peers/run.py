@@ -61,7 +61,7 @@ def _tune(system: str, out: Path, name: str, history: dict[str, int], common: di
         folder = out / name / "tune"
         record = run(system, out=folder / f"{system}-{number}", seed=0, settings=settings, **common)
         if record is not None and record["best_ndcg"] > best_ndcg:
-            best, best_ndcg, best_run = settings, record["best_ndcg"], folder / f"{system}-{number}"
+            best, best_ndcg, best_run = settings_of(system) | point, record["best_ndcg"], folder / f"{system}-{number}"
     if best is not None:
         tuned = _tuned(out)
         tuned.setdefault(name, {})[system] = best

@@ -69,6 +69,14 @@ def test_only_the_nearest_are_kept(rows, kept):
         np.testing.assert_allclose(some_I[best], whole_I[best])
 
 
+@given(rows=ROWS, block=st.integers(1, 9))
+def test_shares_do_not_depend_on_how_many_are_counted_at_once(rows, block):
+    whole_II = shares(*rows, n_items=8)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(neighbours, "_BLOCK", block)
+        np.testing.assert_array_equal(shares(*rows, n_items=8), whole_II)
+
+
 def test_only_the_last_items_of_a_history_have_a_say():
     found = Neighbours.of(sequences([0, 1], [2, 3]), 4)
     long = (0, *[2] * REACH)

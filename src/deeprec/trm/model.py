@@ -64,13 +64,17 @@ class PreferenceSASRec(nn.Module):
             x_BTD = block(x_BTD)
         return x_BTD
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Tensor:
-        """User vectors (N, D) from states and vectors of preferences, each believed as far as `trust_N` (0..1).
+    def listen(
+        self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """User vectors (N, D) from states and vectors of preferences, and how far each preference was heard (N,).
 
-        `themes_NE` are the vectors of what the histories themselves would state.
+        That is as far as it is trusted (`trust_N`, 0..1) and news: `themes_NE` are the vectors of what the histories
+        themselves would state.
         """
         users_ND = self.norm(states_ND)
-        heard_ND = self.preference(_LOUDNESS * preferences_NE)
-        gates_ND = 2 * torch.sigmoid(self.gate(torch.cat([users_ND, heard_ND], dim=1)))
-        news_N1 = torch.sigmoid(self.news((preferences_NE - themes_NE).norm(dim=1, keepdim=True)))
-        return users_ND + trust_N[:, None] * news_N1 * (gates_ND * heard_ND + self.taken_back(users_ND))
+        said_ND = self.preference(_LOUDNESS * preferences_NE)
+        gates_ND = 2 * torch.sigmoid(self.gate(torch.cat([users_ND, said_ND], dim=1)))
+        news_N = torch.sigmoid(self.news((preferences_NE - themes_NE).norm(dim=1, keepdim=True)))[:, 0]
+        heard_N = trust_N * news_N
+        return users_ND + heard_N[:, None] * (gates_ND * said_ND + self.taken_back(users_ND)), heard_N

@@ -119,7 +119,7 @@ def _run_epoch(
         states_ND = model.encode(items_ID, batch.inputs_BT)[batch.real_BT]
         preferences_NE, given_N = phrasebook.vectors(batch.phrases_NL)
         themes_NE, _ = phrasebook.vectors(batch.themes_NL)
-        users_ND = model.listen(states_ND, preferences_NE, themes_NE, given_N.float())
+        users_ND, _ = model.listen(states_ND, preferences_NE, themes_NE, given_N.float())
         loss = catalogue_loss(users_ND, items_ID, batch.targets_N, dtype)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -35,8 +35,10 @@ from deeprec.trm.training import Epoch, train
 _BATCH = 256
 _IDS = "ids.weight"
 _RECORD = "trm.json"
+_STAMP = "trm-"
+"""Of the folders beside it that hold what is saved."""
 _GIVES_WAY = 0.5
-"""Of what neighbours add, the part that a wholly trusted preference takes away."""
+"""Of what neighbours add, the part that a preference takes away which is wholly heard."""
 _EDITION = 4
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
@@ -115,10 +117,10 @@ class TRM:
         return hits
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        """The best by vectors alone, and all that have a bonus: nothing else can be among the best."""
-        users_QD, exclude = self.users(queries).numpy(), [query.exclude for query in queries]
+        """The best by vectors alone, and all that have a bonus: what the index does not miss can't be better."""
+        users_QD, bonuses_QI = self._hear(queries)
+        exclude = [query.exclude for query in queries]
         found = self.index.search(users_QD, k, exclude)
-        bonuses_QI = self._bonuses(queries)
         if not bonuses_QI.nnz:
             return found
         n_items = len(self.index)
@@ -132,14 +134,6 @@ class TRM:
         _, of_all, of_near = np.intersect1d(keys_N, near_keys, assume_unique=True, return_indices=True)
         scores_N[of_all] += bonuses_QI.data[of_near]
         return rank(len(queries), rows_N, items_N, scores_N, k)
-
-    def _bonuses(self, queries: Sequence[Query]) -> csr_array:
-        """What neighbours add to the scores (Q, I): the less, the more a preference is believed."""
-        weights_Q = [self.config.neighbours * (1 - _GIVES_WAY * query.belief) for query in queries]
-        histories = [query.history if weight else () for query, weight in zip(queries, weights_Q, strict=True)]
-        bonuses_QI = self.neighbours.bonuses(histories)
-        bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
-        return bonuses_QI
 
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The 0-based place (Q,) of each query's target in the full ranking; -1 where it is excluded."""
@@ -157,14 +151,19 @@ class TRM:
 
     def scores(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         """Scores (Q, I) of all items, nothing excluded."""
-        scores_QI: NDArray[np.float32] = (self.users(queries) @ torch.from_numpy(self.index.vectors_ID).T).numpy()
-        bonuses_QI = self._bonuses(queries).tocoo()
-        scores_QI[bonuses_QI.coords] += bonuses_QI.data.astype(np.float32)
+        users_QD, bonuses_QI = self._hear(queries)
+        scores_QI: NDArray[np.float32] = (
+            torch.from_numpy(users_QD) @ torch.from_numpy(self.index.vectors_ID).T
+        ).numpy()
+        bonuses_QI = bonuses_QI.tocoo()
+        scores_QI[bonuses_QI.row, bonuses_QI.col] += bonuses_QI.data.astype(np.float32)
         return scores_QI
 
     @torch.inference_mode()
-    def users(self, queries: Sequence[Query]) -> torch.Tensor:
-        """User vectors (Q, D): what history and preference say together, in the space of the item vectors."""
+    def _hear(self, queries: Sequence[Query]) -> tuple[NDArray[np.float32], csr_array]:
+        """User vectors (Q, D) in the space of the item vectors, and what neighbours add to the scores (Q, I): the
+        less, the more of a preference is heard.
+        """
         histories = [query.history[-self.config.history :] for query in queries]
         # An empty history reads one padding item, whose vector is zero.
         lengths_Q = torch.tensor([max(len(history), 1) for history in histories], dtype=torch.long)
@@ -180,7 +179,11 @@ class TRM:
         said = ["; ".join(themes(self.catalog, query.history)) if query.belief else "" for query in queries]
         themes_QE, _ = encode_preferences(self.encoder, said)
         beliefs_Q = torch.tensor([query.belief for query in queries])
-        return self.model.listen(states_QD, preferences_QE, themes_QE, beliefs_Q)
+        users_QD, heard_Q = self.model.listen(states_QD, preferences_QE, themes_QE, beliefs_Q)
+        bonuses_QI = self.neighbours.bonuses([query.history for query in queries])
+        weights_Q = self.config.neighbours * (1 - _GIVES_WAY * heard_Q.numpy())
+        bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
+        return users_QD.numpy(), bonuses_QI
 
     @torch.inference_mode()
     def add_items(self, items: Catalog) -> None:
@@ -210,7 +213,7 @@ class TRM:
         Raises:
             DeepRecError: the folder can't be written.
         """
-        stamp = secrets.token_hex(4)
+        stamp = _STAMP + secrets.token_hex(4)
         files = folder / stamp
         try:
             files.mkdir(parents=True)
@@ -223,10 +226,14 @@ class TRM:
             part = folder / "trm.json.part"
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             os.replace(part, folder / _RECORD)  # from here on the folder holds this TRM and no other
-            for old in folder.glob(8 * "[0-9a-f]"):
+            for old in folder.glob(_STAMP + 8 * "[0-9a-f]"):
                 if old.name != stamp:
                     shutil.rmtree(old, ignore_errors=True)  # what is mapped of it lives on in memory
+        except DeepRecError:  # of the index
+            shutil.rmtree(files, ignore_errors=True)
+            raise
         except (OSError, SafetensorError) as error:
+            shutil.rmtree(files, ignore_errors=True)
             raise DeepRecError(
                 f"The TRM can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
             ) from None
@@ -261,12 +268,12 @@ class TRM:
                 raise ValueError(f"vectors of width {index.width} in the index, {config.width} in the model")
         except FileNotFoundError as error:
             raise DeepRecError(
-                f"{folder} holds no trained TRM ({Path(error.filename).name} is missing): train one with "
+                f"{folder} holds no trained TRM ({Path(error.filename or folder).name} is missing): train one with "
                 "`deeprec trm train --again`."
             ) from None
         except NoFaissError:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever a damaged file makes three readers raise)
+        except Exception as error:  # noqa: BLE001 (whatever a damaged file makes its reader raise)
             raise DeepRecError(
                 f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
                 "train it again with `deeprec trm train --again`."
