@@ -39,11 +39,6 @@ class Query:
         if not 0 <= self.trust <= 1:
             raise DeepRecError(f"A query's trust is between 0 and 1, not {self.trust}.")
 
-    @property
-    def belief(self) -> float:
-        """The trust, or 0 where the preference says nothing."""
-        return self.trust if phrases_of(self.preference) else 0.0
-
 
 def phrases_of(preference: str) -> list[str]:
     """The phrases of a preference: `;` or a new line parts them."""

@@ -175,12 +175,16 @@ class TRM:
         named_ND = torch.from_numpy(self.index.vectors_ID[named[named < len(self.index)]])
         states_QTD = self.model.encode(named_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
         states_QD = states_QTD[torch.arange(len(queries)), lengths_Q - 1]
-        preferences_QE, _ = encode_preferences(self.encoder, [query.preference for query in queries])
-        said = ["; ".join(themes(self.catalog, query.history)) if query.belief else "" for query in queries]
+        preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
+        said = [
+            "; ".join(themes(self.catalog, query.history)) if given else ""
+            for query, given in zip(queries, given_Q.tolist(), strict=True)
+        ]
         themes_QE, _ = encode_preferences(self.encoder, said)
-        beliefs_Q = torch.tensor([query.belief for query in queries])
-        users_QD, heard_Q = self.model.listen(states_QD, preferences_QE, themes_QE, beliefs_Q)
-        bonuses_QI = self.neighbours.bonuses([query.history for query in queries])
+        trust_Q = torch.tensor([query.trust for query in queries]) * given_Q
+        users_QD, heard_Q = self.model.listen(states_QD, preferences_QE, themes_QE, trust_Q)
+        # Where they weigh nothing, none are looked for.
+        bonuses_QI = self.neighbours.bonuses([query.history if self.config.neighbours else () for query in queries])
         weights_Q = self.config.neighbours * (1 - _GIVES_WAY * heard_Q.numpy())
         bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
         return users_QD.numpy(), bonuses_QI
@@ -223,20 +227,19 @@ class TRM:
             self.index.save(files / "index")
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
             record = {"edition": _EDITION, "files": stamp, "config": self.config.model_dump(mode="json")}
-            part = folder / "trm.json.part"
+            part = folder / f"{_RECORD}.part"
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             os.replace(part, folder / _RECORD)  # from here on the folder holds this TRM and no other
-            for old in folder.glob(_STAMP + 8 * "[0-9a-f]"):
-                if old.name != stamp:
-                    shutil.rmtree(old, ignore_errors=True)  # what is mapped of it lives on in memory
-        except DeepRecError:  # of the index
+        except (DeepRecError, OSError, SafetensorError) as error:
             shutil.rmtree(files, ignore_errors=True)
-            raise
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(files, ignore_errors=True)
+            if isinstance(error, DeepRecError):  # the index has said what is wrong
+                raise
             raise DeepRecError(
                 f"The TRM can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
             ) from None
+        for old in folder.glob(_STAMP + 8 * "[0-9a-f]"):
+            if old.name != stamp:
+                shutil.rmtree(old, ignore_errors=True)  # what is mapped of it lives on in memory
 
     @classmethod
     def load(cls, folder: Path, *, offline: bool = False) -> TRM:
