@@ -64,9 +64,10 @@ def test_only_the_nearest_are_kept(rows, kept):
         patched.setattr(neighbours, "KEPT", kept)
         some_II = shares(*rows, n_items=8)
     for whole_I, some_I in zip(whole_II, some_II, strict=True):
-        best = [item for item in np.argsort(-whole_I, kind="stable")[:kept] if whole_I[item]]
-        assert np.flatnonzero(some_I).tolist() == sorted(best)
+        best = np.flatnonzero(some_I)
         np.testing.assert_allclose(some_I[best], whole_I[best])
+        nearest = np.sort(whole_I[whole_I > 0])[::-1][:kept]
+        np.testing.assert_allclose(np.sort(some_I[best])[::-1], nearest)  # of near equals, rounding chooses
 
 
 @given(rows=ROWS, block=st.integers(1, 9))
