@@ -82,6 +82,12 @@ def test_the_order_of_phrases_is_nothing(order, count):
 # What items say
 
 
+def test_an_item_says_its_phrases_as_a_preference_is_read():
+    """Two names in one category are two phrases to whoever says them, so to training too."""
+    catalog = catalog_of([("Drama; War", "War", "Comedy"), ("Noir",), ("Noir",)])
+    assert item_phrases(catalog, 0) == ("Drama", "War", "Comedy")
+
+
 def phrases_of_rows(phrasebook, encoder, rows_L):
     """The texts whose directions the rows have."""
     vectors_LE = phrasebook.vectors_PE[torch.from_numpy(np.atleast_1d(rows_L))]

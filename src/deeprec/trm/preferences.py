@@ -29,8 +29,9 @@ _BLOCK = 8192
 
 
 def item_phrases(catalog: Catalog, item: ItemIdx) -> tuple[str, ...]:
-    """The phrases of an item that a preference may be made of; its title where it has none."""
-    return catalog.phrases(item)[:PHRASES] or (catalog.titles[item],)
+    """The phrases of an item that a preference may be made of, as a preference is read; its title where it has none."""
+    phrases = [phrase for text in catalog.phrases(item) for phrase in phrases_of(text)]
+    return tuple(dict.fromkeys(phrases))[:PHRASES] or (catalog.titles[item],)
 
 
 def themes(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
@@ -135,7 +136,7 @@ class PreferenceSampler:
         rows_NL = self.phrasebook.items_IL[items_N]
         return np.where(order_NL.argsort(1).argsort(1) < kept_N1, rows_NL, self.phrasebook.padding)
 
-    def _themes(self, places_N: NDArray[np.int64], firsts_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _themes(self, places_N: NDArray[np.int64], firsts_N: NDArray[np.int64]) -> NDArray[np.int32]:
         """The phrases (N, THEMES) that each place's last items share most, as `themes` finds them, padded."""
         n, padding = places_N.size, self.phrasebook.padding
         back_NR = places_N[:, None] - np.arange(RECENT)
@@ -147,6 +148,6 @@ class PreferenceSampler:
         order_M = np.lexsort((first_M, -counts_M, rows_M))
         nth_M = np.arange(rows_M.size) - np.searchsorted(rows_M, np.arange(n))[rows_M]
         wanted_M = nth_M < THEMES
-        rows_N3 = np.full((n, THEMES), padding)
+        rows_N3 = np.full((n, THEMES), padding, dtype=np.int32)  # kept for every place of the training
         rows_N3[rows_M[wanted_M], nth_M[wanted_M]] = keys_M[order_M][wanted_M] % (padding + 1)
         return rows_N3
