@@ -1,4 +1,4 @@
-"""Leave-one-out by a table worked out by hand; stages, cores, statistics."""
+"""Leave-one-out by a table worked out by hand; parts of the users, cores, statistics."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ def test_sequences_are_in_order_of_time(toy: Dataset) -> None:
     [
         ("test", {"ann": ("1234", "5"), "bob": ("21", "3"), "eve": ("432", "1")}),
         ("validation", {"ann": ("123", "4"), "bob": ("2", "1"), "eve": ("43", "2")}),
-        ("train", {"ann": ("12", "3"), "eve": ("4", "3")}),
     ],
 )
 def test_leave_one_out(toy: Dataset, split: str, expected: dict[str, tuple[str, str]]) -> None:
@@ -90,36 +89,72 @@ def many_users(folder: Path, names: list[str]) -> Dataset:
     return load(write(folder, [(name, item, item) for name in names for item in range(5)]))
 
 
-def test_stages_are_disjoint_stable_and_about_as_large_as_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("per_user", "expected"),
+    [
+        (1, [("ann", "12", "3"), ("cat", "5", "4"), ("eve", "4", "3")]),
+        (9, [("ann", "1", "23"), ("ann", "12", "3"), ("cat", "5", "4"), ("eve", "4", "3")]),
+    ],
+)
+def test_past_tasks_lie_inside_the_training_sequences(
+    toy: Dataset, per_user: int, expected: list[tuple[str, str, str]]
+) -> None:
+    tasks, followed = toy.past_tasks(per_user)
+    assert [task.id for task in tasks] == list(followed)
+    assert [(t.user, item_ids(toy, t.history), item_ids(toy, followed[t.id])) for t in tasks] == expected
+    assert [task.id for task in tasks] == [f"train:{len(history)}:{user}" for user, history, _ in expected]
+
+
+def users_of(parts: dict[str, Dataset]) -> dict[str, set[str]]:
+    return {name: set(part.users) for name, part in parts.items()}
+
+
+def test_parts_are_disjoint_stable_and_about_as_large_as_asked(tmp_path: Path) -> None:
     names = [f"user{n}" for n in range(1000)]
     dataset = many_users(tmp_path / "all", names)
     shares = {"cold": 0.2, "recommend": 0.5}
-    stages = dataset.stage_tasks(shares, seed=1)
-    users = {stage: {task.user for task in tasks} for stage, tasks in stages.items()}
+    parts, rest = dataset.divide(shares, seed=1)
+    users = users_of(parts)
     assert not users["cold"] & users["recommend"]
+    assert sorted([*users["cold"], *users["recommend"], *rest.users]) == sorted(dataset.users)
     # Four standard deviations of a binomial with 1,000 draws.
     assert abs(len(users["cold"]) - 200) < 51
     assert abs(len(users["recommend"]) - 500) < 64
-    assert {task.id.partition(":")[0] for task in stages["cold"]} == {"train"}
 
     random.Random(0).shuffle(names)
-    fewer = many_users(tmp_path / "some", names[:500]).stage_tasks(shares, seed=1)
-    for stage, tasks in fewer.items():
-        assert {task.user for task in tasks} == users[stage] & set(names[:500])
-    other = {task.user for task in dataset.stage_tasks(shares, seed=2)["cold"]}
-    assert other != users["cold"]
+    fewer, _ = many_users(tmp_path / "some", names[:500]).divide(shares, seed=1)
+    for part, found in users_of(fewer).items():
+        assert found == users[part] & set(names[:500])
+    other, _ = dataset.divide(shares, seed=2)
+    assert set(other["cold"].users) != users["cold"]
+
+
+def test_parts_keep_their_users_sequences_and_times_over_one_catalogue(toy: Dataset) -> None:
+    parts, rest = toy.divide({"a": 0.4, "b": 0.2}, seed=0)
+    whole = {user: (toy.sequence(u).tolist(), times_of(toy, u)) for u, user in enumerate(toy.users)}
+    for part in (*parts.values(), rest):
+        assert part.catalog is toy.catalog
+        for u, user in enumerate(part.users):
+            assert (part.sequence(u).tolist(), times_of(part, u)) == whole[user]
+    assert parts["a"].fingerprint != rest.fingerprint != toy.fingerprint
+
+
+def times_of(dataset: Dataset, u: int) -> list[float]:
+    assert dataset.times_N is not None
+    return dataset.times_N[dataset.starts_U1[u] : dataset.starts_U1[u + 1]].tolist()
 
 
 def test_all_users_serve_where_shares_sum_to_one(tmp_path: Path) -> None:
     dataset = many_users(tmp_path, [f"user{n}" for n in range(200)])
-    stages = dataset.stage_tasks({"a": 0.1, "b": 0.2, "c": 0.7}, seed=0)
-    assert sum(map(len, stages.values())) == 200
+    parts, rest = dataset.divide({"a": 0.1, "b": 0.2, "c": 0.7}, seed=0)
+    assert sum(len(part.users) for part in parts.values()) == 200
+    assert (len(rest.users), len(rest.items_N), rest.past_tasks(3)) == (0, 0, ([], {}))
 
 
 @pytest.mark.parametrize("shares", [{"a": 0.7, "b": 0.4}, {"a": -0.1}, {"a": float("nan")}])
 def test_impossible_shares_are_refused(toy: Dataset, shares: dict[str, float]) -> None:
     with pytest.raises(DeepRecError, match="shares"):
-        toy.stage_tasks(shares, seed=0)
+        toy.divide(shares, seed=0)
 
 
 def test_fingerprint_changes_with_sequences_and_ids_only(tmp_path: Path, toy: Dataset) -> None:

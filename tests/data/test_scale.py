@@ -20,7 +20,7 @@ start = time.perf_counter()
 from deeprec.config import DataConfig
 from deeprec.data.sources import load_dataset
 dataset = load_dataset(DataConfig(source=sys.argv[1], user_core=1, item_core=1, repeats="keep"))
-splits = {split: (dataset.tasks(split), dataset.targets(split)) for split in ("train", "validation", "test")}
+splits = {split: (dataset.tasks(split), dataset.targets(split)) for split in ("validation", "test")}
 sequences = dataset.train_sequences()
 print(json.dumps({
     "seconds": time.perf_counter() - start,
@@ -64,7 +64,6 @@ def test_a_million_rows(tmp_path: Path) -> None:
     assert measured["users"] == len(lengths)
     assert measured["trained"] == int(np.where(lengths >= 3, lengths - 2, lengths).sum())
     assert measured["tasks"] == {
-        "train": [int((lengths >= 4).sum())] * 2,
         "validation": [int((lengths >= 3).sum())] * 2,
         "test": [int((lengths >= 3).sum())] * 2,
     }

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeprec.config import ExploreConfig
+from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.explore.explorer import Explorer, Listener
 from deeprec.explore.protocol import END_PREFERENCE, PREFERENCE, STOPS, TAGS, Fault, answer_text, call_text
@@ -373,12 +374,18 @@ def test_time_is_kept_by_activity() -> None:
     assert all(value > 0 for value in explorer.seconds.values())
 
 
+def _asked(split: Any) -> list[tuple[Task, ItemIdx]]:
+    if split == "train":
+        tasks, followed = DATASET.past_tasks(1)
+        return [(task, followed[task.id][0]) for task in tasks]
+    return [(task, DATASET.targets(split)[task.id]) for task in DATASET.tasks(split)]
+
+
 @pytest.mark.parametrize("writer", [ScriptedWriter(answer_size=3, calls=2), talk(3), various, after("I give up.")])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
     """The target's title is a sentinel that nothing but the retriever could show, and it never returns the target."""
-    for task in DATASET.tasks(split)[:6]:
-        target = DATASET.targets(split)[task.id]
+    for task, target in _asked(split)[:6]:
         # Later items of the user may be shown, as to anyone, but the environment must not know of them either.
         titles = list(CATALOG.titles)
         titles[target] = SENTINEL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -17,9 +17,9 @@ from deeprec.data.catalog import Catalog, ItemIdx, UserId
 from deeprec.data.report import LoadReport
 from deeprec.errors import DeepRecError
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["validation", "test"]
 
-_FROM_END: dict[Split, int] = {"test": 1, "validation": 2, "train": 3}
+_FROM_END: dict[Split, int] = {"test": 1, "validation": 2}
 _EARLIEST_DATE = 1e8  # smaller times are counters, not seconds since 1970
 
 
@@ -83,8 +83,8 @@ class Dataset:
     def tasks(self, split: Split) -> list[Task]:
         """Leave one out: the history is everything before the target.
 
-        The target of 'test' is a user's last item, of 'validation' the second last (users with at least three
-        interactions), of 'train' the third last (at least four). Ids are '{split}:{user}'.
+        The target of 'test' is a user's last item, of 'validation' the second last, for users with at least three
+        interactions. Ids are '{split}:{user}'.
         """
         # One list of Python ints for all histories: their slices share the objects.
         items = self.items_N.tolist()
@@ -92,39 +92,58 @@ class Dataset:
         from_end = _FROM_END[split]
         return [
             Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : starts[u + 1] - from_end]))
-            for u in self._users_of(split)
+            for u in self._evaluated()
         ]
 
     def targets(self, split: Split) -> dict[str, ItemIdx]:
         """The item that each task of `tasks(split)` leaves out, by task id."""
-        users_T = self._users_of(split)
+        users_T = self._evaluated()
         targets_T = self.items_N[self.starts_U1[users_T + 1] - _FROM_END[split]]
         return {
             f"{split}:{self.users[u]}": ItemIdx(target)
             for u, target in zip(users_T.tolist(), targets_T.tolist(), strict=True)
         }
 
-    def stage_tasks(self, shares: Mapping[str, float], seed: int) -> dict[str, list[Task]]:
-        """Training tasks divided over stages by user, so that no user serves two stages.
+    def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
+        """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
 
-        A user's stage follows from the seed and the user's id alone: other users, and the order of rows,
+        Returns the tasks and, by task id, what followed in the training sequence: the target, and the items after it.
+        A history has at least one item. Ids are 'train:{length of the history}:{user}'.
+        """
+        tasks, followed = [], {}
+        for user, sequence in zip(self.users, self.train_sequences(), strict=True):
+            items = tuple(map(ItemIdx, sequence.tolist()))
+            for length in range(max(1, len(items) - per_user), len(items)):
+                tasks.append(Task(f"train:{length}:{user}", user, items[:length]))
+                followed[tasks[-1].id] = items[length:]
+        return tasks, followed
+
+    def divide(self, shares: Mapping[str, float], seed: int) -> tuple[dict[str, Dataset], Dataset]:
+        """Parts of the users by name, and all others; each over the same catalogue, and no user in two.
+
+        A user's part follows from the seed and the user's id alone: other users, and the order of rows,
         change nothing. Shares are expected, not exact.
 
         Raises:
             DeepRecError: a share is negative or they sum to more than 1.
         """
         if not (all(share >= 0 for share in shares.values()) and sum(shares.values()) <= 1 + 1e-9):
-            raise DeepRecError(
-                f"The shares of the stages, {dict(shares)}, are negative or sum to more than 1: mend them."
-            )
+            raise DeepRecError(f"The shares of users, {dict(shares)}, are negative or sum to more than 1: mend them.")
         bounds = np.cumsum(list(shares.values()))
-        stages: dict[str, list[Task]] = {stage: [] for stage in shares}
-        names = list(shares)
-        for task in self.tasks("train"):
-            stage = int(np.searchsorted(bounds, _draw(seed, task.user), side="right"))
-            if stage < len(names):
-                stages[names[stage]].append(task)
-        return stages
+        parts_U = np.array([np.searchsorted(bounds, _draw(seed, user), side="right") for user in self.users], dtype=int)
+        names = dict(enumerate(shares))
+        return {name: self._only(parts_U == part) for part, name in names.items()}, self._only(parts_U >= len(shares))
+
+    def _only(self, kept_U: npt.NDArray[np.bool_]) -> Dataset:
+        lengths_U = np.diff(self.starts_U1)
+        kept_N = np.repeat(kept_U, lengths_U)
+        return replace(
+            self,
+            users=tuple(user for user, kept in zip(self.users, kept_U, strict=True) if kept),
+            items_N=self.items_N[kept_N],
+            starts_U1=np.concatenate([[0], np.cumsum(lengths_U[kept_U])]).astype(np.int64),
+            times_N=None if self.times_N is None else self.times_N[kept_N],
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -174,8 +193,8 @@ class Dataset:
     def _sequences(self) -> Sequences:
         return Sequences(self.items_N, self.starts_U1)
 
-    def _users_of(self, split: Split) -> npt.NDArray[np.intp]:
-        return np.flatnonzero(np.diff(self.starts_U1) >= (4 if split == "train" else 3))
+    def _evaluated(self) -> npt.NDArray[np.intp]:
+        return np.flatnonzero(np.diff(self.starts_U1) >= 3)
 
     def _dates(self) -> tuple[str | None, str | None]:
         if self.times_N is None or not _EARLIEST_DATE <= self.times_N.min() <= self.times_N.max() < 2e11:
