@@ -138,15 +138,15 @@ def tool_tags(conversation: str) -> str:
         (writer(0, 1), Stop.ANSWERED, [Fault.LINES], Origin.COMPLETED),
         (writer(0, 1, 2, 3), Stop.ANSWERED, [Fault.LINES], Origin.ANSWER),
         (seen, Stop.ANSWERED, [Fault.SEEN_TITLE, Fault.UNKNOWN_TITLE], Origin.COMPLETED),
-        (lambda _: END_ANSWER, Stop.ANSWERED, [Fault.LINES, Fault.NUMBERING], Origin.FUSION),
-        (lambda _: "", Stop.END_OF_TEXT, [Fault.NO_ANSWER], Origin.FUSION),
+        (lambda _: END_ANSWER, Stop.ANSWERED, [Fault.LINES, Fault.NUMBERING], Origin.POOL),
+        (lambda _: "", Stop.END_OF_TEXT, [Fault.NO_ANSWER], Origin.POOL),
         # Three good titles, but cut off before the end: as in an exploration, that is no answer.
-        (writer(0, 1, 2, end=""), Stop.END_OF_TEXT, [Fault.NO_ANSWER], Origin.FUSION),
+        (writer(0, 1, 2, end=""), Stop.END_OF_TEXT, [Fault.NO_ANSWER], Origin.POOL),
         (
             lambda _: " Nope\n2. x\n3." + " y" * 99,
             Stop.SEGMENT_LIMIT,
             [Fault.NO_ANSWER],
-            Origin.FUSION,
+            Origin.POOL,
         ),
     ],
 )

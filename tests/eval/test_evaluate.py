@@ -100,7 +100,7 @@ def test_traces_as_answered_and_as_served():
     traces = [
         # Answered in full; the target 2 is at place 1.
         trace(tasks[0], answer=(1, 2, 3), turns=[(1, 2, 3)], written=10),
-        # Garbage after two calls: a miss as answered; served 2 (in both lists), 1, 4: place 0.
+        # Garbage after two calls: a miss as answered; served 1, 2, 4, list after list: place 1.
         trace(tasks[1], turns=[(1, 2), (2, 4)], faults=(Fault.NO_ANSWER,), stop=Stop.SEGMENT_LIMIT, written=30),
         # One line of three: the target 3 is not among them; served 1, then 3 and 5 of the list: place 1.
         trace(tasks[2], answer=(1,), turns=[(3, 5)], faults=(Fault.LINES,), written=20),
@@ -111,7 +111,7 @@ def test_traces_as_answered_and_as_served():
     assert (answered.name, served.name) == ("llm, as answered", "llm, as served")
     assert answered.users == served.users == tuple(task.id for task in tasks)
     assert answered.ranks == (1, -1, -1, -1)
-    assert served.ranks == (1, 0, 1, -1)
+    assert served.ranks == (1, 1, 1, -1)
     assert answered.coverage == 3 / 10  # 1 2 3
     assert served.coverage == 6 / 10  # 1 to 6
     assert answered.extras == {

@@ -15,7 +15,7 @@ from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment, resolve_lines
 from deeprec.explore.protocol import ANSWER, END_ANSWER, END_PREFERENCE, PREFERENCE, Fault, answer_text, call_text
-from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn, fuse
+from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Finish
 from deeprec.trm.retriever import Hit, Query
 
@@ -232,23 +232,6 @@ def test_a_task_has_no_target() -> None:
     assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "trust"}
 
 
-@pytest.mark.parametrize(
-    ("rankings", "fused"),
-    [
-        ([], []),
-        ([[]], []),
-        ([["a", "b"]], ["a", "b"]),
-        # b: 1/62 + 1/61, a: 1/61, d: 1/62, c: 1/63
-        ([["a", "b", "c"], ["b", "d"]], ["b", "a", "d", "c"]),
-        # a and b: 1/61 each, in order of appearance; twice third (2/63) beats once first (1/61)
-        ([["a"], ["b"]], ["a", "b"]),
-        ([["a", "x", "z"], ["b", "y", "z"]], ["z", "a", "b", "x", "y"]),
-    ],
-)
-def test_fusion(rankings: list[list[str]], fused: list[str]) -> None:
-    assert fuse(rankings) == fused
-
-
 def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | None]], **more: Any) -> Trace:
     return Trace(
         task="t",
@@ -274,9 +257,9 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         (record([(1, 2, 5)], [(2, None)]), (2, 1, 5), Origin.COMPLETED),
         (record([(1, 2)], [(2, None), (2, Fault.REPEATED_TITLE), (0, Fault.SEEN_TITLE)]), (2, 1), Origin.COMPLETED),
         (record([], [(2, None)], spare=hits(5, 2, 6)), (2, 5, 6), Origin.COMPLETED),
-        (record([(1, 2, 3), (4, 2)], [(None, Fault.UNKNOWN_TITLE)]), (2, 1, 4), Origin.FUSION),
-        (record([(1, 2, 3, 4)], []), (1, 2, 3), Origin.FUSION),
-        (record([()], []), (), Origin.FUSION),
+        (record([(1, 2, 3), (4, 2)], [(None, Fault.UNKNOWN_TITLE)]), (1, 2, 3), Origin.POOL),
+        (record([(1, 2), (4, 2)], []), (1, 2, 4), Origin.POOL),
+        (record([()], []), (), Origin.POOL),
         (record([], [], spare=hits(5, 6, 7, 8)), (5, 6, 7), Origin.RETRIEVER),
         (record([], []), (), Origin.RETRIEVER),
     ],

@@ -116,10 +116,10 @@ PROMPT_BYTES = len(explore("".join)[0][0].segments[0].tokens)
 STOP_CASES: dict[str, tuple[Writer | TextPolicy, dict[str, Any], Stop, int, Origin]] = {
     "answered": (talk(1), {}, Stop.ANSWERED, 1, Origin.ANSWER),
     "answered after the last call": (talk(2), {}, Stop.ANSWERED, 2, Origin.ANSWER),
-    "answered with inventions": (after(CALL, answer_text("", "abc")), {}, Stop.ANSWERED, 1, Origin.FUSION),
-    "one call too many": (talk(3), {}, Stop.CALL_LIMIT, 2, Origin.FUSION),
+    "answered with inventions": (after(CALL, answer_text("", "abc")), {}, Stop.ANSWERED, 1, Origin.POOL),
+    "one call too many": (talk(3), {}, Stop.CALL_LIMIT, 2, Origin.POOL),
     "malformed": (after(f"{PREFERENCE}{CALL}"), {}, Stop.MALFORMED, 0, Origin.RETRIEVER),
-    "malformed later": (after(CALL, f"a{END_PREFERENCE}"), {}, Stop.MALFORMED, 1, Origin.FUSION),
+    "malformed later": (after(CALL, f"a{END_PREFERENCE}"), {}, Stop.MALFORMED, 1, Origin.POOL),
     "end of text": (after("I give up."), {}, Stop.END_OF_TEXT, 0, Origin.RETRIEVER),
     "nothing written": (after(""), {}, Stop.END_OF_TEXT, 0, Origin.RETRIEVER),
     "segment limit": (after("a" * 10), {"segment_tokens": 9}, Stop.SEGMENT_LIMIT, 0, Origin.RETRIEVER),
@@ -137,7 +137,7 @@ STOP_CASES: dict[str, tuple[Writer | TextPolicy, dict[str, Any], Stop, int, Orig
         {"context_tokens": PROMPT_BYTES + len(call_text("Thought 0.", "wish 0")) + 50},
         Stop.CONTEXT_LIMIT,
         1,
-        Origin.FUSION,
+        Origin.POOL,
     ),
     "failed": (Failing(after("Hm"), Bytes()), {}, Stop.FAILED, 0, Origin.RETRIEVER),
 }

@@ -26,7 +26,7 @@ from deeprec.eval.metrics import per_user
 
 AS_ANSWERED = (
     '"As answered" scores only what the model itself answered, a failed answer being a miss; "as served" '
-    "fills the places that a failed or short answer leaves empty with the fusion of what was retrieved, as a user "
+    "fills the places that a failed or short answer leaves empty with what was retrieved, in order, as a user "
     "would be shown it. The fallback column says how often that happened."
 )
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from deeprec.data.catalog import ItemIdx
 from deeprec.explore.protocol import Fault
 from deeprec.trm.retriever import Hit
-
-T = TypeVar("T")
-
-RRF_CONSTANT = 60
-"""Of reciprocal rank fusion, as in Cormack, Clarke and Büttcher (SIGIR 2009)."""
 
 
 class Author(StrEnum):
@@ -42,8 +36,8 @@ class Origin(StrEnum):
     """Where a served ranking comes from. Only ANSWER is wholly the policy's own."""
 
     ANSWER = "answer"
-    COMPLETED = "answer completed by fusion"
-    FUSION = "fusion of the retrieved lists"
+    COMPLETED = "answer, then retrieved items"
+    POOL = "retrieved items in order"
     RETRIEVER = "retriever without preference"
 
 
@@ -119,17 +113,17 @@ class Trace:
     def served(self) -> tuple[tuple[ItemIdx, ...], Origin]:
         """The ranking that a user is given, and where it comes from.
 
-        The answer comes first; places it leaves empty are filled by reciprocal rank fusion of the retrieved
-        lists, or by the retriever without a preference where nothing was retrieved.
+        The answer comes first; places it leaves empty are filled by the pool, list after list, or by the retriever
+        without a preference where nothing was retrieved.
         """
         answer = self.answered
         if len(answer) == self.answer_size:
             return answer, Origin.ANSWER
-        lists = [[hit.item for hit in turn.hits] for turn in self.turns] or [[hit.item for hit in self.spare]]
-        ranking = tuple(dict.fromkeys((*answer, *fuse(lists))))[: self.answer_size]
+        others = self.pool if self.turns else [hit.item for hit in self.spare]
+        ranking = tuple(dict.fromkeys((*answer, *others)))[: self.answer_size]
         if answer:
             return ranking, Origin.COMPLETED
-        return ranking, Origin.FUSION if self.turns else Origin.RETRIEVER
+        return ranking, Origin.POOL if self.turns else Origin.RETRIEVER
 
     @property
     def policy_tokens(self) -> int:
@@ -200,15 +194,6 @@ class Trace:
             answer_size=data["answer_size"],
             error=data["error"],
         )
-
-
-def fuse(rankings: Iterable[Sequence[T]]) -> list[T]:
-    """Reciprocal rank fusion: items by the sum of 1 / (60 + place), ties in order of first appearance."""
-    scores: defaultdict[T, float] = defaultdict(float)
-    for ranking in rankings:
-        for place, item in enumerate(ranking, start=1):
-            scores[item] += 1 / (RRF_CONSTANT + place)
-    return sorted(scores, key=lambda item: -scores[item])
 
 
 def _hits_out(hits: Sequence[Hit]) -> list[list[float]]:

@@ -2,7 +2,8 @@
 
 It reads nothing but the conversation, as a language model does: the numbered items of the history and of the lists
 that came back. It asks for what the whole history shares, then for what is particular about the latest items, then
-for what the first answers have in common with the history, and ranks by reciprocal rank fusion.
+for what the first answers have in common with the history, and ranks what came back in the
+order in which it came.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deeprec.explore import protocol
-from deeprec.explore.trace import fuse
 
 _ITEM = re.compile(r"^\d+\. (?P<title>.+)(?:\n  - categories: (?P<categories>.+))?", re.MULTILINE)
 _YEAR = re.compile(r"\((\d{3})\d\)$")
@@ -46,8 +46,8 @@ class ScriptedWriter:
             preference = self._preference(history, lists)
             if preference not in asked:
                 return protocol.call_text(self._thought(len(lists)), preference)
-        titles = fuse([item.title for item in items] for items in lists)[: self.answer_size]
-        return protocol.answer_text("I rank the items that came back high and more than once first.", titles)
+        titles = list(dict.fromkeys(item.title for items in lists for item in items))[: self.answer_size]
+        return protocol.answer_text("What fits the whole history comes first, then what fits a part of it.", titles)
 
     def _preference(self, history: Sequence[_Item], lists: Sequence[Sequence[_Item]]) -> str:
         if not lists:
