@@ -23,7 +23,7 @@ MAX_LINES = 400
 
 # What each room may import besides itself, most basic first: data <- trm <- explore <- rewards <- train / eval /
 # serve <- workbench <- render <- cli. Policies sit beside explore: it asks `policies.policy`, the interface; a policy
-# that drives or is driven by text reads the protocol's strings, and the script also fuses lists as a trace does.
+# that drives or is driven by text reads the protocol's strings.
 # Imports under TYPE_CHECKING count like any other: they tie rooms together just as much.
 BASE = {"errors", "config", "downloads", "gguf_model", "assets", "runs"}
 EXPLORE = {*BASE, "data", "trm", "policies.policy"}
@@ -41,7 +41,6 @@ ALLOWED = {
     "trm": {*BASE, "data"},
     "policies.policy": set(),
     "policies": {*BASE, "policies", "explore.protocol"},
-    "policies.scripted": {"policies.policy", "explore.protocol", "explore.trace"},
     "explore": EXPLORE,
     "rewards": {*EXPLORE, "explore"},
     "train": {*EXPLORE, "explore", "policies", "rewards"},

@@ -1,0 +1,1 @@
+"""Training of the policy: a warm start by hindsight, then reinforcement learning in stages."""

@@ -1,0 +1,159 @@
+"""Explorations written with hindsight, from which a small model learns the protocol and where histories head.
+
+The teacher knows what a training user chose next (never a validation or test item) and writes as a good explorer
+would have: it asks for what the next items share, then for what is particular about the very next one, and names the
+target in its answer wherever it came back. A student that imitates it learns to foresee as far as the history tells,
+and to rank: of the answer's titles only the target's is learned from, at a random place behind others that were
+retrieved, so that each place asks "which, if none of those before?".
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.dataset import Task
+from deeprec.explore import protocol
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.trace import Trace
+from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.scripted import list_titles
+from deeprec.policies.text import Codec, TextPolicy
+from deeprec.trm.preferences import THEMES, item_phrases, themes
+from deeprec.trm.retriever import Retriever
+
+AHEAD = 5
+"""Items that followed which the first preference may foresee."""
+
+_FIRST = (
+    "After {last}, the history turns to",
+    "{last} came last. Next may be",
+    "Much here is {theme}, and {last} came last. I look for",
+    "The history is mostly {theme}. From {last} I expect",
+    "What links {last} with the titles before it is",
+)
+_LATER = (
+    "{found} came back on top. I also look at",
+    "Titles like {found} fit one side of the history. Another side is",
+    "{found} is close. More particular:",
+    "Beside {found}, the next step could be",
+)
+_LAST = (
+    "{found} and what fits the latest titles come first.",
+    "I rank by what the latest titles ask for; {found} was a good sign.",
+    "All lists count, what is closest to {last} first.",
+)
+
+Pieces = list[tuple[str, bool]]
+"""Text in order, and whether it is learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The tokens of an exploration, and which of them are learned."""
+
+    tokens: tuple[int, ...]
+    learned: tuple[bool, ...]
+
+
+@dataclass(slots=True)
+class _Lesson:
+    """One exploration under way: what was asked for, and which of the tokens written are learned."""
+
+    said: list[str] = field(default_factory=list)
+    learned: list[bool] = field(default_factory=list)
+
+
+class Teacher(TextPolicy):
+    """Writes each task's exploration with hindsight; see the module.
+
+    Args:
+        followed: by task id what the user chose next, the target first.
+        codec: of the model that is to learn.
+        calls: tool calls before the answer.
+        seed: of what is said where several things could be.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        tasks: Sequence[Task],
+        followed: Mapping[str, Sequence[ItemIdx]],
+        codec: Codec,
+        *,
+        answer_size: int,
+        calls: int,
+        seed: int,
+    ) -> None:
+        super().__init__(lambda conversation: "", codec)
+        self.catalog = catalog
+        self.tasks = {task.id: task for task in tasks}
+        self.followed = followed
+        self.answer_size = answer_size
+        self.calls = calls
+        self.seed = seed
+        self._lessons: defaultdict[str, _Lesson] = defaultdict(_Lesson)
+
+    def examples(self, retriever: Retriever, config: ExploreConfig) -> Iterator[tuple[Trace, Example]]:
+        """Explore for all tasks, in the order in which they end; what has a fault (an ambiguous title) is left out."""
+        self._lessons.clear()
+        for place, trace in Explorer(self, retriever, self.catalog, config).stream(list(self.tasks.values())):
+            learned = iter(self._lessons.pop(f"{place}:{trace.task}").learned)
+            if trace.well_formed:
+                tokens, written, _ = trace.tokens()
+                yield trace, Example(tuple(tokens), tuple(own and next(learned) for own in written))
+
+    def _write(self, request: Request) -> Chunk:
+        task, lesson = self.tasks[request.key.partition(":")[2]], self._lessons[request.key]
+        lists = list_titles(self.decode(request.context))
+        rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
+        if len(lists) < self.calls:
+            pieces = self._call(rng, task, lists, lesson.said)
+        else:
+            pieces = self._answer(rng, task, lists)
+        encoded = [(self.encode(text), learned) for text, learned in pieces]
+        lesson.learned += [learned for tokens, learned in encoded for _ in tokens]
+        return Chunk(request.key, tuple(token for tokens, _ in encoded for token in tokens), (), Finish.STOP)
+
+    def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> Pieces:
+        phrases = self._ahead(rng, task) if not lists else self._particular(rng, task, said)
+        said += phrases
+        thought = self._thought(rng, _LATER if lists else _FIRST, task, lists)
+        return [(protocol.call_text(thought, "; ".join(phrases)), True)]
+
+    def _ahead(self, rng: random.Random, task: Task) -> list[str]:
+        """What the next items share most; of equals what comes first."""
+        ahead = self.followed[task.id][:AHEAD]
+        return themes(self.catalog, ahead[::-1])[: rng.randint(1, THEMES)]
+
+    def _particular(self, rng: random.Random, task: Task, said: Sequence[str]) -> list[str]:
+        """One or two phrases of the target not said yet, or else of what came after it, or a title of the history."""
+        for item in self.followed[task.id][:AHEAD]:
+            fresh = [phrase for phrase in item_phrases(self.catalog, item) if phrase not in said]
+            if fresh:
+                return rng.sample(fresh, min(rng.randint(1, 2), len(fresh)))
+        alike = [f"like {self.catalog.titles[item]}" for item in reversed(task.history)]
+        return [next((phrase for phrase in alike if phrase not in said), "something else")]
+
+    def _thought(self, rng: random.Random, forms: Sequence[str], task: Task, lists: Sequence[Sequence[str]]) -> str:
+        last = self.catalog.titles[task.history[-1]]
+        found = next((titles[0] for titles in reversed(lists) if titles), last)
+        return rng.choice(forms).format(last=last, found=found, theme=themes(self.catalog, task.history)[0])
+
+    def _answer(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]]) -> Pieces:
+        """What came back, in order, the target moved to a random place; of the titles only it is learned."""
+        target = self.catalog.titles[self.followed[task.id][0]]
+        titles = list(dict.fromkeys(title for found in lists for title in found))
+        if target in titles:
+            titles.remove(target)
+            titles.insert(rng.randrange(min(self.answer_size, len(titles) + 1)), target)
+        titles = titles[: self.answer_size]
+        opening, closing = protocol.answer_text(self._thought(rng, _LAST, task, lists), ["\0"]).split("1. \0\n")
+        pieces = [(opening, True)]
+        for number, title in enumerate(titles, start=1):
+            pieces += [(f"{number}.", True), (f" {title}", title == target), ("\n", True)]
+        return [*pieces, (closing, True)]

@@ -1,0 +1,138 @@
+"""What the teacher writes: well-formed explorations made of a user's training part, and what of them is learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from deeprec.config import ExploreConfig
+from deeprec.data.dataset import Dataset
+from deeprec.explore.protocol import STOPS
+from deeprec.explore.trace import Author, Trace
+from deeprec.policies.text import Words
+from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
+from deeprec.train.teacher import AHEAD, Example, Teacher
+from deeprec.trm.preferences import item_phrases, themes
+from deeprec.trm.retriever import PopularityRetriever, Retriever, phrases_of
+
+DATA = toy_dataset()
+CONFIG = ExploreConfig(answer_size=5, items_per_call=6, max_calls=3, segment_tokens=200)
+
+
+def taught(
+    data: Dataset = DATA, retriever: Retriever | None = None, calls: int = 2, seed: int = 0
+) -> tuple[Teacher, list[tuple[Trace, Example]]]:
+    tasks, followed = data.past_tasks(4)
+    teacher = Teacher(data.catalog, tasks, followed, Words(), answer_size=5, calls=calls, seed=seed)
+    retriever = retriever or PopularityRetriever.fit(data.train_sequences(), len(data.catalog))
+    return teacher, list(teacher.examples(retriever, CONFIG))
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_every_exploration_is_well_formed_and_never_asks_the_same_twice(calls: int) -> None:
+    teacher, found = taught(calls=calls)
+    assert len(found) == len(teacher.tasks)
+    for trace, _ in found:
+        assert trace.well_formed
+        assert len(trace.turns) == calls
+        assert len({turn.preference for turn in trace.turns}) == calls
+
+
+def test_the_environments_words_are_never_learned() -> None:
+    for trace, example in taught()[1]:
+        tokens, written, _ = trace.tokens()
+        assert list(example.tokens) == tokens
+        assert not any(learned and not own for learned, own in zip(example.learned, written, strict=True))
+
+
+def test_calls_and_tags_are_learned_and_of_the_answers_titles_the_targets_alone() -> None:
+    teacher, found = taught()
+    places: Counter[int | None] = Counter()
+    for trace, example in found:
+        *calls, answer = (segment for segment in trace.segments if segment.author is Author.POLICY)
+        learned = iter(own for own, (_, written) in zip(example.learned, _authors(trace), strict=True) if written)
+        assert all(next(learned) for segment in calls for _ in segment.tokens)
+        left_out = "".join(teacher.decode([token]) for token in answer.tokens if not next(learned))
+        target = teacher.followed[trace.task][0]
+        others = [line.text for line in trace.answer if line.item != target]
+        assert left_out == "".join(f" {title}" for title in others)
+        assert (target in trace.answered) == (target in trace.pool)
+        places[trace.answered.index(target) if target in trace.answered else None] += 1
+    assert set(places) == {0, 1, 2, 3, 4, None}
+
+
+def _authors(trace: Trace) -> list[tuple[int, bool]]:
+    tokens, written, _ = trace.tokens()
+    return list(zip(tokens, written, strict=True))
+
+
+def test_the_answer_is_what_came_back_in_order_around_the_target() -> None:
+    teacher, found = taught()
+    for trace, _ in found:
+        target = teacher.followed[trace.task][0]
+        others = [item for item in trace.pool if item != target]
+        answered = [item for item in trace.answered if item != target]
+        assert answered == others[: len(answered)]
+
+
+def test_preferences_foresee_what_followed() -> None:
+    """First what the next items share most, then something new of the target (or of what came after it)."""
+    teacher, found = taught()
+    for trace, _ in found:
+        first, second = ([*phrases_of(turn.preference)] for turn in trace.turns)
+        ahead = teacher.followed[trace.task][:AHEAD]
+        assert first == themes(DATA.catalog, ahead[::-1])[: len(first)]
+        if second[0].startswith("like "):
+            continue
+        fresh = [[phrase for phrase in item_phrases(DATA.catalog, item) if phrase not in first] for item in ahead]
+        assert set(second) <= set(next(phrases for phrases in fresh if phrases))
+
+
+def test_what_was_held_out_is_never_spoken_of() -> None:
+    """Validation and test items have words of their own; nothing the teacher writes or asks has any of them."""
+    data = toy_dataset(n_users=4, seed=3)
+    held_out = {int(item) for u in range(4) for item in data.sequence(u)[-2:]}
+    only = held_out - {int(item) for item in data.train_sequences().items_N}
+    assert only
+    catalog = catalog_of([("SECRET",) if item in only else ("Drama",) for item in range(len(data.catalog))])
+    titles = tuple(f"SECRET {i}" if i in only else title for i, title in enumerate(catalog.titles))
+    data = replace(data, catalog=replace(catalog, titles=titles))
+    retriever = RecordingRetriever(len(catalog), never=only)
+    _, found = taught(data, retriever)
+    assert found
+    assert all("SECRET" not in segment.text for trace, _ in found for segment in trace.segments)
+    assert all("SECRET" not in query.preference for query in retriever.queries)
+
+
+def test_words_vary_with_the_seed_and_follow_from_it() -> None:
+    texts = [[trace.to_json() for trace, _ in taught(seed=seed)[1]] for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+    openings = {trace.turns[0].thought for trace, _ in taught()[1]}
+    assert len(openings) > 20
+
+
+def test_a_title_of_two_items_teaches_nothing() -> None:
+    catalog = replace(DATA.catalog, titles=("Twin",) * 12 + DATA.catalog.titles[12:])
+    catalog = type(catalog)(**{name: getattr(catalog, name) for name in catalog.__dataclass_fields__})
+    teacher, found = taught(replace(DATA, catalog=catalog))
+    assert 0 < len(found) < len(teacher.tasks)
+    assert not any("Twin" in line.text for trace, _ in found for line in trace.answer)
+
+
+@pytest.mark.llm
+def test_an_answer_in_pieces_is_encoded_as_in_one() -> None:
+    """A title learned apart from its line has the tokens that the model itself would write."""
+    from deeprec.config import PolicyConfig
+    from deeprec.policies.transformers import TransformersPolicy
+
+    policy = TransformersPolicy.load(PolicyConfig())
+    tasks, followed = DATA.past_tasks(1)
+    teacher = Teacher(DATA.catalog, tasks[:5], followed, policy, answer_size=5, calls=2, seed=0)
+    config = CONFIG.model_copy(update={"segment_tokens": 400})
+    for trace, _ in teacher.examples(RecordingRetriever(len(DATA.catalog)), config):
+        for segment in trace.segments:
+            if segment.author is Author.POLICY:
+                assert list(segment.tokens) == policy.encode(segment.text)
+                assert segment.text.endswith(STOPS)
