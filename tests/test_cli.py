@@ -59,6 +59,7 @@ VERBS = (
     ["assets", "path", "ml-100k"],
     ["trm", "train"],
     ["trm", "recommend", f"{FOLDER}/trm"],
+    ["train"],
     ["explore"],
     ["play"],
     ["eval"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,6 +121,20 @@ def trm_recommend(
     history = tuple(map(trm.catalog.find, item or []))
     query = Query(history, preference, frozenset(history), bench.config.explore.trust)
     show_hits(trm.retrieve([query], k)[0], trm.catalog, bench.console)
+
+
+@app.command()
+def train(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train the policy: warm start, then reinforcement learning in stages; goes on where it was interrupted."""
+    bench = _bench(config, set_, dry_run, offline, runs)
+    folder = bench.train(bench.dataset())
+    bench.console.print(f"Trained. Use it with --set policy.adapter={folder}", soft_wrap=True)
 
 
 @app.command()
@@ -290,6 +305,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; users can do nothing about it
     try:
         app()
     except DeepRecError as error:
@@ -304,7 +321,15 @@ def main() -> None:
         print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "transformers", "safetensors", "gguf"):
+        if (error.name or "").partition(".")[0] not in (
+            "torch",
+            "transformers",
+            "safetensors",
+            "gguf",
+            "peft",
+            "trl",
+            "datasets",
+        ):
             raise
-        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local]'.", file=sys.stderr)
+        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train]'.", file=sys.stderr)
         sys.exit(2)

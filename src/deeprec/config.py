@@ -124,14 +124,8 @@ class ExploreConfig(Section):
 
 
 class RewardConfig(Section):
-    """Weights of the reward terms (0 makes a term a metric) and the paper's constants."""
+    """The paper's constants. Which terms count, and how much, is a stage's to say."""
 
-    format: float = 1.0
-    invocation: float = 1.0
-    diversity: float = 1.0
-    hit: float = 1.0
-    rank: float = 1.0
-    pointwise: float = 1.0
     format_penalty: float = -1.0
     invocation_step: float = 0.5
     invocation_calls: int = 3
@@ -139,6 +133,78 @@ class RewardConfig(Section):
     hit_value: float = 1.0
     rank_step: float = 0.2
     pointwise_scale: float = 10.0
+
+
+class WarmStartConfig(Section):
+    """Imitation of explorations written with hindsight, for models too small to find the protocol by themselves."""
+
+    share: float = Field(0.15, ge=0, le=1, description="of the users, who serve nothing else")
+    tasks: int = Field(1500, ge=0, description="explorations to learn from; 0: no warm start")
+    calls: int = Field(2, ge=1, description="tool calls in each")
+    learning_rate: float = Field(5e-4, gt=0)
+    batch_size: int = Field(8, ge=1)
+
+
+class StageConfig(Section):
+    """A stage of reinforcement learning."""
+
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9-]+$")
+    share: float = Field(ge=0, le=1, description="of the users, who serve nothing else")
+    steps: int = Field(ge=0)
+    learning_rate: float = Field(2e-5, gt=0)
+    rewards: dict[str, float] = Field(
+        description="weights by name, 0 for a metric; `package.module:function` names one of your own"
+    )
+
+
+class TrainConfig(Section):
+    """The policy's training: a warm start, then the stages, each from the weights before it.
+
+    The defaults suit a small model on a processor. The paper's: no warm start, 128 tasks a step, 20 and 80 steps,
+    2 updates a step, learning rate 1e-6, all weights.
+    """
+
+    lora_rank: int | None = Field(16, ge=1, description="of the adapter that is trained; none: all weights")
+    per_user: int = Field(20, ge=1, description="a training user's last items that serve as targets")
+    reach: int = Field(100, ge=1, description="keep tasks whose target the TRM alone ranks so high")
+    warm_start: WarmStartConfig = WarmStartConfig()
+    stages: tuple[StageConfig, ...] = (
+        StageConfig(
+            name="cold-start",
+            share=0.05,
+            steps=20,
+            rewards={"format": 1.0, "invocation": 1.0, "diversity": 1.0, "hit": 0.0, "rank": 0.0, "pointwise": 0.0},
+        ),
+        StageConfig(
+            name="recommendation",
+            share=0.1,
+            steps=60,
+            rewards={"format": 1.0, "invocation": 0.0, "diversity": 0.0, "hit": 1.0, "rank": 1.0, "pointwise": 1.0},
+        ),
+    )
+    tasks_per_step: int = Field(8, ge=1)
+    samples: int = Field(8, ge=2, description="explorations of each task: a group")
+    updates: int = Field(1, ge=1, description="optimiser steps a step")
+    rows: int = Field(4, ge=1, description="explorations in one forward and backward pass")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    grad_norm: float = Field(1.0, gt=0)
+    replacements: int = Field(1, ge=0, description="rounds in which groups of equal rewards give way to other tasks")
+    save_every: int = Field(1, ge=1, description="steps between checkpoints")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> TrainConfig:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names) or "warm-start" in names:
+            raise ValueError("two stages have one name, or one is called warm-start")
+        if self.warm_start.share + sum(stage.share for stage in self.stages) > 0.9:
+            raise ValueError("the shares leave less than a tenth of the users to train the TRM on")
+        if self.tasks_per_step * self.samples % (self.rows * self.updates):
+            raise ValueError("tasks_per_step * samples is not a multiple of rows * updates")
+        return self
 
 
 class EvalConfig(Section):
@@ -165,6 +231,7 @@ class Config(Section):
     policy: PolicyConfig = PolicyConfig()
     explore: ExploreConfig = ExploreConfig()
     rewards: RewardConfig = RewardConfig()
+    train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,10 @@ if TYPE_CHECKING:  # torch stays out of commands that need none
     from deeprec.trm.trm import TRM
 
 
+_SHOWN = ("reward", "well-formed", "turns", "loss")
+"""Of a training step's numbers, those that the progress bar shows."""
+
+
 @dataclass
 class Workbench:
     """One configuration at work. Parts are made when first asked for."""
@@ -64,7 +68,7 @@ class Workbench:
         from deeprec.trm.training import Epoch
         from deeprec.trm.trm import TRM
 
-        known = None if again else self._trm_run(dataset)
+        known = None if again else self._run("trm", dataset, ("data", "trm"))
         if known is not None and known.manifest["status"] == "finished":
             return TRM.load(known.path / "trm", offline=self.offline), known.path
         with self.timed("load MiniLM"):
@@ -98,6 +102,46 @@ class Workbench:
             f"{sum(epoch.seconds for epoch in curve):.0f} s of training"
         )
         return trm, run.path
+
+    def train(self, dataset: Dataset) -> Path:
+        """Train the policy of the configuration, or go on where that was interrupted; the folder of its weights.
+
+        Raises:
+            DeepRecError: the policy is not one that can be trained, or its training failed.
+        """
+        if self.config.policy.kind != "transformers":
+            raise DeepRecError(f"policy.kind={self.config.policy.kind!r} can't be trained: use transformers.")
+        from deeprec.policies.transformers import TransformersPolicy
+        from deeprec.train.journal import alarms
+        from deeprec.train.rehearsal import Rehearsal, shares
+        from deeprec.train.trainer import train
+
+        config = self.config.train
+        parts, rest = dataset.divide(shares(config), config.seed)
+        self.console.print(
+            f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
+        )
+        trm, _ = self.trm(rest)
+        with self.timed("rank the targets"):
+            rehearsal = Rehearsal.prepare(parts, trm, dataset.catalog, config)
+        policy = self.policy()
+        assert isinstance(policy, TransformersPolicy)
+        known = self._run("train", dataset, ("data", "trm", "policy", "explore", "rewards", "train"))
+        run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
+        self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
+        told: set[str] = set()
+        with run, self.timed("train the policy"), self.progress("", 1) as (bar, task):
+
+            def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+                run.append_metrics(step, {f"{stage}/{name}": value for name, value in numbers.items()})
+                shown = [f"{name} {numbers[name]:.3f}" for name in _SHOWN if name in numbers]
+                bar.update(task, total=steps, completed=step, description=f"{stage}: {', '.join(shown)}; step")
+                for alarm in alarms(numbers, self.config.explore):
+                    if alarm not in told:
+                        told.add(alarm)
+                        self.console.print(f"{stage}, step {step}: {alarm}")
+
+            return train(policy, rehearsal, self.config, run.path, on_step)
 
     def script(self) -> Policy:
         """The scripted explorer within the configuration's limits."""
@@ -228,11 +272,11 @@ class Workbench:
         with Progress(*columns, console=self.console) as bar:
             yield bar, bar.add_task(text, total=total)
 
-    def _trm_run(self, dataset: Dataset) -> Run | None:
-        """The latest run that trained, or began to train, this TRM on this data."""
+    def _run(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
+        """The latest run of a kind on this data, whole or interrupted, with these sections of the configuration."""
         wanted = tomllib.loads(dump_config(self.config))
         for summary in reversed(list_runs(self.runs)):
-            if summary.kind != "trm":
+            if summary.kind != kind:
                 continue
             try:
                 run = Run.open(summary.path)
@@ -240,7 +284,7 @@ class Workbench:
                 written = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
             except (DeepRecError, OSError, ValueError):
                 continue
-            same = written.get("trm") == wanted["trm"] and written.get("data") == wanted["data"]
+            same = all(written.get(name) == wanted[name] for name in sections)
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 return run
         return None

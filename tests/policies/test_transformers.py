@@ -9,15 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from deeprec import assets
@@ -32,6 +28,7 @@ from deeprec.policies import transformers as room
 from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.transformers import TransformersPolicy, pick_device, pick_dtype
 from deeprec.testing import TEXTS, PolicyContract, RecordingRetriever, request, toy_dataset, write
+from tiny_models import bytes_tokenizer, tiny
 
 DATASET = toy_dataset()
 TASKS = DATASET.tasks("test")
@@ -40,39 +37,11 @@ ALIKE = 1e-4
 
 
 @functools.cache
-def bytes_tokenizer() -> Any:
-    """One token a byte, and an end token: what can be built without any download."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
-
-
-@functools.cache
 def smollm2_tokenizer() -> Any:
     folder = assets.locate(SMOLLM2)
     if folder is None:
         pytest.skip(f"{SMOLLM2} is not in the asset cache")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-@functools.cache
-def tiny(tokenizer: Any) -> Any:
-    """A random model whose next token depends much on all before it; fewer heads for keys than for queries."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return LlamaForCausalLM(config).to(torch.float32).eval()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from deeprec.config import RewardConfig
 from deeprec.data.catalog import ItemIdx
+from deeprec.errors import DeepRecError
 from deeprec.explore import protocol
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Stop
@@ -30,8 +31,11 @@ def vectors():
     return rng.normal(size=(12, 5)).astype(np.float32), rng.normal(size=(12, 3)).astype(np.float32)
 
 
-def rubric(**config):
-    return Rubric.build(RewardConfig(**config), compass, *vectors())
+ONES = dict.fromkeys(TERMS, 1.0)
+
+
+def rubric(weights=ONES, **constants):
+    return Rubric.build(RewardConfig(**constants), weights, compass, *vectors())
 
 
 def cosine(a, b):
@@ -80,14 +84,15 @@ def test_the_configuration_reaches_the_terms(explored):
 @pytest.mark.parametrize("name", TERMS)
 def test_weight_0_makes_a_term_a_metric(explored, name):
     trace = explored(CLEAN[:2]) if name == "format" else explored(CLEAN)
-    full, without = rubric().score(trace, HALO), rubric(**{name: 0.0}).score(trace, HALO)
+    full, without = rubric().score(trace, HALO), rubric(ONES | {name: 0.0}).score(trace, HALO)
     assert without.terms == full.terms
     assert full.terms[name] != 0
     assert without.total == pytest.approx(full.total - full.terms[name])
 
 
 def test_weights_multiply(explored):
-    scored = rubric(format=0, invocation=2, diversity=0, hit=0, rank=-3, pointwise=0).score(explored(CLEAN), HALO)
+    weights = dict.fromkeys(TERMS, 0.0) | {"invocation": 2.0, "rank": -3.0}
+    scored = rubric(weights).score(explored(CLEAN), HALO)
     assert scored.total == pytest.approx(2 * 0.5 - 3 * 0.4)
 
 
@@ -95,9 +100,9 @@ def test_vectors_of_any_length_give_the_same(explored):
     text_ID, collaborative_ID = vectors()
     before = text_ID.copy(), collaborative_ID.copy()
     trace = explored(CLEAN)
-    plain = Rubric.build(RewardConfig(), compass, text_ID, collaborative_ID).score(trace, HALO)
+    plain = Rubric.build(RewardConfig(), ONES, compass, text_ID, collaborative_ID).score(trace, HALO)
     lengths_I1 = np.arange(1, 13, dtype=np.float32)[:, None]
-    long = Rubric.build(RewardConfig(), compass, text_ID * lengths_I1, collaborative_ID / lengths_I1)
+    long = Rubric.build(RewardConfig(), ONES, compass, text_ID * lengths_I1, collaborative_ID / lengths_I1)
     assert long.score(trace, HALO).terms == pytest.approx(plain.terms, abs=1e-5)
     np.testing.assert_array_equal(text_ID, before[0])
     np.testing.assert_array_equal(collaborative_ID, before[1])
@@ -106,7 +111,8 @@ def test_vectors_of_any_length_give_the_same(explored):
 def test_a_zero_vector_is_similar_to_nothing(explored):
     zeros_ID = np.zeros((12, 4), dtype=np.float32)
     assert (
-        Rubric.build(RewardConfig(), compass, zeros_ID, zeros_ID).score(explored(CLEAN), HALO).terms["pointwise"] == 0
+        Rubric.build(RewardConfig(), ONES, compass, zeros_ID, zeros_ID).score(explored(CLEAN), HALO).terms["pointwise"]
+        == 0
     )
 
 
@@ -121,9 +127,9 @@ def test_scoring_changes_nothing_and_repeats(explored):
 
 def test_three_calls_and_garbage_do_not_beat_a_clean_single_call(explored):
     calls = [call_text("I look.", preference) for preference in ("east", "north", "up")]
-    process_only = {"hit": 0, "rank": 0, "pointwise": 0}
-    garbage = rubric(**process_only).score(explored([*calls, "so it goes"]), HALO)
-    clean = rubric(**process_only).score(explored([CLEAN[0], CLEAN[2]]), HALO)
+    process_only = ONES | {"hit": 0.0, "rank": 0.0, "pointwise": 0.0}
+    garbage = rubric(process_only).score(explored([*calls, "so it goes"]), HALO)
+    clean = rubric(process_only).score(explored([CLEAN[0], CLEAN[2]]), HALO)
     assert garbage.total == -1
     assert clean.total == 0
 
@@ -177,3 +183,20 @@ def test_each_fault_and_each_other_stop_alone_takes_every_bonus(explored, fault,
         assert scored.total > 0
     else:
         assert scored.total == -1
+
+
+def calls(trace, target):
+    """A reward of one's own."""
+    return len(trace.turns) + target / 100
+
+
+def test_only_what_is_weighted_is_computed_and_ones_own_among_it(explored):
+    scored = rubric({"hit": 1.0, f"{__name__}:calls": 2.0}).score(explored(CLEAN), HALO)
+    assert scored.terms == {"hit": 1.0, f"{__name__}:calls": 2.01}
+    assert scored.total == pytest.approx(1 + 2 * 2.01)
+
+
+@pytest.mark.parametrize("name", ["hits", "no_such_module:reward", f"{__name__}:absent", ":", "deeprec:", ""])
+def test_an_unknown_reward_is_named(name):
+    with pytest.raises(DeepRecError, match=r"There is no reward .* known are format, invocation"):
+        rubric({name: 1.0})

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
@@ -78,6 +79,7 @@ class TransformersPolicy:
         if source in assets.ASSETS:
             source = str(assets.fetch(source, offline=offline))
         device = pick_device(config.device)
+        disable_progress_bar()  # for a second's loading, and into the midst of our own
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from deeprec.config import RewardConfig
 from deeprec.data.catalog import ItemIdx
+from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace
 from deeprec.rewards import outcome, process
 from deeprec.rewards.process import Embed
@@ -36,13 +38,15 @@ class Rubric:
     def build(
         cls,
         config: RewardConfig,
+        weights: Mapping[str, float],
         embed: Embed,
         text_ID: NDArray[np.float32],
         collaborative_ID: NDArray[np.float32],
     ) -> Rubric:
-        """The paper's six terms. The vectors (I, D) of items need not be of unit length.
+        """The paper's six terms and your own, of which the weights name some. Vectors (I, D) of items of any length.
 
         Args:
+            weights: by name of a term, or by `package.module:function` for a `Reward` of your own.
             embed: of preferences, for the diversity.
             text_ID: of the items' texts.
             collaborative_ID: the TRM's of the items.
@@ -60,11 +64,23 @@ class Rubric:
                 trace, target, text_ID, collaborative_ID, scale=config.pointwise_scale
             ),
         }
-        return cls(rewards, {name: float(getattr(config, name)) for name in rewards})
+        return cls({name: rewards.get(name) or _own(name, rewards) for name in weights}, dict(weights))
 
     def score(self, trace: Trace, target: ItemIdx) -> Scored:
         terms = {name: reward(trace, target) for name, reward in self.rewards.items()}
         return Scored(terms, sum(self.weights[name] * value for name, value in terms.items()))
+
+
+def _own(name: str, known: Mapping[str, Reward]) -> Reward:
+    """A reward of the user's own, by `package.module:function`."""
+    module, _, function = name.partition(":")
+    try:
+        reward: Reward = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError):
+        raise DeepRecError(
+            f"There is no reward {name!r}: known are {', '.join(known)}; your own is named package.module:function."
+        ) from None
+    return reward
 
 
 def _unit(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:

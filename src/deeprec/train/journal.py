@@ -1,0 +1,80 @@
+"""What happened in each step of a stage: numbers for the run, and alarms where a policy collapses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from deeprec.config import ExploreConfig
+from deeprec.errors import DeepRecError
+from deeprec.explore.trace import Trace
+from deeprec.rewards.rubric import Scored
+
+_FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Told a step's number, from 1, and its numbers."""
+
+
+class Journal(TrainerCallback):
+    """Joins what the rollout saw with what the trainer logs, and tells of every step.
+
+    Raises:
+        DeepRecError: on a step whose loss or gradient is no number; it is not saved.
+    """
+
+    def __init__(self, stage: str, on_step: OnStep) -> None:
+        self.stage = stage
+        self.on_step = on_step
+        self.seen: dict[str, float] = {}
+
+    def hear(self, step: int, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
+        """A `Listener` of rollouts."""
+        self.seen = measure(traces, scores) | {f"seconds/{part}": spent for part, spent in seconds.items()}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise DeepRecError(
+                    f"Step {state.global_step} of {self.stage} has {name} {logs[name]}: the step before is saved in "
+                    f"{args.output_dir}. Lower the stage's learning_rate and start the command again."
+                )
+        told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
+        self.on_step(state.global_step, self.seen | told)
+
+
+def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, float]:
+    """Means over the explorations of a step: rewards, and how they explored."""
+    numbers = {"reward": float(np.mean([scored.total for scored in scores]))}
+    for name in scores[0].terms:
+        numbers[f"reward/{name}"] = float(np.mean([scored.terms[name] for scored in scores]))
+    groups: dict[str, set[float]] = {}
+    for trace, scored in zip(traces, scores, strict=True):
+        groups.setdefault(trace.task, set()).add(scored.total)
+    repeats = [len(trace.turns) - len({turn.preference for turn in trace.turns}) for trace in traces]
+    return numbers | {
+        "well-formed": float(np.mean([trace.well_formed for trace in traces])),
+        "turns": float(np.mean([len(trace.turns) for trace in traces])),
+        "tokens": float(np.mean([trace.policy_tokens for trace in traces])),
+        "repeated preferences": sum(repeats) / max(1, sum(len(trace.turns) for trace in traces)),
+        "equal groups": float(np.mean([len(totals) < 2 for totals in groups.values()])),
+    }
+
+
+def alarms(numbers: Mapping[str, float], explore: ExploreConfig) -> list[str]:
+    """What looks like collapse in a step, each in a sentence."""
+    signs = (
+        (numbers.get("turns", 1.0) < 0.5, "Hardly any exploration calls the tool."),
+        (numbers.get("turns", 0.0) > explore.max_calls - 0.1, "Nearly all explorations make all the calls they may."),
+        (numbers.get("well-formed", 1.0) < 0.2, "Hardly any exploration is well-formed."),
+        (numbers.get("entropy", 1.0) < 0.02, "The policy hardly varies what it writes (entropy below 0.02)."),
+        (numbers.get("repeated preferences", 0.0) > 0.3, "Many preferences repeat an earlier one."),
+        (numbers.get("equal groups", 0.0) > 0.8, "Nearly all groups have equal rewards: little is left to learn from."),
+    )
+    return [text for sign, text in signs if sign]

@@ -1,0 +1,64 @@
+"""The world in which a policy is trained: users whom the TRM never met, so that it does not know their next items."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deeprec.config import TrainConfig
+from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.dataset import Dataset, Task
+from deeprec.errors import DeepRecError
+from deeprec.trm.retriever import Query
+from deeprec.trm.trm import TRM
+
+WARM_START = "warm-start"
+
+
+def shares(config: TrainConfig) -> dict[str, float]:
+    """Of the users, by stage, the warm start included."""
+    return {WARM_START: config.warm_start.share} | {stage.name: stage.share for stage in config.stages}
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """What a policy is trained with.
+
+    Attributes:
+        retriever: a TRM trained on all users but those of the stages.
+        tasks: of each stage, in a random order; the TRM alone ranks each target within `train.reach`.
+        followed: by task id, what the user chose next in the training part, the target first.
+    """
+
+    catalog: Catalog
+    retriever: TRM
+    tasks: dict[str, list[Task]]
+    followed: dict[str, tuple[ItemIdx, ...]]
+
+    @classmethod
+    def prepare(cls, parts: Mapping[str, Dataset], retriever: TRM, catalog: Catalog, config: TrainConfig) -> Rehearsal:
+        """From the parts of `Dataset.divide`, and the TRM of the others.
+
+        Raises:
+            DeepRecError: a stage has no tasks.
+        """
+        tasks: dict[str, list[Task]] = {}
+        followed: dict[str, tuple[ItemIdx, ...]] = {}
+        for name, part in parts.items():
+            all_tasks, after = part.past_tasks(config.per_user)
+            queries = [Query(task.history, exclude=frozenset(task.history)) for task in all_tasks]
+            ranks = retriever.ranks(queries, [after[task.id][0] for task in all_tasks])
+            kept = [task for task, rank in zip(all_tasks, ranks, strict=True) if 0 <= rank < config.reach]
+            if not kept and part.users:
+                raise DeepRecError(
+                    f"Stage {name!r} has no tasks: of its {len(part.users)} users' items the TRM ranks none among the "
+                    f"first {config.reach}. Raise its share, train.per_user or train.reach."
+                )
+            random.Random(f"{config.seed}:{name}").shuffle(kept)
+            tasks[name] = kept
+            followed |= {task.id: after[task.id] for task in kept}
+        return cls(catalog, retriever, tasks, followed)
+
+    def targets(self) -> dict[str, ItemIdx]:
+        return {task: items[0] for task, items in self.followed.items()}

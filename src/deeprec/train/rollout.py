@@ -1,0 +1,108 @@
+"""Explorations for TRL's trainer: its `rollout_func`, and its reward functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from deeprec.config import ExploreConfig, TrainConfig
+from deeprec.data.dataset import Task
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.trace import Trace
+from deeprec.policies.transformers import TransformersPolicy
+from deeprec.rewards.rubric import Rubric, Scored
+from deeprec.train.rehearsal import Rehearsal
+
+Listener = Callable[[int, Sequence[Trace], Sequence[Scored], dict[str, float]], None]
+"""Hears each step's number, traces, their rewards, and seconds by activity."""
+
+
+class Rollout:
+    """Explores for the tasks of a step, each in a group of `samples`; called by the trainer.
+
+    A prompt of the trainer's data set is a task's id. Groups whose rewards are all equal teach nothing: they give way
+    to groups of other tasks, as often as the configuration says.
+    """
+
+    def __init__(
+        self,
+        rehearsal: Rehearsal,
+        tasks: Sequence[Task],
+        rubric: Rubric,
+        explore: ExploreConfig,
+        config: TrainConfig,
+        listener: Listener,
+    ) -> None:
+        self.rehearsal = rehearsal
+        self.tasks = {task.id: task for task in tasks}
+        self.targets = rehearsal.targets()
+        self.rubric = rubric
+        self.explore = explore
+        self.config = config
+        self.listener = listener
+
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """What TRL asks for (tokens, logprobs, who wrote each token), and what each exploration is paid."""
+        step, size = trainer.state.global_step, self.config.samples
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        training = model.training
+        policy = TransformersPolicy(model.eval(), trainer.processing_class)
+        settings = self.explore.model_copy(
+            update={
+                "temperature": self.config.temperature,
+                "top_p": self.config.top_p,
+                "demonstration": False,
+                "seed": (self.config.seed << 20) + step,
+            }
+        )
+        explorer = Explorer(policy, self.rehearsal.retriever, self.rehearsal.catalog, settings)
+        groups = [self.tasks[prompts[first]] for first in range(0, len(prompts), size)]
+        spare = self._others(step, groups)
+        found: list[list[tuple[Trace, Scored]]] = [[] for _ in groups]
+        for round_ in range(self.config.replacements + 1):
+            flat = [g for g, group in enumerate(found) if len({scored.total for _, scored in group}) < 2]
+            if round_:
+                groups = [next(spare, task) if g in flat else task for g, task in enumerate(groups)]
+            traces = explorer.run([groups[g] for g in flat for _ in range(size)])
+            for place, g in enumerate(flat):
+                group = traces[place * size : (place + 1) * size]
+                found[g] = [(trace, self.rubric.score(trace, self.targets[trace.task])) for trace in group]
+        model.train(training)
+        everything = [pair for group in found for pair in group]
+        traces, scores = [trace for trace, _ in everything], [scored for _, scored in everything]
+        self.listener(step, traces, scores, {**explorer.seconds, **policy.seconds})
+        return _fields(traces) | {"scored": scores}
+
+    def _others(self, step: int, groups: Sequence[Task]) -> Iterator[Task]:
+        """Tasks to take the place of those of the step, in an order of the step's own."""
+        asked = {task.id for task in groups}
+        rest = [task for name, task in self.tasks.items() if name not in asked]
+        for place in np.random.default_rng([self.config.seed, step]).permutation(len(rest)):
+            yield rest[place]
+
+
+def reward_functions(rubric: Rubric) -> list[Callable[..., list[float]]]:
+    """One function a term, as TRL wants them; they read what the rollout scored."""
+    return [_reward(name) for name in rubric.rewards]
+
+
+def _reward(name: str) -> Callable[..., list[float]]:
+    def reward(scored: Sequence[Scored], **_: Any) -> list[float]:
+        return [each.terms[name] for each in scored]
+
+    reward.__name__ = name
+    return reward
+
+
+def _fields(traces: Sequence[Trace]) -> dict[str, list[Any]]:
+    prompts, completions, logprobs, masks = [], [], [], []
+    for trace in traces:
+        tokens, written, logs = trace.tokens()
+        start = len(trace.segments[0].tokens)
+        prompts.append(tokens[:start])
+        completions.append(tokens[start:])
+        logprobs.append(logs[start:])
+        masks.append([int(own) for own in written[start:]])
+    return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": logprobs, "env_mask": masks}

@@ -1,0 +1,84 @@
+"""A stage of reinforcement learning: REINFORCE++ with a group baseline, by TRL's GRPOTrainer.
+
+The advantage is the reward less the mean of its group, divided by the deviation of the batch; the ratio of
+probabilities is clipped to [1 - clip_low, 1 + clip_high]; the loss is the mean over the policy's own tokens; no KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset as Table
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from deeprec.config import ExploreConfig, StageConfig, TrainConfig
+from deeprec.errors import DeepRecError
+from deeprec.rewards.rubric import Rubric
+from deeprec.train.rehearsal import Rehearsal
+from deeprec.train.rollout import Listener, Rollout, reward_functions
+from deeprec.train.warm_start import common_arguments, run_trainer
+
+
+def run_stage(
+    model: Any,
+    tokenizer: Any,
+    rehearsal: Rehearsal,
+    stage: StageConfig,
+    rubric: Rubric,
+    explore: ExploreConfig,
+    config: TrainConfig,
+    folder: Path,
+    listener: Listener,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train the model in place, with a fresh optimiser; a folder that holds a checkpoint is gone on from.
+
+    Raises:
+        DeepRecError: the stage has fewer tasks than a step needs.
+    """
+    tasks = rehearsal.tasks[stage.name]
+    if len(tasks) < config.tasks_per_step:
+        raise DeepRecError(
+            f"Stage {stage.name!r} has {len(tasks)} tasks, and a step takes {config.tasks_per_step}: raise its share "
+            "or train.per_user, or lower train.tasks_per_step."
+        )
+    trainer = GRPOTrainer(
+        model,
+        reward_functions(rubric),
+        arguments(stage, rubric, config, folder),
+        train_dataset=Table.from_dict({"prompt": [task.id for task in tasks]}),
+        processing_class=tokenizer,
+        rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, listener),
+        callbacks=list(callbacks),
+    )
+    run_trainer(trainer, folder)
+
+
+def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: Path) -> GRPOConfig:
+    """The stage as TRL's configuration."""
+    explorations = config.tasks_per_step * config.samples
+    passes = explorations // config.rows
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=stage.steps * config.updates,
+        per_device_train_batch_size=config.rows,
+        gradient_accumulation_steps=passes // config.updates,
+        steps_per_generation=passes,
+        num_generations=config.samples,
+        temperature=config.temperature,  # of the trainer's logprobs, as of the samples
+        beta=0.0,
+        epsilon=config.clip_low,
+        epsilon_high=config.clip_high,
+        scale_rewards="batch",
+        loss_type="dapo",
+        reward_weights=list(rubric.weights.values()),
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=config.grad_norm,
+        gradient_checkpointing=torch.cuda.is_available(),
+        **common_arguments(config),
+    )

@@ -1,0 +1,82 @@
+"""Supervised learning of the teacher's explorations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from deeprec.config import TrainConfig
+from deeprec.train.teacher import Example
+
+_IGNORED = -100  # what the loss of transformers leaves out
+
+
+def warm_start(
+    model: Any,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """One pass over the examples; the model is changed in place. A folder that holds a checkpoint is gone on from."""
+    settings = config.warm_start
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=1,
+            per_device_train_batch_size=min(config.rows, settings.batch_size),
+            gradient_accumulation_steps=-(-settings.batch_size // config.rows),
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=10,
+            max_grad_norm=config.grad_norm,
+            **common_arguments(config),
+        ),
+        train_dataset=list(examples),
+        data_collator=collate,
+        callbacks=list(callbacks),
+    )
+    run_trainer(trainer, folder)
+
+
+def common_arguments(config: TrainConfig) -> dict[str, Any]:
+    """Arguments that every trainer of the policy gets."""
+    return {
+        "adam_beta2": 0.95,
+        "bf16": torch.cuda.is_available(),
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # the journal stops there
+        "save_strategy": "steps",
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "seed": config.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def run_trainer(trainer: Trainer, folder: Path) -> None:
+    """Train, from the last checkpoint in the folder where there is one."""
+    trainer.remove_callback(PrinterCallback)  # the journal tells of the steps
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Rows (B, T) filled up on the right: later places change nothing before them, so no mask is needed."""
+    length = max(len(example.tokens) for example in examples)
+    tokens_BT = torch.zeros((len(examples), length), dtype=torch.long)
+    labels_BT = torch.full_like(tokens_BT, _IGNORED)
+    for row, example in enumerate(examples):
+        tokens_T = torch.tensor(example.tokens)
+        tokens_BT[row, : len(tokens_T)] = tokens_T
+        labels_BT[row, : len(tokens_T)] = tokens_T.masked_fill(~torch.tensor(example.learned), _IGNORED)
+    return {"input_ids": tokens_BT, "labels": labels_BT}

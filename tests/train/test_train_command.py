@@ -1,0 +1,131 @@
+"""`deeprec train` from end to end, and killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import test_cli
+from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
+from tiny_models import bytes_tokenizer, tiny
+
+SETTINGS = """
+[train]
+per_user = 2
+tasks_per_step = 2
+samples = 2
+rows = 2
+lora_rank = 4
+warm_start = { share = 0.2, tasks = 4, batch_size = 2 }
+
+[[train.stages]]
+name = "one"
+share = 0.2
+steps = 4
+rewards = { format = 1.0, diversity = 0.0, "test_train_command:words" = 1.0 }
+"""
+
+
+def words(trace, target):
+    """A reward that differs within groups of a random policy."""
+    return trace.policy_tokens / 100
+
+
+@pytest.fixture(scope="module")
+def config(site, tmp_path_factory):  # noqa: F811
+    """The site's configuration with a small model and a small training."""
+    folder = tmp_path_factory.mktemp("training")
+    tiny(bytes_tokenizer()).save_pretrained(folder / "model")
+    bytes_tokenizer().save_pretrained(folder / "model")
+    text = site.config.read_text().replace('kind = "scripted"', f'model = "{folder / "model"}"')
+    text = text.replace("[explore]", "[explore]\nsegment_tokens = 60\nhistory = 2")
+    (folder / "train.toml").write_text(text + SETTINGS)
+    return folder / "train.toml"
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    result = deeprec("train", "--config", config, "--runs", runs)
+    assert result.code == 0, result.err
+    (run,) = runs.glob("*-train")
+    return result, runs, run
+
+
+def test_it_leaves_weights_numbers_and_what_to_do_next(trained, config):
+    result, runs, run = trained
+    assert manifest(run)["status"] == "finished"
+    assert f"--set policy.adapter={run / 'one'}" in result.out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 1, 2, 3, 4]
+    assert "warm-start/loss" in lines[0]
+    assert {"one/reward", "one/reward/diversity", "one/turns", "one/well-formed", "one/loss"} <= set(lines[-1])
+    found = deeprec("explore", "--config", config, "--runs", runs, "--set", f"policy.adapter={run / 'one'}")
+    assert found.code == 0, found.err
+
+
+def test_a_finished_training_is_found_again(trained, config):
+    _, runs, run = trained
+    again = deeprec("train", "--config", config, "--runs", runs)
+    assert again.code == 0
+    assert list(runs.glob("*-train")) == [run]
+    assert str(run / "one") in again.out
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path):
+    _, _, unbroken = trained
+    args = ["train", "--config", str(config), "--runs", str(tmp_path)]
+    paths = [str(Path(__file__).parent), str(Path(test_cli.__file__).parent), *sys.path]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import test_cli; test_cli.slow_main()", *args],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not any("one/reward" in path.read_text() for path in tmp_path.glob("*-train/metrics.jsonl")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finally:
+        process.kill()
+    (run,) = tmp_path.glob("*-train")
+    assert manifest(run)["status"] == "running"
+    assert not (run / "one").exists()
+    resumed = deeprec(*args)
+    assert resumed.code == 0, resumed.err
+    assert "Going on in" in resumed.out
+    assert list(tmp_path.glob("*-train")) == [run]
+    ours, theirs = ((folder / "one" / "adapter_model.safetensors").read_bytes() for folder in (run, unbroken))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("policy.kind=scripted", "can't be trained"),
+        ("train.tasks_per_step=500", "has"),
+        ("train.rows=3", "not a multiple"),
+        ("train.warm_start.share=0.9", "less than a tenth"),
+        ('train.stages=[{name="one",share=0.2,steps=1,rewards={hits=1.0}}]', "There is no reward 'hits'"),
+        ("train.lora_rank=0", "train.lora_rank"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(trained, config, override, said):
+    _, runs, _ = trained
+    result = deeprec("train", "--config", config, "--runs", runs, "--set", override)
+    assert result.code == 2
+    assert said in result.err
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err

@@ -1,0 +1,293 @@
+"""The whole training at small scale, with a random model: warm start, both stages, interruption, TRL's contract."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deeprec.config import Config, ExploreConfig, StageConfig, TrainConfig, TRMConfig, WarmStartConfig
+from deeprec.errors import DeepRecError
+from deeprec.explore.trace import Author
+from deeprec.policies.transformers import TransformersPolicy
+from deeprec.rewards.rubric import Rubric
+from deeprec.testing import toy_dataset
+from deeprec.train.journal import alarms
+from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
+from deeprec.train.rollout import Rollout, reward_functions
+from deeprec.train.stages import arguments
+from deeprec.train.trainer import train
+from deeprec.trm.retriever import Query
+from deeprec.trm.trm import TRM
+from tiny_models import bytes_tokenizer, tiny
+
+DATA = toy_dataset(n_users=200)
+STAGES = (WARM_START, "one", "two")
+TERMS = ("format", "invocation", "diversity", "hit", "rank", "pointwise")
+
+
+class Hashes:
+    """A text encoder: every text has a direction of its own."""
+
+    width = 16
+
+    def encode(self, texts: Sequence[str], *_: Any) -> Any:
+        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=16) for text in texts]
+        return np.array(rows, dtype=np.float32).reshape(len(texts), 16)
+
+
+def letters(trace: Any, target: int) -> float:
+    """A reward that differs within groups of a random policy: its share of letters, and something of the target."""
+    text = "".join(segment.text for segment in trace.segments if segment.author is Author.POLICY)
+    return sum(letter.isalpha() for letter in text) / max(1, len(text)) + target / 1000
+
+
+def config_of(**more: Any) -> Config:
+    rewards = {f"{__name__}:letters": 1.0} | dict.fromkeys(TERMS, 0.5)
+    settings = {
+        "per_user": 2,
+        "tasks_per_step": 2,
+        "samples": 2,
+        "rows": 2,
+        "lora_rank": 4,
+        "warm_start": WarmStartConfig(share=0.2, tasks=8, batch_size=4, learning_rate=1e-3),
+        "stages": tuple(
+            StageConfig(name=name, share=0.2, steps=2, learning_rate=1e-2, rewards=rewards) for name in ("one", "two")
+        ),
+    }
+    explore = ExploreConfig(answer_size=3, items_per_call=3, max_calls=2, segment_tokens=60, history=2)
+    return Config(explore=explore, train=TrainConfig(**settings | more))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def rehearsal() -> Rehearsal:
+    config = config_of().train
+    parts, rest = DATA.divide(shares(config), config.seed)
+    trm, _ = TRM.fit(rest, Hashes(), TRMConfig(width=16, epochs=1))  # type: ignore[arg-type]
+    return Rehearsal.prepare(parts, trm, DATA.catalog, config)
+
+
+def fresh() -> TransformersPolicy:
+    return TransformersPolicy(copy.deepcopy(tiny(bytes_tokenizer())), bytes_tokenizer())
+
+
+class Heard:
+    """What a training told of its steps; it stops the training, as a kill would, before a step is saved."""
+
+    def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
+        self.steps: dict[tuple[str, int], dict[str, float]] = {}
+        self.stop_at = stop_at
+
+    def __call__(self, stage: str, step: int, steps: int, numbers: Any) -> None:
+        if (stage, step) == self.stop_at:
+            raise KeyboardInterrupt
+        assert step <= steps
+        self.steps[stage, step] = {name: value for name, value in numbers.items() if "time" not in name}
+
+
+def curve(heard: Heard) -> dict[tuple[str, int], dict[str, float]]:
+    return {
+        key: {name: value for name, value in numbers.items() if not name.startswith("seconds")}
+        for key, numbers in heard.steps.items()
+    }
+
+
+def test_users_of_the_stages_are_strangers_to_the_trm_and_to_each_other(rehearsal: Rehearsal) -> None:
+    config = config_of().train
+    parts, rest = DATA.divide(shares(config), config.seed)
+    users = {name: {task.user for task in tasks} for name, tasks in rehearsal.tasks.items()}
+    assert tuple(users) == STAGES
+    assert sum(map(len, users.values())) == len(set().union(*users.values()))
+    for name, part in parts.items():
+        assert users[name] <= set(part.users)
+        assert not users[name] & set(rest.users)
+
+
+def test_tasks_are_those_that_the_trm_can_reach(rehearsal: Rehearsal) -> None:
+    config = config_of().train
+    near = config.model_copy(update={"reach": 10})
+    parts, _ = DATA.divide(shares(config), config.seed)
+    fewer = Rehearsal.prepare(parts, rehearsal.retriever, DATA.catalog, near)
+    targets = fewer.targets()
+    for name, tasks in fewer.tasks.items():
+        assert 0 < len(tasks) < len(rehearsal.tasks[name])
+        queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
+        ranks = rehearsal.retriever.ranks(queries, [targets[task.id] for task in tasks])
+        assert ((ranks >= 0) & (ranks < 10)).all()
+
+
+def test_two_steps_of_each_stage_with_all_weights(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    heard = Heard()
+    assert train(fresh(), rehearsal, config_of(lora_rank=None), tmp_path, heard) == tmp_path / "two"
+    assert list(heard.steps) == [(stage, step) for stage in STAGES for step in (1, 2)]
+    assert_each_stage_learned(heard, tmp_path, "model.safetensors")
+
+
+def assert_each_stage_learned(heard: Heard, folder: Path, name: str) -> None:
+    for (stage, _), numbers in heard.steps.items():
+        assert np.isfinite(list(numbers.values())).all()
+        if stage != WARM_START:
+            assert set(numbers) >= {"reward", "reward/format", "well-formed", "turns", "tokens", "loss", "entropy"}
+    weights = [load_file(folder / stage / name) for stage in STAGES]
+    for before, after in pairwise(weights):
+        assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+LONGER = config_of(stages=[stage.model_copy(update={"steps": 3}) for stage in config_of().train.stages])
+
+
+@pytest.fixture(scope="module")
+def unbroken(rehearsal: Rehearsal, tmp_path_factory: Any) -> tuple[Heard, Path]:
+    heard = Heard()
+    return heard, train(fresh(), rehearsal, LONGER, tmp_path_factory.mktemp("unbroken"), heard)
+
+
+@pytest.mark.parametrize("stop_at", [(WARM_START, 2), ("two", 3)], ids=str)
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
+    rehearsal: Rehearsal, unbroken: tuple[Heard, Path], tmp_path: Path, stop_at: tuple[str, int]
+) -> None:
+    whole, straight = unbroken
+    first, second = Heard(stop_at), Heard()
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), rehearsal, LONGER, tmp_path, first)
+    resumed = train(fresh(), rehearsal, LONGER, tmp_path, second)
+    assert [*first.steps, *second.steps] == list(whole.steps)  # nothing twice, nothing left out
+    told = curve(first) | curve(second)
+    for key, numbers in curve(whole).items():
+        assert told[key] == pytest.approx(numbers, abs=1e-5)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, straight))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight)
+
+
+def test_a_finished_training_is_not_repeated(rehearsal: Rehearsal, unbroken: tuple[Heard, Path]) -> None:
+    heard, folder = unbroken
+    assert_each_stage_learned(heard, folder.parent, "adapter_model.safetensors")
+    again = Heard()
+    assert train(fresh(), rehearsal, LONGER, folder.parent, again) == folder
+    assert not again.steps
+
+
+def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    """TRL gets the tokens, masks and advantages that the traces and rewards give, worked out by hand here."""
+    from datasets import Dataset as Table
+    from trl import GRPOTrainer
+
+    config = config_of(replacements=0)
+    stage = config.train.stages[0]
+    rubric = Rubric.build(
+        config.rewards,
+        stage.rewards,
+        Hashes().encode,
+        Hashes().encode(DATA.catalog.texts()),
+        rehearsal.retriever.index.vectors_ID,
+    )
+    told: dict[str, Any] = {}
+
+    def hear(step: int, traces: Any, scores: Any, seconds: Any) -> None:
+        told.update(traces=traces, scores=scores)
+
+    tasks = rehearsal.tasks["one"]
+    trainer = GRPOTrainer(
+        tiny(bytes_tokenizer()),
+        reward_functions(rubric),
+        arguments(stage, rubric, config.train, tmp_path),
+        train_dataset=Table.from_dict({"prompt": [task.id for task in tasks]}),
+        processing_class=bytes_tokenizer(),
+        rollout_func=Rollout(rehearsal, tasks, rubric, config.explore, config.train, hear),
+    )
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": task.id} for task in tasks[:2] for _ in range(2)])
+    assert [trace.task for trace in told["traces"]] == [task.id for task in tasks[:2] for _ in range(2)]
+    for row, trace in enumerate(told["traces"]):
+        tokens, written, logprobs = trace.tokens()
+        given = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+        kept = batch["completion_mask"][row].bool()
+        assert given + batch["completion_ids"][row][kept].tolist() == tokens
+        assert [False] * len(given) + batch["tool_mask"][row][kept].bool().tolist() == written
+        trained = trainer._get_per_token_logps_and_entropies(
+            trainer.model,
+            torch.tensor([tokens]),
+            torch.ones(1, len(tokens), dtype=torch.long),
+            len(tokens) - len(given),
+        )[0][0]
+        for ours, theirs, own in zip(logprobs[len(given) :], trained.tolist(), written[len(given) :], strict=True):
+            if own:
+                assert ours == pytest.approx(theirs, abs=1e-3)
+    rewards = np.array([scored.total for scored in told["scores"]]).reshape(2, 2)
+    assert len(set(rewards.ravel())) > 1
+    expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-4)
+
+
+def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    class Trainer:
+        model = tiny(bytes_tokenizer())
+        processing_class = bytes_tokenizer()
+
+        class accelerator:  # noqa: N801
+            unwrap_model = staticmethod(lambda model: model)
+
+        class state:  # noqa: N801
+            global_step = 3
+
+    tasks = rehearsal.tasks["one"]
+    first, second = tasks[0], tasks[1]
+    same = {first.id}
+    rubric = Rubric({"own": lambda trace, _: 1.0 if trace.task in same else float(hash(trace))}, {"own": 1.0})
+    config = config_of(replacements=1)
+    told: dict[str, Any] = {}
+    rollout = Rollout(rehearsal, tasks, rubric, config.explore, config.train, lambda *step: told.update(step=step))
+    found = rollout([first.id, first.id, second.id, second.id], Trainer)
+    groups = [trace.task for trace in told["step"][1]]
+    assert groups[0] == groups[1] not in (first.id, second.id)
+    assert groups[2:] == [second.id, second.id]
+    assert len(found["prompt_ids"]) == len(found["env_mask"]) == len(found["scored"]) == 4
+    same |= {task.id for task in tasks} - {second.id}
+    rollout([first.id, first.id, second.id, second.id], Trainer)
+    assert len(told["step"][1]) == 4  # none better was found, and training goes on
+
+
+def test_a_stage_without_enough_tasks_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    many = config_of(tasks_per_step=1000)
+    with pytest.raises(DeepRecError, match=r"Stage 'one' has \d+ tasks, and a step takes 1000"):
+        train(fresh(), rehearsal, many.model_copy(), tmp_path, Heard())
+
+
+def test_a_loss_that_is_no_number_ends_with_what_to_do(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    stages = [s.model_copy(update={"learning_rate": float("1e30"), "steps": 3}) for s in config_of().train.stages]
+    with pytest.raises(DeepRecError, match=r"Step \d of one has .* nan.*Lower the stage's learning_rate"):
+        train(fresh(), rehearsal, config_of(stages=stages, grad_norm=1e30), tmp_path, Heard())
+    assert json.loads((tmp_path / "checkpoints" / "one" / "checkpoint-1" / "trainer_state.json").read_text())
+
+
+def test_alarms_of_collapse() -> None:
+    explore = ExploreConfig(max_calls=3)
+    fine = {"turns": 2.0, "well-formed": 0.9, "entropy": 0.5, "repeated preferences": 0.1, "equal groups": 0.2}
+    assert alarms(fine, explore) == []
+    for name, value in (
+        ("turns", 0.1),
+        ("turns", 2.95),
+        ("well-formed", 0.1),
+        ("entropy", 0.001),
+        ("repeated preferences", 0.5),
+        ("equal groups", 0.9),
+    ):
+        assert len(alarms(fine | {name: value}, explore)) == 1
