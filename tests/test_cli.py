@@ -41,7 +41,7 @@ kind = "scripted"
 [explore]
 answer_size = 3
 items_per_call = 5
-demonstration = false
+guidance = "rules"
 
 [eval]
 cutoffs = [1, 3]

@@ -17,6 +17,10 @@ TRUST = 0.75
 """How far a preference is believed unless someone says otherwise; chosen on validation, see docs/trm.md."""
 
 
+Guidance = Literal["task", "rules", "example"]
+"""How much of the protocol a prompt explains. A model that was trained to explore needs the task alone."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -115,7 +119,9 @@ class ExploreConfig(Section):
     max_calls: int = Field(3, ge=1)
     segment_tokens: int = Field(160, ge=1, description="new tokens between two tool results")
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
-    demonstration: bool = Field(True, description="show an invented example; a trained model needs none")
+    guidance: Guidance = Field(
+        "example", description="of the prompt: the task in a line, the rules, or an invented example as well"
+    )
     trust: float = Field(TRUST, ge=0, le=1, description="how far the TRM believes a preference")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)

@@ -26,7 +26,7 @@ from deeprec.testing import RecordingRetriever, toy_dataset
 DATASET = toy_dataset()
 CATALOG = DATASET.catalog
 TASKS = DATASET.tasks("test")
-CONFIG = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, demonstration=False)
+CONFIG = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, guidance="rules")
 SENTINEL = "Zq9 Sentinel Xv7"
 
 
@@ -393,7 +393,7 @@ def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
         retriever = RecordingRetriever(len(catalog), never=[target])
         policy = Dripping(writer)
         heard: list[str] = []
-        config = _roomy(history=100, demonstration=True)
+        config = _roomy(history=100, guidance="example")
         (trace,) = Explorer(policy, retriever, catalog, config).run([task], _hear(heard))
         received = [policy.decode(asked.context) for asked in policy.requests]
         everything = [*received, *policy.encoded, *heard, *(asked.key for asked in policy.requests)]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeprec.config import Guidance
 from deeprec.explore import protocol
 from deeprec.explore.protocol import (
     ANSWER,
@@ -211,9 +212,9 @@ def test_the_tables_reach_every_fault_of_the_parser() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 10])
-@pytest.mark.parametrize("demonstration", [False, True])
-def test_an_echoed_prompt_is_full_of_faults(size: int, demonstration: bool) -> None:
-    text = prompt("1. A\n", answer_size=size, items_per_call=5, max_calls=3, demonstration=demonstration)
+@pytest.mark.parametrize("guidance", ["rules", "example"])
+def test_an_echoed_prompt_is_full_of_faults(size: int, guidance: Guidance) -> None:
+    text = prompt("1. A\n", answer_size=size, items_per_call=5, max_calls=3, guidance=guidance)
     for echo in (text, text.partition(f"{THINK}\n")[0], text + call("war"), text + answer()):
         parsed = read(echo, size=size, after_items=True)
         assert not isinstance(parsed, Call)
@@ -277,9 +278,18 @@ def test_the_prompt_shows_the_history_the_limits_and_every_tag() -> None:
     assert not re.search(r"{[a-z_A-Z]+}", text.replace(history, ""))
 
 
+def test_a_trained_model_is_told_the_task_alone() -> None:
+    options = {"answer_size": 7, "items_per_call": 5, "max_calls": 3}
+    text = prompt("1. A\n", **options, guidance="task")
+    asked = "Recommend 7 items, after up to 3 calls of the tool."
+    assert text == f"{asked}\n\nUser:\n1. A\n\nAssistant:\n{THINK}\n"
+    rules = prompt("1. A\n", **options)
+    assert text.partition("\nUser:\n")[1:] == rules.partition("\nUser:\n")[1:]
+
+
 def test_the_demonstration_is_an_exploration_without_faults() -> None:
     options = {"answer_size": 7, "items_per_call": 5, "max_calls": 3}
-    bare, shown = prompt("1. A\n", **options), prompt("1. A\n", **options, demonstration=True)
+    bare, shown = prompt("1. A\n", **options), prompt("1. A\n", **options, guidance="example")
     head, _, tail = bare.rpartition("\nUser:\n")
     assert shown.startswith(head)
     assert shown.endswith(tail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deeprec.config import ExploreConfig
+from deeprec.config import ExploreConfig, Guidance
 from deeprec.explore import protocol
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import Answer, Call, item_lines, parse, prompt, tool_result
@@ -24,13 +24,13 @@ HISTORY = (
 )
 
 
-def opened(demonstration: bool = False) -> str:
+def opened(guidance: Guidance = "rules") -> str:
     return prompt(
         item_lines(*zip(*HISTORY, strict=True)),
         answer_size=3,
         items_per_call=3,
         max_calls=3,
-        demonstration=demonstration,
+        guidance=guidance,
     )
 
 
@@ -49,11 +49,11 @@ class TestScripted(PolicyContract):
         return TextPolicy(ScriptedWriter())
 
 
-@pytest.mark.parametrize("demonstration", [False, True])
-def test_what_it_asks_for(demonstration: bool) -> None:
+@pytest.mark.parametrize("guidance", ["task", "rules", "example"])
+def test_what_it_asks_for(guidance: Guidance) -> None:
     """Worked out by hand from the history above; an example in the prompt is not read."""
     write = ScriptedWriter(answer_size=3)
-    talk, asked = opened(demonstration), []
+    talk, asked = opened(guidance), []
     for found in (FIRST, SECOND, THIRD):
         segment = write(talk)
         parsed = parse(segment, answer_size=3, after_items=bool(asked))
@@ -95,7 +95,7 @@ def test_it_asks_for_nothing_twice() -> None:
 
 def test_lists_are_read_with_their_titles_only() -> None:
     assert list_titles(opened() + "Hm." + FIRST + "And" + THIRD) == [["P (1985)", "Q (1984)"], ["S (1971)"]]
-    assert list_titles(opened(demonstration=True)) == []
+    assert list_titles(opened("example")) == []
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])

@@ -155,7 +155,7 @@ def explore_exactly(
 
 
 EXPLORE = ExploreConfig(
-    answer_size=1, items_per_call=3, history=3, max_calls=3, temperature=1.0, segment_tokens=200, demonstration=False
+    answer_size=1, items_per_call=3, history=3, max_calls=3, temperature=1.0, segment_tokens=200, guidance="rules"
 )
 
 

@@ -49,7 +49,7 @@ class Environment:
             answer_size=self.config.answer_size,
             items_per_call=self.config.items_per_call,
             max_calls=self.config.max_calls,
-            demonstration=self.config.demonstration,
+            guidance=self.config.guidance,
         )
 
     def receive(self, text: str, finish: Finish) -> Query | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from deeprec.config import Guidance
 from deeprec.trm.retriever import phrases_of
 
 THINK, END_THINK = "<think>", "</think>"
@@ -28,7 +29,7 @@ STOPS = (END_PREFERENCE, END_ANSWER)
 _EXAMPLE_PREFERENCE = "first phrase; second phrase"
 _EXAMPLE_TITLE = "title of the best item"
 
-_PROMPT = """\
+_RULES = """\
 Recommend the {answer_size} items that a user is most likely to choose next. A recommender tool helps you to explore \
 the catalogue.
 
@@ -52,7 +53,13 @@ directions.
 ...
 {answer_size}. title
 {END_ANSWER}
-{demonstration}
+{demonstration}"""
+
+_TASK = """\
+Recommend {answer_size} items, after up to {max_calls} calls of the tool.
+"""
+
+_DIALOGUE = """
 User:
 {history}
 
@@ -120,15 +127,16 @@ def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> st
     return "".join(lines)
 
 
-def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int, demonstration: bool = False) -> str:
+def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int, guidance: Guidance = "rules") -> str:
     """The opening text, up to and including the opened thought.
 
     Args:
         history: from `item_lines`.
-        demonstration: show a short exploration of invented items, for models that were not trained to explore.
+        guidance: the task in one line; the rules; or these and a short exploration of invented items, for models that
+            were not trained to explore.
     """
-    return _PROMPT.format(
-        demonstration=_demonstration(answer_size) if demonstration else "",
+    return ((_TASK if guidance == "task" else _RULES) + _DIALOGUE).format(
+        demonstration=_demonstration(answer_size) if guidance == "example" else "",
         history=history.rstrip("\n"),
         answer_size=answer_size,
         items_per_call=items_per_call,

@@ -53,7 +53,6 @@ class Rollout:
             update={
                 "temperature": self.config.temperature,
                 "top_p": self.config.top_p,
-                "demonstration": False,
                 "seed": (self.config.seed << 20) + step,
             }
         )

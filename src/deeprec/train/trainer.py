@@ -68,8 +68,7 @@ def _warm_start(
         calls=min(settings.calls, config.explore.max_calls),
         seed=config.train.seed,
     )
-    explore = config.explore.model_copy(update={"demonstration": False})
-    examples = [example for _, example in teacher.examples(rehearsal.retriever, explore)]
+    examples = [example for _, example in teacher.examples(rehearsal.retriever, config.explore)]
     if not examples:
         raise DeepRecError(
             "No exploration of the warm start is well-formed: explore.segment_tokens or explore.context_tokens may be "
