@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,6 +156,17 @@ def test_malformed_file(tmp_path, content):
 def test_a_folder_is_not_a_file(tmp_path):
     with pytest.raises(DeepRecError, match="is not readable TOML"):
         load_config(tmp_path)
+
+
+def test_an_unknown_key_of_a_stage_is_named_with_its_siblings():
+    stage = '{name = "a", share = 0.1, steps = 1, rewards = {}, pace = 1}'
+    with pytest.raises(DeepRecError, match=r"'train.stages.0.pace' .*: learning_rate, name, rewards, share, steps"):
+        load_config(None, [f"train.stages=[{stage}]"])
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_are_configurations(path):
+    assert load_config(path).train.stages
 
 
 def test_every_level_is_frozen():

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -170,7 +170,7 @@ class TrainConfig(Section):
     2 updates a step, learning rate 1e-6, all weights.
     """
 
-    lora_rank: int | None = Field(16, ge=1, description="of the adapter that is trained; none: all weights")
+    lora_rank: int = Field(16, ge=0, description="of the adapter that is trained; 0: all weights")
     per_user: int = Field(20, ge=1, description="a training user's last items that serve as targets")
     reach: int = Field(100, ge=1, description="keep tasks whose target the TRM alone ranks so high")
     warm_start: WarmStartConfig = WarmStartConfig()
@@ -301,7 +301,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):
+            continue  # a place in the list that the name before it stands for
+        annotation = model.model_fields[part].annotation
+        annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         model = annotation

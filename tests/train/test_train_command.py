@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path
         ("train.rows=3", "not a multiple"),
         ("train.warm_start.share=0.9", "less than a tenth"),
         ('train.stages=[{name="one",share=0.2,steps=1,rewards={hits=1.0}}]', "There is no reward 'hits'"),
-        ("train.lora_rank=0", "train.lora_rank"),
+        ("train.lora_rank=-1", "train.lora_rank"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(trained, config, override, said):

@@ -107,9 +107,9 @@ def _stage(
     )
 
 
-def adapted(model: Any, rank: int | None) -> Any:
+def adapted(model: Any, rank: int) -> Any:
     """The model with a fresh LoRA adapter on all linear layers, or as it is."""
-    if rank is None:
+    if rank == 0:
         return model.requires_grad_(True)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, lora)

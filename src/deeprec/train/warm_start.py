@@ -35,7 +35,7 @@ def warm_start(
             gradient_accumulation_steps=-(-settings.batch_size // config.rows),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
-            warmup_steps=10,
+            warmup_steps=0.05,  # of all
             max_grad_norm=config.grad_norm,
             **common_arguments(config),
         ),
