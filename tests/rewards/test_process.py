@@ -8,6 +8,7 @@ from deeprec.rewards.process import diversity_reward, format_reward, invocation_
 
 ANSWER = answer_text("I rank.", ["Halo", "Heat", "Ran"])
 DIRECTIONS = {"east": (1.0, 0.0), "north": (0.0, 1.0), "west": (-1.0, 0.0), "north-east": (0.5**0.5, 0.5**0.5)}
+DIRECTIONS["about east"] = (0.9, 0.19**0.5)
 
 
 def calls(*preferences):
@@ -16,6 +17,10 @@ def calls(*preferences):
 
 def compass(texts):
     return np.array([DIRECTIONS[text] for text in texts], dtype=np.float32)
+
+
+def apart(texts):
+    return np.eye(len(texts), dtype=np.float32)
 
 
 def no_embedding(texts):
@@ -55,7 +60,7 @@ def test_any_fault_costs_one_and_earns_no_bonus(explored, segments, fault):
     assert not trace.well_formed
     assert format_reward(trace) == -1
     assert format_reward(trace, penalty=-0.25) == -0.25
-    assert invocation_reward(trace) == 0
+    assert invocation_reward(trace, no_embedding) == 0
     assert diversity_reward(trace, no_embedding) == 0
 
 
@@ -77,13 +82,28 @@ def test_a_retrieved_title_with_a_role_word_is_no_echo(explored):
     ],
 )
 def test_invocation(explored, n, expected):
-    assert invocation_reward(explored([*calls(*["east"] * n), ANSWER])) == expected
+    trace = explored([*calls(*map(str, range(n))), ANSWER])
+    assert invocation_reward(trace, apart) == expected
 
 
 def test_invocation_with_other_constants(explored):
-    trace = explored([*calls(*["east"] * 4), ANSWER])
-    assert invocation_reward(trace, step=0.1, calls=5) == pytest.approx(0.1 * 3)
-    assert invocation_reward(trace, calls=0) == 0  # never below 0
+    trace = explored([*calls("a", "b", "c", "d"), ANSWER])
+    assert invocation_reward(trace, apart, step=0.1, calls=5) == pytest.approx(0.1 * 3)
+    assert invocation_reward(trace, apart, calls=0) == 0  # never below 0
+
+
+@pytest.mark.parametrize(
+    ("preferences", "expected"),
+    [
+        (["east", "east", "east"], 0.0),
+        (["east", "about east", "north"], 0.5),  # cosine 0.9: the second asks nothing new
+        (["east", "north-east"], 0.5),  # cosine 0.71
+        (["about east", "north", "east", "north"], 0.5),
+        (["east", "north", "west", "north"], 1.0),
+    ],
+)
+def test_calls_that_ask_the_same_count_once(explored, preferences, expected):
+    assert invocation_reward(explored([*calls(*preferences), ANSWER]), compass) == expected
 
 
 @pytest.mark.parametrize(
@@ -95,7 +115,8 @@ def test_invocation_with_other_constants(explored):
         (["east", "west"], 0.2 * (1 + 1)),
         (["east", "north-east"], 0.2 * (1 - 0.5**0.5)),
         (["east", "north", "west"], 0.2 * (1 - (0 - 1 + 0) / 3)),  # pairs: east-north, east-west, north-west
-        (["east", "east", "north"], 0.2 * (1 - (1 + 0 + 0) / 3)),
+        (["east", "east", "north"], 0.2 * (1 - 0)),  # asked again, it changes nothing
+        (["east", "about east"], 0.0),
     ],
 )
 def test_diversity(explored, preferences, expected):
@@ -106,7 +127,7 @@ def test_diversity(explored, preferences, expected):
 
 def test_three_calls_and_garbage_do_not_beat_a_clean_single_call(explored):
     def process(trace):
-        return format_reward(trace) + invocation_reward(trace) + diversity_reward(trace, compass)
+        return format_reward(trace) + invocation_reward(trace, compass) + diversity_reward(trace, compass)
 
     garbage = explored([*calls("east", "north", "west"), "and so on"])
     assert len(garbage.turns) == 3

@@ -47,7 +47,7 @@ class Rubric:
 
         Args:
             weights: by name of a term, or by `package.module:function` for a `Reward` of your own.
-            embed: of preferences, for the diversity.
+            embed: of preferences, for invocation and diversity.
             text_ID: of the items' texts.
             collaborative_ID: the TRM's of the items.
         """
@@ -55,7 +55,7 @@ class Rubric:
         rewards: dict[str, Reward] = {
             "format": lambda trace, _: process.format_reward(trace, penalty=config.format_penalty),
             "invocation": lambda trace, _: process.invocation_reward(
-                trace, step=config.invocation_step, calls=config.invocation_calls
+                trace, embed, step=config.invocation_step, calls=config.invocation_calls
             ),
             "diversity": lambda trace, _: process.diversity_reward(trace, embed, scale=config.diversity_scale),
             "hit": lambda trace, target: outcome.hit_reward(trace, target, value=config.hit_value),
