@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -26,7 +27,7 @@ def warm_start(
 ) -> None:
     """One pass over the examples; the model is changed in place. A folder that holds a checkpoint is gone on from."""
     settings = config.warm_start
-    trainer = Trainer(
+    trainer = _Imitation(
         model,
         TrainingArguments(
             output_dir=str(folder),
@@ -44,6 +45,25 @@ def warm_start(
         callbacks=list(callbacks),
     )
     run_trainer(trainer, folder)
+
+
+class _Imitation(Trainer):
+    """Cross-entropy of the learned tokens; the logits of the others are not computed."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        labels_BT = inputs["labels"]
+        places_N = (labels_BT[:, 1:] != _IGNORED).any(0).nonzero()[:, 0]
+        output = model(input_ids=inputs["input_ids"], logits_to_keep=places_N, use_cache=False)
+        wanted_BN = labels_BT[:, places_N + 1]
+        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), wanted_BN.flatten(), reduction="sum")
+        count = num_items_in_batch if num_items_in_batch is not None else (wanted_BN != _IGNORED).sum()
+        return (loss / count, output) if return_outputs else loss / count
 
 
 def common_arguments(config: TrainConfig) -> dict[str, Any]:
