@@ -194,6 +194,9 @@ class TrainConfig(Section):
     rows: int = Field(1, ge=1, description="explorations in one forward and backward pass; more suit a GPU")
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
+    whitening: Literal["batch", "group", "none"] = Field(
+        "batch", description="advantages are divided by the deviation of the rewards of the batch, of the group, or not"
+    )
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     grad_norm: float = Field(1.0, gt=0)
