@@ -62,12 +62,14 @@ def trained(config, tmp_path_factory):
 def test_it_leaves_weights_numbers_and_what_to_do_next(trained, config):
     result, runs, run = trained
     assert manifest(run)["status"] == "finished"
-    assert f"--set policy.adapter={run / 'one'}" in result.out
+    use = ["--config", run / "config.toml", "--set", f"policy.adapter={run / 'one'}"]
+    assert " ".join(map(str, use)) in result.out
+    assert json.loads((run / "one" / "adapter_config.json").read_text())["base_model_name_or_path"].endswith("model")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 1, 2, 3, 4]
     assert "warm-start/loss" in lines[0]
     assert {"one/reward", "one/reward/diversity", "one/turns", "one/well-formed", "one/loss"} <= set(lines[-1])
-    found = deeprec("explore", "--config", config, "--runs", runs, "--set", f"policy.adapter={run / 'one'}")
+    found = deeprec("explore", *use, "--runs", runs)
     assert found.code == 0, found.err
 
 

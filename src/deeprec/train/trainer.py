@@ -35,7 +35,7 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
         DeepRecError: a stage has too few tasks, or diverged.
     """
     torch.manual_seed(config.train.seed)
-    model = adapted(policy.model, config.train.lora_rank)
+    model = adapted(policy.model, config.train.lora_rank, config.policy.model)
     names = [WARM_START] * (config.train.warm_start.tasks > 0)
     names += [stage.name for stage in config.train.stages if stage.steps > 0]
     if not names:
@@ -107,12 +107,14 @@ def _stage(
     )
 
 
-def adapted(model: Any, rank: int) -> Any:
-    """The model with a fresh LoRA adapter on all linear layers, or as it is."""
+def adapted(model: Any, rank: int, name: str) -> Any:
+    """The model as it is, or with a fresh LoRA adapter on all linear layers, which calls its base by `name`."""
     if rank == 0:
         return model.requires_grad_(True)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    model = get_peft_model(model, lora)
+    model.peft_config["default"].base_model_name_or_path = name  # not where it lies on this machine
+    return model
 
 
 def load_weights(model: Any, folder: Path) -> None:
