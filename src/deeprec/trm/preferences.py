@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ _BLOCK = 8192
 """Places whose themes are counted at once."""
 
 
+@lru_cache(maxsize=1 << 16)
 def item_phrases(catalog: Catalog, item: ItemIdx) -> tuple[str, ...]:
     """The phrases of an item that a preference may be made of, as a preference is read; its title where it has none."""
     phrases = [phrase for text in catalog.phrases(item) for phrase in phrases_of(text)]

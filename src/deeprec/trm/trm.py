@@ -124,15 +124,18 @@ class TRM:
         if not bonuses_QI.nnz:
             return found
         n_items = len(self.index)
+        # A pair of row and item is one number, so that pairs can be looked up among sorted ones.
         rows_N, items_N = pairs([[hit.item for hit in hits] for hits in found])
-        shut_rows, shut_items = pairs(exclude)
-        near_rows = np.repeat(np.arange(len(queries)), np.diff(bonuses_QI.indptr))
-        near_keys = near_rows * n_items + bonuses_QI.indices
-        keys_N = np.setdiff1d(np.union1d(rows_N * n_items + items_N, near_keys), shut_rows * n_items + shut_items)
-        rows_N, items_N = np.divmod(keys_N, n_items)
-        scores_N = self.index.inner(users_QD, rows_N, items_N)
-        _, of_all, of_near = np.intersect1d(keys_N, near_keys, assume_unique=True, return_indices=True)
-        scores_N[of_all] += bonuses_QI.data[of_near]
+        found_N = rows_N * n_items + items_N
+        rows_N, items_N = pairs(exclude)
+        shut_N = np.sort(rows_N * n_items + items_N)
+        near_N = np.repeat(np.arange(len(queries)), np.diff(bonuses_QI.indptr)) * n_items + bonuses_QI.indices
+        open_N, others_N = ~_among(near_N, shut_N), found_N[~_among(found_N, near_N)]
+        keys_N = np.concatenate([near_N[open_N], others_N])
+        bonuses_N = np.concatenate([bonuses_QI.data[open_N], np.zeros(others_N.size)])
+        order_N = np.argsort(keys_N, kind="stable")
+        rows_N, items_N = np.divmod(keys_N[order_N], n_items)
+        scores_N = self.index.inner(users_QD, rows_N, items_N) + bonuses_N[order_N]
         return rank(len(queries), rows_N, items_N, scores_N, k)
 
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -288,3 +291,11 @@ def _there(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "missing", str(path))
     return path
+
+
+def _among(keys_N: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which keys are among sorted ones; several times as fast as the set functions of NumPy."""
+    places_N = np.searchsorted(sorted_M, keys_N)
+    found_N: NDArray[np.bool_] = places_N < sorted_M.size
+    found_N[found_N] = sorted_M[places_N[found_N]] == keys_N[found_N]
+    return found_N
