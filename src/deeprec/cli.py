@@ -134,7 +134,8 @@ def train(
     """Train the policy: warm start, then reinforcement learning in stages; goes on where it was interrupted."""
     bench = _bench(config, set_, dry_run, offline, runs)
     folder = bench.train(bench.dataset())
-    settings = f"--config {folder.parent / 'config.toml'} --set policy.adapter={folder}"
+    kind = "adapter" if bench.config.train.lora_rank else "model"
+    settings = f"--config {folder.parent / 'config.toml'} --set policy.{kind}={folder}"
     bench.console.print(f"Trained. Use it as it was trained: deeprec eval {settings}", soft_wrap=True)
 
 

@@ -117,7 +117,7 @@ class ExploreConfig(Section):
     items_per_call: int = Field(10, ge=1)
     answer_size: int = Field(10, ge=1)
     max_calls: int = Field(3, ge=1)
-    segment_tokens: int = Field(160, ge=1, description="new tokens between two tool results")
+    segment_tokens: int = Field(200, ge=1, description="new tokens between two tool results")
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
     guidance: Guidance = Field(
         "example", description="of the prompt: the task in a line, the rules, or an invented example as well"
@@ -159,7 +159,7 @@ class StageConfig(Section):
     steps: int = Field(ge=0)
     learning_rate: float = Field(2e-5, gt=0)
     rewards: dict[str, float] = Field(
-        description="weights by name, 0 for a metric; `package.module:function` names one of your own"
+        min_length=1, description="weights by name, 0 for a metric; `package.module:function` names one of your own"
     )
 
 
@@ -207,10 +207,12 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _stages_fit(self) -> TrainConfig:
         names = [stage.name for stage in self.stages]
-        if len(set(names)) < len(names) or "warm-start" in names:
-            raise ValueError("two stages have one name, or one is called warm-start")
+        if len(set(names)) < len(names) or {"warm-start", "checkpoints"} & set(names):
+            raise ValueError("two stages have one name, or one is called warm-start or checkpoints")
         if self.warm_start.share + sum(stage.share for stage in self.stages) > 0.9:
             raise ValueError("the shares leave less than a tenth of the users to train the TRM on")
+        if self.warm_start.batch_size % min(self.rows, self.warm_start.batch_size):
+            raise ValueError("warm_start.batch_size is not a multiple of rows")
         if self.tasks_per_step * self.samples % (self.rows * self.updates):
             raise ValueError("tasks_per_step * samples is not a multiple of rows * updates")
         return self

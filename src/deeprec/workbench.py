@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import tomllib
@@ -111,12 +112,20 @@ class Workbench:
         """
         if self.config.policy.kind != "transformers":
             raise DeepRecError(f"policy.kind={self.config.policy.kind!r} can't be trained: use transformers.")
+        if self.config.policy.adapter is not None:
+            raise DeepRecError(
+                "policy.adapter can't be trained on: what came out would need both. Merge it into its model first."
+            )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise DeepRecError("deeprec train runs in one process so far: start it without accelerate or torchrun.")
         from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.journal import alarms
         from deeprec.train.rehearsal import Rehearsal, shares
         from deeprec.train.trainer import train
 
         config = self.config.train
+        policy = self.policy()
+        assert isinstance(policy, TransformersPolicy)
         parts, rest = dataset.divide(shares(config), config.seed)
         self.console.print(
             f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
@@ -124,8 +133,6 @@ class Workbench:
         trm, _ = self.trm(rest)
         with self.timed("rank the targets"):
             rehearsal = Rehearsal.prepare(parts, trm, dataset.catalog, config)
-        policy = self.policy()
-        assert isinstance(policy, TransformersPolicy)
         known = self._run("train", dataset, ("data", "trm", "policy", "explore", "rewards", "train"))
         run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)

@@ -9,7 +9,7 @@ import pytest
 
 from deeprec.config import ExploreConfig
 from deeprec.data.dataset import Dataset
-from deeprec.explore.protocol import STOPS
+from deeprec.explore.protocol import STOPS, Fault
 from deeprec.explore.trace import Author, Trace
 from deeprec.policies.text import Words
 from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
@@ -111,6 +111,16 @@ def test_words_vary_with_the_seed_and_follow_from_it() -> None:
     assert texts[0] == texts[1] != texts[2]
     openings = {trace.turns[0].thought for trace, _ in taught()[1]}
     assert len(openings) > 20
+
+
+def test_what_the_student_may_not_write_teaches_nothing() -> None:
+    tasks, followed = DATA.past_tasks(1)
+    teacher = Teacher(DATA.catalog, tasks, followed, Words(), answer_size=5, calls=2, seed=0)
+    short = CONFIG.model_copy(update={"segment_tokens": 12})
+    assert not list(teacher.examples(RecordingRetriever(len(DATA.catalog)), short))
+    assert teacher.faults[Fault.NO_ANSWER] == len(tasks)
+    full = CONFIG.model_copy(update={"context_tokens": 64})
+    assert not list(teacher.examples(RecordingRetriever(len(DATA.catalog)), full))
 
 
 def test_a_title_of_two_items_teaches_nothing() -> None:

@@ -1,4 +1,4 @@
-"""A sensible explorer written by hand: a baseline, the teacher of the warm start, and the tests' double.
+"""A sensible explorer written by hand: a baseline, and the tests' double.
 
 It reads nothing but the conversation, as a language model does: the numbered items of the history and of the lists
 that came back. It asks for what the whole history shares, then for what is particular about the latest items, then

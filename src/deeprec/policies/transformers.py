@@ -105,7 +105,9 @@ class TransformersPolicy:
             if not (adapter / "adapter_config.json").is_file():
                 raise DeepRecError(f"policy.adapter={config.adapter!r} holds no adapter_config.json.")
             try:
-                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+                model = PeftModel.from_pretrained(model, adapter)
+                if model.dtype == torch.float32:  # in bfloat16, what an adapter changes would mostly be rounded away
+                    model = model.merge_and_unload()
             except Exception as error:  # noqa: BLE001 (as above)
                 raise DeepRecError(
                     f"policy.adapter={config.adapter!r} does not fit {config.model}: {_brief(error)}"
@@ -231,6 +233,10 @@ class TransformersPolicy:
         requests = [row.request for row in rows]
         heat_B = [request.temperature if request and request.temperature > 0 else 1.0 for request in requests]
         logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
+        if logits_BV.isnan().any():
+            raise DeepRecError(
+                "The language model gives no numbers: its training diverged, or its weights are damaged."
+            )
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks = []

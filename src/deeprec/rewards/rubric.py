@@ -76,9 +76,10 @@ def _own(name: str, known: Mapping[str, Reward]) -> Reward:
     module, _, function = name.partition(":")
     try:
         reward: Reward = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, ValueError) as error:
         raise DeepRecError(
-            f"There is no reward {name!r}: known are {', '.join(known)}; your own is named package.module:function."
+            f"There is no reward {name!r} ({error}): known are {', '.join(known)}; your own is named "
+            "package.module:function, in a module on PYTHONPATH."
         ) from None
     return reward
 

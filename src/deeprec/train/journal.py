@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,11 @@ from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace
 from deeprec.rewards.rubric import Scored
 
+_ROOM = 1 << 29
+"""Free bytes without which no step is saved."""
 _FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
 
+_PAID_CALLS = 3  # so many are no sign of collapse
 OnStep = Callable[[int, Mapping[str, float]], None]
 """Told a step's number, from 1, and its numbers."""
 
@@ -42,9 +46,15 @@ class Journal(TrainerCallback):
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise DeepRecError(
-                    f"Step {state.global_step} of {self.stage} has {name} {logs[name]}: the step before is saved in "
-                    f"{args.output_dir}. Lower the stage's learning_rate and start the command again."
+                    f"Step {state.global_step} of {self.stage} has {name} {logs[name]}, and was not saved; what was "
+                    f"saved before lies in {args.output_dir}. Lower the learning_rate: the training then begins anew."
                 )
+        free = shutil.disk_usage(args.output_dir).free
+        if free < _ROOM:
+            raise DeepRecError(
+                f"The disk of {args.output_dir} has {free >> 20} MiB left, too little to save a step: free some space "
+                "and start the command again."
+            )
         told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
         self.on_step(state.global_step, self.seen | told)
 
@@ -71,7 +81,10 @@ def alarms(numbers: Mapping[str, float], explore: ExploreConfig) -> list[str]:
     """What looks like collapse in a step, each in a sentence."""
     signs = (
         (numbers.get("turns", 1.0) < 0.5, "Hardly any exploration calls the tool."),
-        (numbers.get("turns", 0.0) > explore.max_calls - 0.1, "Nearly all explorations make all the calls they may."),
+        (
+            explore.max_calls > _PAID_CALLS and numbers.get("turns", 0.0) > explore.max_calls - 0.1,
+            "Nearly all explorations make all the calls they may.",
+        ),
         (numbers.get("well-formed", 1.0) < 0.2, "Hardly any exploration is well-formed."),
         (numbers.get("entropy", 1.0) < 0.02, "The policy hardly varies what it writes (entropy below 0.02)."),
         (numbers.get("repeated preferences", 0.0) > 0.3, "Many preferences repeat an earlier one."),

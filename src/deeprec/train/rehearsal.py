@@ -17,8 +17,10 @@ WARM_START = "warm-start"
 
 
 def shares(config: TrainConfig) -> dict[str, float]:
-    """Of the users, by stage, the warm start included."""
-    return {WARM_START: config.warm_start.share} | {stage.name: stage.share for stage in config.stages}
+    """Of the users, by stage, the warm start included; a stage that does nothing takes none."""
+    warm = config.warm_start
+    found = {WARM_START: warm.share if warm.tasks else 0.0}
+    return found | {stage.name: stage.share if stage.steps else 0.0 for stage in config.stages}
 
 
 @dataclass(frozen=True, eq=False)

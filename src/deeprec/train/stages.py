@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset as Table
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from deeprec.config import ExploreConfig, StageConfig, TrainConfig
-from deeprec.errors import DeepRecError
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.rollout import Listener, Rollout, reward_functions
@@ -35,22 +35,13 @@ def run_stage(
     listener: Listener,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train the model in place, with a fresh optimiser; a folder that holds a checkpoint is gone on from.
-
-    Raises:
-        DeepRecError: the stage has fewer tasks than a step needs.
-    """
+    """Train the model in place, with a fresh optimiser; a folder that holds a checkpoint is gone on from."""
     tasks = rehearsal.tasks[stage.name]
-    if len(tasks) < config.tasks_per_step:
-        raise DeepRecError(
-            f"Stage {stage.name!r} has {len(tasks)} tasks, and a step takes {config.tasks_per_step}: raise its share "
-            "or train.per_user, or lower train.tasks_per_step."
-        )
     trainer = GRPOTrainer(
         model,
         reward_functions(rubric),
-        arguments(stage, rubric, config, folder),
-        train_dataset=Table.from_dict({"prompt": [task.id for task in tasks]}),
+        arguments(stage, rubric, config, folder, model.device),
+        train_dataset=Table.from_dict({"prompt": order_of([task.id for task in tasks], stage, config)}),
         processing_class=tokenizer,
         rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, listener),
         callbacks=list(callbacks),
@@ -58,7 +49,20 @@ def run_stage(
     run_trainer(trainer, folder)
 
 
-def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: Path) -> GRPOConfig:
+def order_of(tasks: Sequence[str], stage: StageConfig, config: TrainConfig) -> list[str]:
+    """The tasks of all steps, one after another: every task once, then all again in another order, and so on.
+
+    All steps are one pass for the trainer, which would not know after an interruption how it had shuffled a second.
+    """
+    rng = np.random.default_rng(config.seed)
+    wanted = stage.steps * config.tasks_per_step
+    passes = -(-wanted // len(tasks))
+    return [tasks[place] for _ in range(passes) for place in rng.permutation(len(tasks))][:wanted]
+
+
+def arguments(
+    stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: Path, device: torch.device
+) -> GRPOConfig:
     """The stage as TRL's configuration."""
     explorations = config.tasks_per_step * config.samples
     passes = explorations // config.rows
@@ -79,6 +83,8 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         learning_rate=stage.learning_rate,
         lr_scheduler_type="constant",
         max_grad_norm=config.grad_norm,
-        gradient_checkpointing=torch.cuda.is_available(),
-        **common_arguments(config),
+        gradient_checkpointing=device.type == "cuda",
+        shuffle_dataset=False,
+        # Only between steps: a checkpoint between the updates of one step would explore anew for the rest of it.
+        **common_arguments(config, device) | {"save_steps": config.save_every * config.updates},
     )

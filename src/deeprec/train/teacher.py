@@ -10,7 +10,7 @@ retrieved, so that each place asks "which, if none of those before?".
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.protocol import Fault
 from deeprec.explore.trace import Trace
 from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.scripted import list_titles
@@ -96,13 +97,15 @@ class Teacher(TextPolicy):
         self.answer_size = answer_size
         self.calls = calls
         self.seed = seed
+        self.faults: Counter[Fault] = Counter()
         self._lessons: defaultdict[str, _Lesson] = defaultdict(_Lesson)
 
     def examples(self, retriever: Retriever, config: ExploreConfig) -> Iterator[tuple[Trace, Example]]:
         """Explore for all tasks, in the order in which they end; what has a fault (an ambiguous title) is left out."""
         self._lessons.clear()
         for place, trace in Explorer(self, retriever, self.catalog, config).stream(list(self.tasks.values())):
-            learned = iter(self._lessons.pop(f"{place}:{trace.task}").learned)
+            learned = iter(self._lessons.pop(f"{place}:{trace.task}", _Lesson()).learned)
+            self.faults.update(trace.faults)
             if trace.well_formed:
                 tokens, written, _ = trace.tokens()
                 yield trace, Example(tuple(tokens), tuple(own and next(learned) for own in written))
@@ -115,9 +118,20 @@ class Teacher(TextPolicy):
             pieces = self._call(rng, task, lists, lesson.said)
         else:
             pieces = self._answer(rng, task, lists)
-        encoded = [(self.encode(text), learned) for text, learned in pieces]
-        lesson.learned += [learned for tokens, learned in encoded for _ in tokens]
-        return Chunk(request.key, tuple(token for tokens, _ in encoded for token in tokens), (), Finish.STOP)
+        tokens, learned = self._encode(pieces)
+        lesson.learned += learned
+        finish = Finish.STOP if len(tokens) <= request.max_new_tokens else Finish.LENGTH
+        return Chunk(request.key, tuple(tokens[: request.max_new_tokens]), (), finish)
+
+    def _encode(self, pieces: Pieces) -> tuple[list[int], list[bool]]:
+        """The tokens of the pieces as one text, as the model would write it, and which lie in learned pieces alone."""
+        flags = [learned for text, learned in pieces for _ in text]
+        tokens = self.encode("".join(text for text, _ in pieces))
+        ends = [len(self.decode(tokens[: n + 1])) for n in range(len(tokens))]
+        starts = [0, *ends[:-1]]
+        # A token that ends no character belongs to the one it begins.
+        spans = [flags[start : max(end, start + 1)] for start, end in zip(starts, ends, strict=True)]
+        return tokens, [all(span) for span in spans]
 
     def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> Pieces:
         phrases = self._ahead(rng, task) if not lists else self._particular(rng, task, said)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from deeprec.config import Config
+from deeprec.config import Config, StageConfig
+from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
+from deeprec.explore.environment import Environment
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
-from deeprec.train.rehearsal import WARM_START, Rehearsal
+from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Teacher
 from deeprec.train.warm_start import warm_start
@@ -34,25 +39,63 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
     Raises:
         DeepRecError: a stage has too few tasks, or diverged.
     """
-    torch.manual_seed(config.train.seed)
-    model = adapted(policy.model, config.train.lora_rank, config.policy.model)
-    names = [WARM_START] * (config.train.warm_start.tasks > 0)
-    names += [stage.name for stage in config.train.stages if stage.steps > 0]
+    names = [name for name, share in shares(config.train).items() if share]
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
+    rehearsal = _with_room(rehearsal, policy, config)
+    rubrics = {stage.name: _rubric(stage, rehearsal, config) for stage in config.train.stages if stage.name in names}
+    for name in rubrics:
+        if len(rehearsal.tasks[name]) < config.train.tasks_per_step:
+            raise DeepRecError(
+                f"Stage {name!r} has {len(rehearsal.tasks[name])} tasks, and a step takes "
+                f"{config.train.tasks_per_step}: raise its share or train.per_user, or lower train.tasks_per_step."
+            )
+    torch.manual_seed(config.train.seed)
+    model = adapted(policy.model, config.train.lora_rank)
     for name in names:
         done = folder / name
         if done.is_dir():
             load_weights(model, done)
             continue
+        checkpoints = folder / "checkpoints" / name
         if name == WARM_START:
-            _warm_start(model, policy, rehearsal, config, folder / "checkpoints" / name, on_step)
+            _warm_start(model, policy, rehearsal, config, checkpoints, on_step)
         else:
-            _stage(name, model, policy, rehearsal, config, folder / "checkpoints" / name, on_step)
-        part = done.with_name(f"{name}.part")
-        model.save_pretrained(part)
-        os.replace(part, done)
+            _stage(name, model, policy, rehearsal, rubrics[name], config, checkpoints, on_step)
+        _save(model, policy, config, done)
+        shutil.rmtree(checkpoints)
     return folder / names[-1]
+
+
+def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) -> None:
+    """In one step. What peft notes of where the base model lies on this machine gives way to its name."""
+    part = done.with_name(f"{done.name}.part")
+    model.save_pretrained(part)
+    if isinstance(model, PeftModel):
+        (part / "README.md").unlink(missing_ok=True)
+        path = part / "adapter_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": config.policy.model}
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    else:
+        policy.tokenizer.save_pretrained(part)
+    os.replace(part, done)
+
+
+def _with_room(rehearsal: Rehearsal, policy: TransformersPolicy, config: Config) -> Rehearsal:
+    """Without the tasks whose prompt leaves no room for a segment."""
+    explore = config.explore
+
+    def fits(task: Task) -> bool:
+        prompt = Environment(task, rehearsal.catalog, explore).prompt()
+        return len(policy.encode(prompt, first=True)) + explore.segment_tokens <= explore.context_tokens
+
+    return replace(rehearsal, tasks={name: list(filter(fits, tasks)) for name, tasks in rehearsal.tasks.items()})
+
+
+def _rubric(stage: StageConfig, rehearsal: Rehearsal, config: Config) -> Rubric:
+    trm = rehearsal.retriever
+    texts_ID = trm.encoder.encode(rehearsal.catalog.texts())
+    return Rubric.build(config.rewards, stage.rewards, trm.encoder.encode, texts_ID, trm.index.vectors_ID)
 
 
 def _warm_start(
@@ -70,9 +113,11 @@ def _warm_start(
     )
     examples = [example for _, example in teacher.examples(rehearsal.retriever, config.explore)]
     if not examples:
+        fault = next((fault for fault, _ in teacher.faults.most_common(1)), "no task")
         raise DeepRecError(
-            "No exploration of the warm start is well-formed: explore.segment_tokens or explore.context_tokens may be "
-            "too small for an answer."
+            f"No exploration of the warm start is well-formed (commonest: {fault}). Look at explore.context_tokens and "
+            "segment_tokens, at items_per_call times warm_start.calls (answer_size titles are chosen among these), and "
+            "at warm_start.share."
         )
     steps = -(-len(examples) // settings.batch_size)
     journal = Journal(WARM_START, lambda step, numbers: on_step(WARM_START, step, steps, numbers))
@@ -84,14 +129,12 @@ def _stage(
     model: Any,
     policy: TransformersPolicy,
     rehearsal: Rehearsal,
+    rubric: Rubric,
     config: Config,
     folder: Path,
     on_step: OnStep,
 ) -> None:
     stage = next(stage for stage in config.train.stages if stage.name == name)
-    trm = rehearsal.retriever
-    texts_ID = trm.encoder.encode(rehearsal.catalog.texts())
-    rubric = Rubric.build(config.rewards, stage.rewards, trm.encoder.encode, texts_ID, trm.index.vectors_ID)
     journal = Journal(name, lambda step, numbers: on_step(name, step, stage.steps * config.train.updates, numbers))
     run_stage(
         model,
@@ -107,14 +150,12 @@ def _stage(
     )
 
 
-def adapted(model: Any, rank: int, name: str) -> Any:
-    """The model as it is, or with a fresh LoRA adapter on all linear layers, which calls its base by `name`."""
+def adapted(model: Any, rank: int) -> Any:
+    """The model with a LoRA adapter on all linear layers, or all of it in float32, for bfloat16 loses small steps."""
     if rank == 0:
-        return model.requires_grad_(True)
+        return model.float().requires_grad_(True)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, lora)
-    model.peft_config["default"].base_model_name_or_path = name  # not where it lies on this machine
-    return model
+    return get_peft_model(model, lora)
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def warm_start(
             lr_scheduler_type="linear",
             warmup_steps=0.05,  # of all
             max_grad_norm=config.grad_norm,
-            **common_arguments(config),
+            **common_arguments(config, model.device),
         ),
         train_dataset=list(examples),
         data_collator=collate,
@@ -66,11 +68,12 @@ class _Imitation(Trainer):
         return (loss / count, output) if return_outputs else loss / count
 
 
-def common_arguments(config: TrainConfig) -> dict[str, Any]:
+def common_arguments(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """Arguments that every trainer of the policy gets."""
     return {
         "adam_beta2": 0.95,
-        "bf16": torch.cuda.is_available(),
+        "use_cpu": device.type == "cpu",
+        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # the journal stops there
         "save_strategy": "steps",
@@ -85,9 +88,20 @@ def common_arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def run_trainer(trainer: Trainer, folder: Path) -> None:
-    """Train, from the last checkpoint in the folder where there is one."""
+    """Train, from the last whole checkpoint in the folder where there is one."""
+    for path in folder.glob("checkpoint-*"):
+        if not _whole(path):
+            shutil.rmtree(path)
     trainer.remove_callback(PrinterCallback)  # the journal tells of the steps
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether it was written to its end: its state is the last file."""
+    try:
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
