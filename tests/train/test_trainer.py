@@ -258,7 +258,7 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
     )
     told: dict[str, Any] = {}
 
-    def hear(step: int, traces: Any, scores: Any, seconds: Any) -> None:
+    def hear(traces: Any, scores: Any, seconds: Any) -> None:
         told.update(traces=traces, scores=scores)
 
     tasks = rehearsal.tasks["one"]
@@ -313,13 +313,13 @@ def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, t
     told: dict[str, Any] = {}
     rollout = Rollout(rehearsal, tasks, rubric, config.explore, config.train, lambda *step: told.update(step=step))
     found = rollout([first.id, first.id, second.id, second.id], Trainer)
-    groups = [trace.task for trace in told["step"][1]]
+    groups = [trace.task for trace in told["step"][0]]
     assert groups[0] == groups[1] not in (first.id, second.id)
     assert groups[2:] == [second.id, second.id]
     assert len(found["prompt_ids"]) == len(found["env_mask"]) == len(found["scored"]) == 4
     same |= {task.id for task in tasks} - {second.id}
     rollout([first.id, first.id, second.id, second.id], Trainer)
-    assert len(told["step"][1]) == 4  # none better was found, and training goes on
+    assert len(told["step"][0]) == 4  # none better was found, and training goes on
 
 
 def test_a_stage_without_enough_tasks_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def config_of(rows: int, **more: Any) -> TrainConfig:
 def first_loss(rows: int, folder: Path) -> tuple[float, Any]:
     told: dict[int, Any] = {}
     model = copy.deepcopy(tiny(bytes_tokenizer())).requires_grad_(True)
-    warm_start(model, examples(), config_of(rows), folder, [Journal("warm-start", told.__setitem__)])
+    warm_start(model, examples(), config_of(rows), folder, Journal("warm-start", told.__setitem__))
     return told[1]["loss"], model
 
 

@@ -36,7 +36,7 @@ class Journal(TrainerCallback):
         self.on_step = on_step
         self.seen: dict[str, float] = {}
 
-    def hear(self, step: int, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
+    def hear(self, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
         """A `Listener` of rollouts."""
         self.seen = measure(traces, scores) | {f"seconds/{part}": spent for part, spent in seconds.items()}
 

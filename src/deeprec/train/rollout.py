@@ -15,8 +15,8 @@ from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric, Scored
 from deeprec.train.rehearsal import Rehearsal
 
-Listener = Callable[[int, Sequence[Trace], Sequence[Scored], dict[str, float]], None]
-"""Hears each step's number, traces, their rewards, and seconds by activity."""
+Listener = Callable[[Sequence[Trace], Sequence[Scored], dict[str, float]], None]
+"""Hears each step's traces, their rewards, and seconds by activity."""
 
 
 class Rollout:
@@ -71,7 +71,7 @@ class Rollout:
         model.train(training)
         everything = [pair for group in found for pair in group]
         traces, scores = [trace for trace, _ in everything], [scored for _, scored in everything]
-        self.listener(step, traces, scores, {**explorer.seconds, **policy.seconds})
+        self.listener(traces, scores, {**explorer.seconds, **policy.seconds})
         return _fields(traces) | {"scored": scores}
 
     def _others(self, step: int, groups: Sequence[Task]) -> Iterator[Task]:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset as Table
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from deeprec.config import ExploreConfig, StageConfig, TrainConfig
 from deeprec.rewards.rubric import Rubric
+from deeprec.train.journal import Journal
 from deeprec.train.rehearsal import Rehearsal
-from deeprec.train.rollout import Listener, Rollout, reward_functions
+from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.warm_start import common_arguments, run_trainer
 
 
@@ -32,8 +32,7 @@ def run_stage(
     explore: ExploreConfig,
     config: TrainConfig,
     folder: Path,
-    listener: Listener,
-    callbacks: Sequence[TrainerCallback] = (),
+    journal: Journal,
 ) -> None:
     """Train the model in place, with a fresh optimiser; a folder that holds a checkpoint is gone on from."""
     tasks = rehearsal.tasks[stage.name]
@@ -43,8 +42,8 @@ def run_stage(
         arguments(stage, rubric, config, folder, model.device),
         train_dataset=Table.from_dict({"prompt": order_of([task.id for task in tasks], stage, config)}),
         processing_class=tokenizer,
-        rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, listener),
-        callbacks=list(callbacks),
+        rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, journal.hear),
+        callbacks=[journal],
     )
     run_trainer(trainer, folder)
 

@@ -43,8 +43,9 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
     rehearsal = _with_room(rehearsal, policy, config)
-    rubrics = {stage.name: _rubric(stage, rehearsal, config) for stage in config.train.stages if stage.name in names}
-    for name in rubrics:
+    stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
+    rubrics = _rubrics(stages, rehearsal, config)
+    for name in stages:
         if len(rehearsal.tasks[name]) < config.train.tasks_per_step:
             raise DeepRecError(
                 f"Stage {name!r} has {len(rehearsal.tasks[name])} tasks, and a step takes "
@@ -61,7 +62,7 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
         if name == WARM_START:
             _warm_start(model, policy, rehearsal, config, checkpoints, on_step)
         else:
-            _stage(name, model, policy, rehearsal, rubrics[name], config, checkpoints, on_step)
+            _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step)
         _save(model, policy, config, done)
         shutil.rmtree(checkpoints)
     return folder / names[-1]
@@ -92,10 +93,13 @@ def _with_room(rehearsal: Rehearsal, policy: TransformersPolicy, config: Config)
     return replace(rehearsal, tasks={name: list(filter(fits, tasks)) for name, tasks in rehearsal.tasks.items()})
 
 
-def _rubric(stage: StageConfig, rehearsal: Rehearsal, config: Config) -> Rubric:
+def _rubrics(stages: Mapping[str, StageConfig], rehearsal: Rehearsal, config: Config) -> dict[str, Rubric]:
     trm = rehearsal.retriever
     texts_ID = trm.encoder.encode(rehearsal.catalog.texts())
-    return Rubric.build(config.rewards, stage.rewards, trm.encoder.encode, texts_ID, trm.index.vectors_ID)
+    return {
+        name: Rubric.build(config.rewards, stage.rewards, trm.encoder.encode, texts_ID, trm.index.vectors_ID)
+        for name, stage in stages.items()
+    }
 
 
 def _warm_start(
@@ -121,11 +125,11 @@ def _warm_start(
         )
     steps = -(-len(examples) // settings.batch_size)
     journal = Journal(WARM_START, lambda step, numbers: on_step(WARM_START, step, steps, numbers))
-    warm_start(model, examples, config.train, folder, [journal])
+    warm_start(model, examples, config.train, folder, journal)
 
 
 def _stage(
-    name: str,
+    stage: StageConfig,
     model: Any,
     policy: TransformersPolicy,
     rehearsal: Rehearsal,
@@ -134,20 +138,9 @@ def _stage(
     folder: Path,
     on_step: OnStep,
 ) -> None:
-    stage = next(stage for stage in config.train.stages if stage.name == name)
-    journal = Journal(name, lambda step, numbers: on_step(name, step, stage.steps * config.train.updates, numbers))
-    run_stage(
-        model,
-        policy.tokenizer,
-        rehearsal,
-        stage,
-        rubric,
-        config.explore,
-        config.train,
-        folder,
-        journal.hear,
-        [journal],
-    )
+    steps = stage.steps * config.train.updates
+    journal = Journal(stage.name, lambda step, numbers: on_step(stage.name, step, steps, numbers))
+    run_stage(model, policy.tokenizer, rehearsal, stage, rubric, config.explore, config.train, folder, journal)
 
 
 def adapted(model: Any, rank: int) -> Any:

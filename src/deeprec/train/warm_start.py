@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from deeprec.config import TrainConfig
+from deeprec.train.journal import Journal
 from deeprec.train.teacher import Example
 
 _IGNORED = -100  # what the loss of transformers leaves out
@@ -25,17 +26,18 @@ def warm_start(
     examples: Sequence[Example],
     config: TrainConfig,
     folder: Path,
-    callbacks: Sequence[TrainerCallback] = (),
+    journal: Journal,
 ) -> None:
     """One pass over the examples; the model is changed in place. A folder that holds a checkpoint is gone on from."""
     settings = config.warm_start
+    rows = min(config.rows, settings.batch_size)
     trainer = _Imitation(
         model,
         TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=1,
-            per_device_train_batch_size=min(config.rows, settings.batch_size),
-            gradient_accumulation_steps=-(-settings.batch_size // config.rows),
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=settings.batch_size // rows,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.05,  # of all
@@ -44,7 +46,7 @@ def warm_start(
         ),
         train_dataset=list(examples),
         data_collator=collate,
-        callbacks=list(callbacks),
+        callbacks=[journal],
     )
     run_trainer(trainer, folder)
 
