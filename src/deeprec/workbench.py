@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,28 +115,32 @@ class Workbench:
             raise DeepRecError(
                 "policy.adapter can't be trained on: what came out would need both. Merge it into its model first."
             )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise DeepRecError("deeprec train runs in one process so far: start it without accelerate or torchrun.")
         from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.journal import alarms
+        from deeprec.train.processes import first_goes_first
         from deeprec.train.rehearsal import Rehearsal, shares
         from deeprec.train.trainer import train
 
         config = self.config.train
-        policy = self.policy()
-        assert isinstance(policy, TransformersPolicy)
-        parts, rest = dataset.divide(shares(config), config.seed)
-        self.console.print(
-            f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
-        )
-        trm, _ = self.trm(rest)
+        with first_goes_first() as first:
+            self.console.quiet |= not first
+            policy = self.policy()
+            assert isinstance(policy, TransformersPolicy)
+            parts, rest = dataset.divide(shares(config), config.seed)
+            self.console.print(
+                f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
+            )
+            trm, _ = self.trm(rest)
+            known = self._run("train", dataset, ("data", "trm", "policy", "explore", "rewards", "train"))
+            run = known or Run.create(
+                self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint
+            )
         with self.timed("rank the targets"):
             rehearsal = Rehearsal.prepare(parts, trm, dataset.catalog, config)
-        known = self._run("train", dataset, ("data", "trm", "policy", "explore", "rewards", "train"))
-        run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
-        with run, self.timed("train the policy"), self.progress("", 1) as (bar, task):
+        whole = run if first else nullcontext()  # the first process alone keeps the run's folder
+        with whole, self.timed("train the policy"), self.progress("", 1) as (bar, task):
 
             def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
                 run.append_metrics(step, {f"{stage}/{name}": value for name, value in numbers.items()})

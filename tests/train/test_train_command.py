@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ SETTINGS = """
 per_user = 2
 tasks_per_step = 2
 samples = 2
-rows = 2
+rows = 1
 lora_rank = 4
 warm_start = { share = 0.2, tasks = 4, batch_size = 2 }
 
@@ -127,6 +128,50 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path
     ours, theirs = (load_file(folder / "one" / "adapter_model.safetensors") for folder in (run, unbroken))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(trained, config, tmp_path):
+    """One run, the warm start as in one process; what is sampled later may differ where rounding decides."""
+    _, _, alone = trained
+    ours = [sys.executable, "-c", "import test_cli; test_cli.slow_main()", "train"]
+    in_two_processes("--no-python", *ours, "--config", config, "--runs", tmp_path)
+    (run,) = tmp_path.glob("*-train")
+    assert (run / "one" / "adapter_model.safetensors").exists()
+    ours, theirs = (list(map(json.loads, (each / "metrics.jsonl").read_text().splitlines())) for each in (run, alone))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [1, 2, 1, 2, 3, 4]
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
+        assert mine["warm-start/loss"] == pytest.approx(other["warm-start/loss"], abs=1e-4)
+        assert mine["warm-start/grad_norm"] == pytest.approx(other["warm-start/grad_norm"], abs=1e-4)
+
+
+def test_two_processes_learn_from_a_batch_what_one_does(tmp_path):
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        in_two_processes(GIVEN, tmp_path / str(n), n=n)
+    alone = json.loads((tmp_path / "1" / "0.json").read_text())
+    both = [json.loads((tmp_path / "2" / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(alone["advantages"]) == 2  # steps, of four explorations each
+    for step, advantages in enumerate(alone["advantages"]):
+        assert len(set(advantages)) > 2
+        assert [*both[0]["advantages"][step], *both[1]["advantages"][step]] == pytest.approx(advantages, abs=1e-5)
+    for rank in both:
+        assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+        assert rank["weights"] == pytest.approx(alone["weights"], abs=1e-5)
+
+
+GIVEN = Path(__file__).with_name("given_explorations.py")
+
+
+def in_two_processes(*command, n=2):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={port}"]
+    paths = [str(Path(__file__).parent), str(Path(test_cli.__file__).parent), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

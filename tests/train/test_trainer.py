@@ -212,7 +212,7 @@ def test_the_configuration_reaches_the_trainer(tmp_path: Path) -> None:
     config = config_of(**more, clip_low=0.1, clip_high=0.3, temperature=0.7, grad_norm=0.5, seed=9).train
     stage = config.stages[0]
     rubric = Rubric({"own": lambda trace, _: 0.0}, {"own": 0.25})
-    found = arguments(stage, rubric, config, tmp_path, torch.device("cpu"))
+    found = arguments(stage, rubric, config, tmp_path, tiny(bytes_tokenizer()))
     wanted = {
         "max_steps": 2 * 2,
         "per_device_train_batch_size": 2,
@@ -265,7 +265,7 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
     trainer = GRPOTrainer(
         tiny(bytes_tokenizer()),
         reward_functions(rubric),
-        arguments(stage, rubric, config.train, tmp_path, torch.device("cpu")),
+        arguments(stage, rubric, config.train, tmp_path, tiny(bytes_tokenizer())),
         train_dataset=Table.from_dict({"prompt": [task.id for task in tasks]}),
         processing_class=bytes_tokenizer(),
         rollout_func=Rollout(rehearsal, tasks, rubric, config.explore, config.train, hear),
@@ -301,6 +301,7 @@ def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, t
 
         class accelerator:  # noqa: N801
             unwrap_model = staticmethod(lambda model: model)
+            process_index = 0
 
         class state:  # noqa: N801
             global_step = 3

@@ -26,6 +26,8 @@ from deeprec.policies.row_cache import RowCache
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
+_NUCLEUS = 256
+"""Likeliest tokens among which top-p sampling looks first."""
 
 
 @dataclass
@@ -287,11 +289,14 @@ def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
 def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:
     """One token from the smallest set that holds `top_p` of the probability."""
     probabilities_V = logprobs_V.exp().cpu()
-    if top_p < 1:
-        sorted_V, order_V = probabilities_V.sort(descending=True)
-        sorted_V[sorted_V.cumsum(0) - sorted_V >= top_p] = 0
-        return int(order_V[torch.multinomial(sorted_V, 1, generator=generator)])
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+    if top_p == 1:
+        return int(torch.multinomial(probabilities_V, 1, generator=generator))
+    # The set is nearly always a few tokens, and sorting the whole vocabulary costs more than all else here.
+    best_K, order_K = probabilities_V.topk(min(_NUCLEUS, probabilities_V.numel()))
+    if best_K.sum() < top_p:
+        best_K, order_K = probabilities_V.sort(descending=True)
+    best_K[best_K.cumsum(0) - best_K >= top_p] = 0
+    return int(order_K[torch.multinomial(best_K, 1, generator=generator)])
 
 
 def pick_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from deeprec.config import ExploreConfig
@@ -38,7 +39,9 @@ class Journal(TrainerCallback):
 
     def hear(self, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
         """A `Listener` of rollouts."""
-        self.seen = measure(traces, scores) | {f"seconds/{part}": spent for part, spent in seconds.items()}
+        own = measure(traces, scores) | {f"seconds/{part}": spent for part, spent in seconds.items()}
+        every = gather_object([own])  # of all processes, which have equal shares
+        self.seen = {name: float(np.mean([numbers[name] for numbers in every])) for name in own}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -49,6 +52,8 @@ class Journal(TrainerCallback):
                     f"Step {state.global_step} of {self.stage} has {name} {logs[name]}, and was not saved; what was "
                     f"saved before lies in {args.output_dir}. Lower the learning_rate: the training then begins anew."
                 )
+        if not state.is_world_process_zero:
+            return
         free = shutil.disk_usage(args.output_dir).free
         if free < _ROOM:
             raise DeepRecError(

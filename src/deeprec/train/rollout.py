@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 
 from deeprec.config import ExploreConfig, TrainConfig
 from deeprec.data.dataset import Task
@@ -58,12 +59,16 @@ class Rollout:
         )
         explorer = Explorer(policy, self.rehearsal.retriever, self.rehearsal.catalog, settings)
         groups = [self.tasks[prompts[first]] for first in range(0, len(prompts), size)]
-        spare = self._others(step, groups)
+        spare = self._others(step, gather_object([task.id for task in groups]))
         found: list[list[tuple[Trace, Scored]]] = [[] for _ in groups]
         for round_ in range(self.config.replacements + 1):
             flat = [g for g, group in enumerate(found) if len({scored.total for _, scored in group}) < 2]
             if round_:
-                groups = [next(spare, task) if g in flat else task for g, task in enumerate(groups)]
+                # All processes draw for all flat groups, and each takes what falls to its own.
+                first = trainer.accelerator.process_index * len(groups)
+                drawn = dict(zip(gather_object([first + g for g in flat]), spare, strict=False))
+                flat = [g for g in flat if first + g in drawn]
+                groups = [drawn.get(first + g, task) for g, task in enumerate(groups)]
             traces = explorer.run([groups[g] for g in flat for _ in range(size)])
             for place, g in enumerate(flat):
                 group = traces[place * size : (place + 1) * size]
@@ -74,10 +79,9 @@ class Rollout:
         self.listener(traces, scores, {**explorer.seconds, **policy.seconds})
         return _fields(traces) | {"scored": scores}
 
-    def _others(self, step: int, groups: Sequence[Task]) -> Iterator[Task]:
+    def _others(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
         """Tasks to take the place of those of the step, in an order of the step's own."""
-        asked = {task.id for task in groups}
-        rest = [task for name, task in self.tasks.items() if name not in asked]
+        rest = [task for name, task in self.tasks.items() if name not in set(asked)]
         for place in np.random.default_rng([self.config.seed, step]).permutation(len(rest)):
             yield rest[place]
 

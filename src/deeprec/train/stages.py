@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset as Table
 from trl import GRPOConfig, GRPOTrainer
 
 from deeprec.config import ExploreConfig, StageConfig, TrainConfig
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
+from deeprec.train.processes import world_size
 from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.warm_start import common_arguments, run_trainer
@@ -39,7 +39,7 @@ def run_stage(
     trainer = GRPOTrainer(
         model,
         reward_functions(rubric),
-        arguments(stage, rubric, config, folder, model.device),
+        arguments(stage, rubric, config, folder, model),
         train_dataset=Table.from_dict({"prompt": order_of([task.id for task in tasks], stage, config)}),
         processing_class=tokenizer,
         rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, journal.hear),
@@ -59,12 +59,10 @@ def order_of(tasks: Sequence[str], stage: StageConfig, config: TrainConfig) -> l
     return [tasks[place] for _ in range(passes) for place in rng.permutation(len(tasks))][:wanted]
 
 
-def arguments(
-    stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: Path, device: torch.device
-) -> GRPOConfig:
+def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: Path, model: Any) -> GRPOConfig:
     """The stage as TRL's configuration."""
     explorations = config.tasks_per_step * config.samples
-    passes = explorations // config.rows
+    passes = explorations // config.rows // world_size()
     return GRPOConfig(
         output_dir=str(folder),
         max_steps=stage.steps * config.updates,
@@ -82,8 +80,8 @@ def arguments(
         learning_rate=stage.learning_rate,
         lr_scheduler_type="constant",
         max_grad_norm=config.grad_norm,
-        gradient_checkpointing=device.type == "cuda",
+        gradient_checkpointing=model.device.type == "cuda",
         shuffle_dataset=False,
         # Only between steps: a checkpoint between the updates of one step would explore anew for the rest of it.
-        **common_arguments(config, device) | {"save_steps": config.save_every * config.updates},
+        **common_arguments(config, model) | {"save_steps": config.save_every * config.updates},
     )

@@ -21,6 +21,7 @@ from deeprec.explore.environment import Environment
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
+from deeprec.train.processes import first_goes_first, share_of
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Teacher
@@ -42,6 +43,7 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
     names = [name for name, share in shares(config.train).items() if share]
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
+    share_of(config.train)
     rehearsal = _with_room(rehearsal, policy, config)
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
     rubrics = _rubrics(stages, rehearsal, config)
@@ -63,8 +65,10 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
             _warm_start(model, policy, rehearsal, config, checkpoints, on_step)
         else:
             _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step)
-        _save(model, policy, config, done)
-        shutil.rmtree(checkpoints)
+        with first_goes_first() as first:
+            if first:
+                _save(model, policy, config, done)
+                shutil.rmtree(checkpoints)
     return folder / names[-1]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -16,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from deeprec.config import TrainConfig
 from deeprec.train.journal import Journal
+from deeprec.train.processes import first_goes_first, world_size
 from deeprec.train.teacher import Example
 
 _IGNORED = -100  # what the loss of transformers leaves out
@@ -36,13 +38,14 @@ def warm_start(
         TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=1,
+            train_sampling_strategy="sequential",  # the tasks' order is random, and one for any number of processes
             per_device_train_batch_size=rows,
-            gradient_accumulation_steps=settings.batch_size // rows,
+            gradient_accumulation_steps=settings.batch_size // rows // world_size(),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.05,  # of all
             max_grad_norm=config.grad_norm,
-            **common_arguments(config, model.device),
+            **common_arguments(config, model),
         ),
         train_dataset=list(examples),
         data_collator=collate,
@@ -66,16 +69,17 @@ class _Imitation(Trainer):
         output = model(input_ids=inputs["input_ids"], logits_to_keep=places_N, use_cache=False)
         wanted_BN = labels_BT[:, places_N + 1]
         loss = F.cross_entropy(output.logits.flatten(0, 1).float(), wanted_BN.flatten(), reduction="sum")
-        count = num_items_in_batch if num_items_in_batch is not None else (wanted_BN != _IGNORED).sum()
+        # Counted over all processes, whose gradients are averaged.
+        count = (wanted_BN != _IGNORED).sum() if num_items_in_batch is None else num_items_in_batch / world_size()
         return (loss / count, output) if return_outputs else loss / count
 
 
-def common_arguments(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+def common_arguments(config: TrainConfig, model: Any) -> dict[str, Any]:
     """Arguments that every trainer of the policy gets."""
     return {
         "adam_beta2": 0.95,
-        "use_cpu": device.type == "cpu",
-        "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "use_cpu": model.device.type == "cpu",
+        "bf16": model.dtype == torch.bfloat16 or (model.device.type == "cuda" and torch.cuda.is_bf16_supported()),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # the journal stops there
         "save_strategy": "steps",
@@ -91,11 +95,15 @@ def common_arguments(config: TrainConfig, device: torch.device) -> dict[str, Any
 
 def run_trainer(trainer: Trainer, folder: Path) -> None:
     """Train, from the last whole checkpoint in the folder where there is one."""
-    for path in folder.glob("checkpoint-*"):
-        if not _whole(path):
-            shutil.rmtree(path)
+    with first_goes_first():
+        for path in folder.glob("checkpoint-*"):
+            if not _whole(path):
+                shutil.rmtree(path)
     trainer.remove_callback(PrinterCallback)  # the journal tells of the steps
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    # Autocast takes an adapter's float32 weights to bfloat16; peft would take its inputs to float32, which is slower.
+    model: Any = trainer.model
+    with disable_input_dtype_casting(model, active=trainer.args.bf16):
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
 
 
 def _whole(checkpoint: Path) -> bool:

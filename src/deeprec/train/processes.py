@@ -1,0 +1,48 @@
+"""Several processes that train one policy together, as `accelerate launch` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+
+from deeprec.config import TrainConfig
+from deeprec.errors import DeepRecError
+
+_PATIENCE = timedelta(hours=12)
+"""The others wait so long for the first: it may train a TRM, or explore longer than they."""
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def first_goes_first() -> Iterator[bool]:
+    """The first process goes through the block before the others do. Yields whether this is the first."""
+    if world_size() == 1:
+        yield True
+        return
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    with state.main_process_first():
+        yield state.is_main_process
+
+
+def share_of(config: TrainConfig) -> None:
+    """See that the processes can share each step.
+
+    Raises:
+        DeepRecError: they can't.
+    """
+    n = world_size()
+    rows, tasks, batch = config.rows, config.tasks_per_step, config.warm_start.batch_size
+    if tasks % n or tasks // n * config.samples % (rows * config.updates) or batch % (n * min(rows, batch)):
+        raise DeepRecError(
+            f"{n} processes can't share a step: train.tasks_per_step ({tasks}) and train.warm_start.batch_size "
+            f"({batch}) must be multiples of {n}, and each share one of train.rows ({rows}), times updates in a stage."
+        )
