@@ -67,6 +67,7 @@ VERBS = (
     ["runs", "list"],
     ["runs", "show", FOLDER],
     ["runs", "compare", FOLDER, FOLDER],
+    ["runs", "curves", FOLDER],
     ["doctor"],
 )
 
@@ -297,6 +298,7 @@ MISTAKES = {
     "a run instead of a TRM": (["trm", "recommend", FOLDER], "holds no trained TRM"),
     "no run to show": (["runs", "show", "absent"], "absent is not a run's folder"),
     "no evaluation to compare": (["runs", "compare", FOLDER, "absent"], "deeprec eval"),
+    "curves of no training": (["runs", "curves", FOLDER], "holds no steps of a policy's training"),
     "no run to resume": (["eval", "--resume", "absent"], "absent is not a run's folder"),
     "resume and set": (["eval", "--resume", FOLDER, "--set", "eval.seed=1"], "leave out --config, --set, --users"),
     "resume and users": (["eval", "--resume", FOLDER, "--users", "3"], "leave out --config, --set, --users"),

@@ -125,6 +125,7 @@ def trm_recommend(
 
 @app.command()
 def train(
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write each step for TensorBoard too.")] = False,
     config: ConfigFile = None,
     set_: Overrides = None,
     dry_run: DryRun = False,
@@ -133,7 +134,7 @@ def train(
 ) -> None:
     """Train the policy: warm start, then reinforcement learning in stages; goes on where it was interrupted."""
     bench = _bench(config, set_, dry_run, offline, runs)
-    folder = bench.train(bench.dataset())
+    folder = bench.train(bench.dataset(), tensorboard=tensorboard)
     kind = "adapter" if bench.config.train.lora_rank else "model"
     settings = f"--config {folder.parent / 'config.toml'} --set policy.{kind}={folder}"
     bench.console.print(f"Trained. Use it as it was trained: deeprec eval {settings}", soft_wrap=True)
@@ -256,17 +257,30 @@ def runs_show(folder: Path, config: ConfigFile = None, set_: Overrides = None, d
 
 @runs_app.command("compare")
 def runs_compare(
-    ours: Annotated[Path, typer.Argument(help="Folder of an evaluation.")],
-    theirs: Annotated[Path, typer.Argument(help="Folder of another, on the same data.")],
+    ours: Annotated[Path, typer.Argument(help="Folder of an evaluation, or of a training of the policy.")],
+    theirs: Annotated[Path, typer.Argument(help="Folder of another; of an evaluation, on the same data.")],
     config: ConfigFile = None,
     set_: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Two evaluations, system by system, with paired intervals on the same users."""
-    from deeprec.render import load_report
+    """Two evaluations, system by system, with paired intervals on the same users; or two trainings."""
+    from deeprec.render import compare_runs
 
-    bench = _bench(config, set_, dry_run, True)
-    bench.console.print(load_report(ours).against(load_report(theirs)))
+    compare_runs(ours, theirs, _bench(config, set_, dry_run, True).console)
+
+
+@runs_app.command("curves")
+def runs_curves(
+    folder: Annotated[Path, typer.Argument(help="Folder of a training of the policy.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (.png, .svg).")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """What a training's rewards did in each stage, with a test of whether they rose."""
+    from deeprec.render import show_curves
+
+    show_curves(folder, plot, _bench(config, set_, dry_run, True).console)
 
 
 @app.command()

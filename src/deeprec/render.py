@@ -186,6 +186,36 @@ def show_run(run: Run, console: Console) -> None:
         console.print(json.dumps(record), markup=False)
 
 
+def show_curves(folder: Path, plot: Path | None, console: Console) -> None:
+    from deeprec.curves import plot_curves, read_curves, trends
+
+    curves = read_curves(folder)
+    if plot is not None:
+        plot_curves(curves, plot)
+        console.print(f"Drawn in {plot}", soft_wrap=True)
+    table = Table("stage", "number", "steps", "first fifth", "last fifth", "tau", "p, rising")
+    for stage, name, found in trends(curves):
+        figures = (f"{found.begin:.3f}", f"{found.end:.3f}", f"{found.tau:.2f}", f"{found.p:.1g}")
+        table.add_row(stage, escape(name), str(found.steps), *figures)
+    console.print(table)
+
+
+def compare_runs(ours: Path, theirs: Path, console: Console) -> None:
+    """Two evaluations, or two trainings by the last fifth of each stage."""
+    from deeprec.curves import read_curves, trends
+
+    if not all(Run.open(folder).manifest["kind"] == "train" for folder in (ours, theirs)):
+        console.print(load_report(ours).against(load_report(theirs)))
+        return
+    ends = [
+        {(stage, name): found.end for stage, name, found in trends(read_curves(folder))} for folder in (ours, theirs)
+    ]
+    table = Table("stage", "number, last fifth of the steps", "ours", "theirs")
+    for key in dict.fromkeys([*ends[0], *ends[1]]):
+        table.add_row(key[0], escape(key[1]), *(f"{each[key]:.3f}" if key in each else "" for each in ends))
+    console.print(table)
+
+
 def load_report(folder: Path) -> Report:
     """The report of an evaluation's folder.
 

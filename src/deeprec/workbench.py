@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -103,8 +103,11 @@ class Workbench:
         )
         return trm, run.path
 
-    def train(self, dataset: Dataset) -> Path:
+    def train(self, dataset: Dataset, *, tensorboard: bool = False) -> Path:
         """Train the policy of the configuration, or go on where that was interrupted; the folder of its weights.
+
+        Args:
+            tensorboard: write each step's numbers for it too, into the run's folder.
 
         Raises:
             DeepRecError: the policy is not one that can be trained, or its training failed.
@@ -140,10 +143,14 @@ class Workbench:
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
+        board = _tensorboard(run.path) if tensorboard and first else None
         with whole, self.timed("train the policy"), self.progress("", 1) as (bar, task):
 
             def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
                 run.append_metrics(step, {f"{stage}/{name}": value for name, value in numbers.items()})
+                if board is not None:
+                    for name, value in numbers.items():
+                        board.add_scalar(f"{stage}/{name}", value, step)
                 shown = [f"{name} {numbers[name]:.3f}" for name in _SHOWN if name in numbers]
                 bar.update(task, total=steps, completed=step, description=f"{stage}: {', '.join(shown)}; step")
                 for alarm in alarms(numbers, self.config.explore):
@@ -298,3 +305,11 @@ class Workbench:
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 return run
         return None
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)

@@ -59,7 +59,7 @@ def config(site, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    result = deeprec("train", "--config", config, "--runs", runs)
+    result = deeprec("train", "--tensorboard", "--config", config, "--runs", runs)
     assert result.code == 0, result.err
     (run,) = runs.glob("*-train")
     return result, runs, run
@@ -75,6 +75,14 @@ def test_it_leaves_weights_numbers_and_what_to_do_next(trained, config):
     assert [line["step"] for line in lines] == [1, 2, 1, 2, 3, 4]
     assert "warm-start/loss" in lines[0]
     assert {"one/reward", "one/reward/diversity", "one/turns", "one/well-formed", "one/loss"} <= set(lines[-1])
+    assert list((run / "tensorboard").glob("events.*"))
+    found = deeprec("runs", "curves", run, "--plot", run / "curves.png")
+    assert found.code == 0, found.err
+    assert "well-formed" in found.out
+    assert (run / "curves.png").stat().st_size
+    found = deeprec("runs", "compare", run, run)
+    assert found.code == 0, found.err
+    assert "warm-start" in found.out
     found = deeprec("explore", *use, "--runs", runs)
     assert found.code == 0, found.err
 
