@@ -187,7 +187,7 @@ def show_run(run: Run, console: Console) -> None:
 
 
 def show_curves(folder: Path, plot: Path | None, console: Console) -> None:
-    from deeprec.curves import plot_curves, read_curves, trends
+    from deeprec.train.curves import plot_curves, read_curves, trends
 
     curves = read_curves(folder)
     if plot is not None:
@@ -202,7 +202,7 @@ def show_curves(folder: Path, plot: Path | None, console: Console) -> None:
 
 def compare_runs(ours: Path, theirs: Path, console: Console) -> None:
     """Two evaluations, or two trainings by the last fifth of each stage."""
-    from deeprec.curves import read_curves, trends
+    from deeprec.train.curves import read_curves, trends
 
     if not all(Run.open(folder).manifest["kind"] == "train" for folder in (ours, theirs)):
         console.print(load_report(ours).against(load_report(theirs)))

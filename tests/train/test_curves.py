@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deeprec.config import Config
-from deeprec.curves import plot_curves, read_curves, trend, trends
+from deeprec.train.curves import plot_curves, read_curves, trend, trends
 from deeprec.errors import DeepRecError
 from deeprec.runs import Run
 

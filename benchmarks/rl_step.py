@@ -1,0 +1,158 @@
+"""Seconds of a step of reinforcement learning and where they go: our exploring against plain `generate`, in one run.
+
+The plain way is what one writes first with TRL: in every turn all open explorations are padded to one length, encoded
+anew from their first token, and continued by one call of transformers' `generate` until the last of them stops.
+Model, tasks, prompts, limits, sampling, rewards and the trainer's own part are the same. Samples differ, since the
+random numbers do: read the seconds beside the tokens written.
+
+    python benchmarks/rl_step.py RUN [--rounds 2] [--output FILE.json]
+
+RUN is the folder of a `deeprec train` whose warm start is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from deeprec.errors import DeepRecError
+from deeprec.explore.protocol import STOPS
+from deeprec.explore.trace import Trace
+from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.transformers import TransformersPolicy
+from deeprec.runs import Run, environment
+from deeprec.train import rollout
+from deeprec.train.journal import Journal
+from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
+from deeprec.train.stages import run_stage
+from deeprec.train.trainer import _rubrics, adapted, load_weights
+from deeprec.workbench import Workbench
+
+
+class PlainPolicy:
+    """One call of `generate` for all open explorations; no cache from turn to turn."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.codec = TransformersPolicy(model, tokenizer)
+        self.model, self.tokenizer = model, tokenizer
+        self.seconds: dict[str, float] = {"generate": 0.0}
+        self._open: dict[str, Request] = {}
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        return self.codec.encode(text, first=first)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.codec.decode(tokens)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._open.update((request.key, request) for request in requests)
+
+    def release(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._open.pop(key, None)
+
+    @torch.no_grad()
+    def step(self) -> list[Chunk]:
+        requests, self._open = list(self._open.values()), {}
+        if not requests:
+            return []
+        started = time.perf_counter()
+        length = max(len(request.context) for request in requests)
+        rows = [[0] * (length - len(request.context)) + list(request.context) for request in requests]
+        real = [[0] * (length - len(request.context)) + [1] * len(request.context) for request in requests]
+        output_BT = self.model.generate(
+            input_ids=torch.tensor(rows),
+            attention_mask=torch.tensor(real),
+            do_sample=True,
+            temperature=requests[0].temperature,
+            top_p=requests[0].top_p,
+            top_k=0,
+            max_new_tokens=max(request.max_new_tokens for request in requests),
+            stop_strings=list(requests[0].stops),
+            tokenizer=self.tokenizer,
+            pad_token_id=min(self.codec.ends),
+        )
+        self.seconds["generate"] += time.perf_counter() - started
+        return [self._chunk(request, row[length:].tolist()) for request, row in zip(requests, output_BT, strict=True)]
+
+    def _chunk(self, request: Request, tokens: list[int]) -> Chunk:
+        for n in range(1, len(tokens) + 1):
+            if tokens[n - 1] in self.codec.ends:
+                return Chunk(request.key, tuple(tokens[:n]), (0.0,) * n, Finish.END)
+            text = self.decode(tokens[max(0, n - 40) : n])
+            if any(stop in text for stop in request.stops):
+                return Chunk(request.key, tuple(tokens[:n]), (0.0,) * n, Finish.STOP)
+        return Chunk(request.key, tuple(tokens), (0.0,) * len(tokens), Finish.LENGTH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    run = Run.open(args.run)
+    if not (run.path / WARM_START).is_dir():
+        raise DeepRecError(f"{run.path} has no finished warm start.")
+    bench = Workbench(run.config, runs=run.path.parent)
+    config, dataset = run.config, bench.dataset()
+    parts, rest = dataset.divide(shares(config.train), config.train.seed)
+    rehearsal = Rehearsal.prepare(parts, bench.trm(rest)[0], dataset.catalog, config.train)
+    policy = bench.policy()
+    assert isinstance(policy, TransformersPolicy)
+    model = adapted(policy.model, config.train.lora_rank)
+    stage = config.train.stages[-1].model_copy(update={"steps": 1})
+    rubric = _rubrics({stage.name: stage}, rehearsal, config)[stage.name]
+    # Stop strings cost `generate` half a minute of preparation, once a process: not what is measured.
+    plain = PlainPolicy(policy.model, policy.tokenizer)
+    plain.submit([Request("warm-up", tuple(plain.encode("Warm-up.")), STOPS, 1, temperature=1.0)])
+    plain.step()
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
+    for round_ in range(args.rounds):
+        for name, kind in (("ours", TransformersPolicy), ("plain", PlainPolicy)):
+            load_weights(model, run.path / WARM_START)
+            settings = config.train.model_copy(update={"seed": round_, "replacements": 0})
+            journal = _Hears(stage.name)
+            with tempfile.TemporaryDirectory() as folder, patch.object(rollout, "TransformersPolicy", kind):
+                run_stage(
+                    model, policy.tokenizer, rehearsal, stage, rubric, config.explore, settings, Path(folder), journal
+                )
+            found[name].append(journal.parts)
+            print(name, {part: round(value, 1) for part, value in journal.parts.items()}, flush=True)
+    report = environment(sys.argv) | {"threads": torch.get_num_threads(), "rounds": found}
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+class _Hears(Journal):
+    """The step's seconds by part."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage, lambda step, numbers: None)
+        self.parts: dict[str, float] = {}
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def hear(self, traces: Sequence[Trace], scores: Any, seconds: Any) -> None:
+        self.parts = {"explore": time.perf_counter() - self.started, **seconds}
+        self.parts["explorations"] = len(traces)
+        self.parts["tokens written"] = sum(trace.policy_tokens for trace in traces)
+        self.parts["tokens in all"] = sum(len(trace.tokens()[0]) for trace in traces)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.parts["step"] = time.perf_counter() - self.started
+        self.parts["learn"] = self.parts["step"] - self.parts["explore"]
+
+
+if __name__ == "__main__":
+    main()
