@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 import tomllib
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +136,13 @@ class Workbench:
                 f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
             )
             trm, _ = self.trm(rest)
-            known = self._run("train", dataset, ("data", "trm", "policy", "explore", "rewards", "train"))
+            sections = ("data", "trm", "policy", "explore", "rewards")
+            known = self._run("train", dataset, (*sections, "train"))
             run = known or Run.create(
                 self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint
             )
+            if known is None:
+                self._take_over(run, dataset, sections)
         with self.timed("rank the targets"):
             rehearsal = Rehearsal.prepare(parts, trm, dataset.catalog, config)
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
@@ -159,6 +164,19 @@ class Workbench:
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
             return train(policy, rehearsal, self.config, run.path, on_step)
+
+    def _take_over(self, run: Run, dataset: Dataset, sections: Sequence[str]) -> None:
+        """Copy what other trainings have finished of the parts before the first that is another in this one."""
+        from deeprec.train.trainer import first_parts
+
+        best: list[Path] = []
+        for other in self._runs("train", dataset, sections):
+            done = [other.path / name for name in first_parts(self.config.train, other.config.train)]
+            done = list(takewhile(Path.is_dir, done))
+            best = max(best, done, key=len)
+        for part in best:
+            shutil.copytree(part, run.path / part.name)
+            self.console.print(f"{part.name} is taken from {part.parent}, which began the same", soft_wrap=True)
 
     def script(self) -> Policy:
         """The scripted explorer within the configuration's limits."""
@@ -290,7 +308,10 @@ class Workbench:
             yield bar, bar.add_task(text, total=total)
 
     def _run(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
-        """The latest run of a kind on this data, whole or interrupted, with these sections of the configuration."""
+        return next(self._runs(kind, dataset, sections), None)
+
+    def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Iterator[Run]:
+        """Runs of a kind on this data, latest first, whole or not, with these sections of the configuration."""
         wanted = tomllib.loads(dump_config(self.config))
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != kind:
@@ -303,8 +324,7 @@ class Workbench:
                 continue
             same = all(written.get(name) == wanted[name] for name in sections)
             if same and run.manifest.get("dataset") == dataset.fingerprint:
-                return run
-        return None
+                yield run
 
 
 def _tensorboard(folder: Path) -> Any:

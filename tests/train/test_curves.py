@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from deeprec.config import Config
-from deeprec.train.curves import plot_curves, read_curves, trend, trends
 from deeprec.errors import DeepRecError
 from deeprec.runs import Run
+from deeprec.train.curves import plot_curves, read_curves, trend, trends
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,6 +104,21 @@ def test_a_finished_training_is_found_again(trained, config):
     assert again.code == 0
     assert list(runs.glob("*-train")) == [run]
     assert str(run / "one") in again.out
+
+
+def test_what_began_the_same_is_taken_over(trained, config):
+    _, runs, run = trained
+    stage = '{name="one",share=0.2,steps=1,learning_rate=1e-6,rewards={format=1.0}}'
+    other = deeprec("train", "--config", config, "--runs", runs, "--set", f"train.stages=[{stage}]")
+    assert other.code == 0, other.err
+    assert f"warm-start is taken from {run}" in other.out.replace("\n", "")
+    (new,) = set(runs.glob("*-train")) - {run}
+    lines = [json.loads(line) for line in (new / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 1
+    assert "one/loss" in lines[0]
+    ours, theirs = (load_file(each / "warm-start" / "adapter_model.safetensors") for each in (new, run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    shutil.rmtree(new)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path):

@@ -25,7 +25,7 @@ from deeprec.train.journal import alarms
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.stages import arguments, order_of
-from deeprec.train.trainer import train
+from deeprec.train.trainer import first_parts, train
 from deeprec.trm.retriever import Query
 from deeprec.trm.trm import TRM
 from tiny_models import bytes_tokenizer, tiny
@@ -196,6 +196,22 @@ def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, straight))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, atol=5e-4, rtol=1e-3)
+
+
+def test_which_parts_two_trainings_have_in_common() -> None:
+    config = config_of().train
+    one, two = config.stages
+
+    def alike(**changed: Any) -> list[str]:
+        return first_parts(config, config.model_copy(update=changed))
+
+    assert alike() == [WARM_START, "one", "two"]
+    assert alike(stages=(one,)) == []  # its users are shared out otherwise
+    assert alike(stages=(one, two.model_copy(update={"learning_rate": 1.0}))) == [WARM_START, "one"]
+    assert alike(stages=(one.model_copy(update={"steps": 9}), two)) == [WARM_START]
+    assert alike(stages=(one, two.model_copy(update={"share": 0.1}))) == []
+    assert alike(warm_start=config.warm_start.model_copy(update={"learning_rate": 1.0})) == []
+    assert alike(seed=1) == []
 
 
 def test_every_task_is_met_once_before_any_is_met_again() -> None:

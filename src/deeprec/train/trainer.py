@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from deeprec.config import Config, StageConfig
+from deeprec.config import Config, StageConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment
@@ -70,6 +71,16 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
                 _save(model, policy, config, done)
                 shutil.rmtree(checkpoints)
     return folder / names[-1]
+
+
+def first_parts(config: TrainConfig, other: TrainConfig) -> list[str]:
+    """The parts that come out alike in both trainings: those before the first difference, if the users are shared
+    out alike and all that the parts have in common is the same."""
+    if shares(config) != shares(other) or config.model_copy(update={"stages": other.stages}) != other:
+        return []
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(config.stages, other.stages, strict=False))
+    names = [WARM_START, *(stage.name for stage, _ in alike)]
+    return [name for name in names if shares(config)[name]]
 
 
 def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) -> None:
