@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -30,7 +29,6 @@ from deeprec.explore.trace import Trace
 from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
-from deeprec.train import rollout
 from deeprec.train.journal import Journal
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.stages import run_stage
@@ -122,9 +120,18 @@ def main() -> None:
             load_weights(model, run.path / WARM_START)
             settings = config.train.model_copy(update={"seed": round_, "replacements": 0})
             journal = _Hears(stage.name)
-            with tempfile.TemporaryDirectory() as folder, patch.object(rollout, "TransformersPolicy", kind):
+            with tempfile.TemporaryDirectory() as folder:
                 run_stage(
-                    model, policy.tokenizer, rehearsal, stage, rubric, config.explore, settings, Path(folder), journal
+                    model,
+                    policy.tokenizer,
+                    rehearsal,
+                    stage,
+                    rubric,
+                    config.explore,
+                    settings,
+                    Path(folder),
+                    journal,
+                    kind,
                 )
             found[name].append(journal.parts)
             print(name, {part: round(value, 1) for part, value in journal.parts.items()}, flush=True)

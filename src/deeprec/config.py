@@ -99,11 +99,14 @@ class TRMConfig(Section):
 class PolicyConfig(Section):
     """The language model that explores."""
 
-    kind: Literal["transformers", "scripted"] = "transformers"
+    kind: Literal["transformers", "vllm", "scripted"] = "transformers"
     model: str = Field("smollm2-135m-instruct", description="an asset's name, a model folder, or a hub id")
     adapter: str | None = Field(None, description="a peft adapter folder")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; vLLM takes what it was built for")
+    gpu_share: float | None = Field(
+        None, gt=0, le=1, description="of the GPU's memory that vLLM may take; default: 0.9, beside a training 0.4"
+    )
 
 
 class ExploreConfig(Section):

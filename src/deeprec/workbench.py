@@ -35,6 +35,7 @@ from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
     from deeprec.policies.policy import Policy
+    from deeprec.policies.vllm import VllmPolicy
     from deeprec.trm.trm import TRM
 
 
@@ -114,8 +115,9 @@ class Workbench:
         Raises:
             DeepRecError: the policy is not one that can be trained, or its training failed.
         """
-        if self.config.policy.kind != "transformers":
-            raise DeepRecError(f"policy.kind={self.config.policy.kind!r} can't be trained: use transformers.")
+        kind = self.config.policy.kind
+        if kind == "scripted":
+            raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
         if self.config.policy.adapter is not None:
             raise DeepRecError(
                 "policy.adapter can't be trained on: what came out would need both. Merge it into its model first."
@@ -124,13 +126,16 @@ class Workbench:
         from deeprec.train.journal import alarms
         from deeprec.train.processes import first_goes_first
         from deeprec.train.rehearsal import Rehearsal, shares
+        from deeprec.train.sampling import VllmSampler
         from deeprec.train.trainer import train
 
         config = self.config.train
         with first_goes_first() as first:
             self.console.quiet |= not first
-            policy = self.policy()
-            assert isinstance(policy, TransformersPolicy)
+            with self.timed("load the language model"):
+                policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
+            self._see_that_contexts_fit(policy.context_limit)
+            sampler = TransformersPolicy if kind == "transformers" else VllmSampler(self._vllm(training=True))
             parts, rest = dataset.divide(shares(config), config.seed)
             self.console.print(
                 f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
@@ -163,7 +168,7 @@ class Workbench:
                         told.add(alarm)
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
-            return train(policy, rehearsal, self.config, run.path, on_step)
+            return train(policy, rehearsal, self.config, run.path, on_step, sampler)
 
     def _take_over(self, run: Run, dataset: Dataset, sections: Sequence[str]) -> None:
         """Copy what other trainings have finished of the parts before the first that is another in this one."""
@@ -194,16 +199,35 @@ class Workbench:
         """
         if self.config.policy.kind == "scripted":
             return self.script()
+        if self.config.policy.kind == "vllm":
+            return self._vllm()
         from deeprec.policies.transformers import TransformersPolicy
 
         with self.timed("load the language model"):
             policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
-        if policy.context_limit < self.config.explore.context_tokens:
+        self._see_that_contexts_fit(policy.context_limit)
+        return policy
+
+    def _vllm(self, *, training: bool = False) -> VllmPolicy:
+        from deeprec.policies.vllm import VllmPolicy
+
+        config, explore = self.config.policy, self.config.explore
+        with self.timed("load the language model"):
+            return VllmPolicy.load(
+                config,
+                offline=self.offline,
+                lora_rank=self.config.train.lora_rank if training else 0,
+                max_model_len=explore.context_tokens,
+                max_num_seqs=explore.batch_size,
+                gpu_memory_utilization=config.gpu_share or (0.4 if training else 0.9),
+            )
+
+    def _see_that_contexts_fit(self, limit: int) -> None:
+        if limit < self.config.explore.context_tokens:
             raise DeepRecError(
-                f"explore.context_tokens={self.config.explore.context_tokens} is more than the {policy.context_limit} "
+                f"explore.context_tokens={self.config.explore.context_tokens} is more than the {limit} "
                 f"that {self.config.policy.model} reads: lower it."
             )
-        return policy
 
     def task(self, dataset: Dataset, user: str | None, titles: Sequence[str]) -> Task:
         """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""

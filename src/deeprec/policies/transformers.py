@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.row_cache import RowCache
+from deeprec.policies.tokens import TokenizerCodec, adapter_folder, brief, model_source, unloadable
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
@@ -43,12 +43,12 @@ class _Row:
     generator: torch.Generator | None = None
 
 
-class TransformersPolicy:
+class TransformersPolicy(TokenizerCodec):
     """See the module. Rows `[0, writing)` of the cache are being written; the others wait for the tool."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
         self.model = model
-        self.tokenizer = tokenizer
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
@@ -59,9 +59,6 @@ class TransformersPolicy:
             raise DeepRecError(
                 f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
             )
-        # What the tokenizer itself puts before a text; its settings don't tell for all kinds of tokenizer.
-        opened = tokenizer("a")["input_ids"][:1]
-        self.start = opened if opened == [tokenizer.bos_token_id] else []
         self.context_limit: int = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self.rows: list[_Row] = []
@@ -75,11 +72,7 @@ class TransformersPolicy:
         Raises:
             DeepRecError: the model can't be found or loaded.
         """
-        from deeprec import assets
-
-        source = str(Path(config.model).expanduser())
-        if source in assets.ASSETS:
-            source = str(assets.fetch(source, offline=offline))
+        source = model_source(config, offline=offline)
         device = pick_device(config.device)
         disable_progress_bar()  # for a second's loading, and into the midst of our own
         try:
@@ -93,40 +86,25 @@ class TransformersPolicy:
                 use_safetensors=True,
             )
         except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-            known = ", ".join(assets.ASSETS)
-            raise DeepRecError(
-                f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id): "
-                f"{_brief(error)}"
-            ) from None
-        if config.adapter is not None:
+            raise unloadable(config, error) from None
+        if adapter := adapter_folder(config):
             try:
                 from peft import PeftModel
             except ImportError:
                 raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
-            adapter = Path(config.adapter).expanduser()
-            if not (adapter / "adapter_config.json").is_file():
-                raise DeepRecError(f"policy.adapter={config.adapter!r} holds no adapter_config.json.")
             try:
                 model = PeftModel.from_pretrained(model, adapter)
                 if model.dtype == torch.float32:  # in bfloat16, what an adapter changes would mostly be rounded away
                     model = model.merge_and_unload()
             except Exception as error:  # noqa: BLE001 (as above)
                 raise DeepRecError(
-                    f"policy.adapter={config.adapter!r} does not fit {config.model}: {_brief(error)}"
+                    f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}"
                 ) from None
         try:
             model.to(device)
         except RuntimeError as error:
-            raise DeepRecError(f"policy.device={config.device!r} can't take the model: {_brief(error)}") from None
+            raise DeepRecError(f"policy.device={config.device!r} can't take the model: {brief(error)}") from None
         return cls(model.eval(), tokenizer)
-
-    def encode(self, text: str, *, first: bool = False) -> list[int]:
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return [*self.start, *tokens] if first else tokens
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
 
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
@@ -273,10 +251,6 @@ class TransformersPolicy:
         if finish is not None:
             row.request = None
         return Chunk(row.key, (token,), (logprob,), finish)
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:

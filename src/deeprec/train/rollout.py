@@ -15,6 +15,7 @@ from deeprec.explore.trace import Trace
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric, Scored
 from deeprec.train.rehearsal import Rehearsal
+from deeprec.train.sampling import Sampler
 
 Listener = Callable[[Sequence[Trace], Sequence[Scored], dict[str, float]], None]
 """Hears each step's traces, their rewards, and seconds by activity."""
@@ -35,6 +36,7 @@ class Rollout:
         explore: ExploreConfig,
         config: TrainConfig,
         listener: Listener,
+        sampler: Sampler = TransformersPolicy,
     ) -> None:
         self.rehearsal = rehearsal
         self.tasks = {task.id: task for task in tasks}
@@ -43,13 +45,14 @@ class Rollout:
         self.explore = explore
         self.config = config
         self.listener = listener
+        self.sampler = sampler
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """What TRL asks for (tokens, logprobs, who wrote each token), and what each exploration is paid."""
         step, size = trainer.state.global_step, self.config.samples
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
-        policy = TransformersPolicy(model.eval(), trainer.processing_class)
+        policy = self.sampler(model.eval(), trainer.processing_class)
         settings = self.explore.model_copy(
             update={
                 "temperature": self.config.temperature,

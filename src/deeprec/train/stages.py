@@ -20,6 +20,7 @@ from deeprec.train.journal import Journal
 from deeprec.train.processes import world_size
 from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.rollout import Rollout, reward_functions
+from deeprec.train.sampling import Sampler
 from deeprec.train.warm_start import common_arguments, run_trainer
 
 
@@ -33,6 +34,7 @@ def run_stage(
     config: TrainConfig,
     folder: Path,
     journal: Journal,
+    sampler: Sampler,
 ) -> None:
     """Train the model in place, with a fresh optimiser; a folder that holds a checkpoint is gone on from."""
     tasks = rehearsal.tasks[stage.name]
@@ -42,7 +44,7 @@ def run_stage(
         arguments(stage, rubric, config, folder, model),
         train_dataset=Table.from_dict({"prompt": order_of([task.id for task in tasks], stage, config)}),
         processing_class=tokenizer,
-        rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, journal.hear),
+        rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, journal.hear, sampler),
         callbacks=[journal],
     )
     run_trainer(trainer, folder)

@@ -24,6 +24,7 @@ from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
 from deeprec.train.processes import first_goes_first, share_of
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
+from deeprec.train.sampling import Sampler
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Teacher
 from deeprec.train.warm_start import warm_start
@@ -32,8 +33,15 @@ OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 """Told the stage, the step's number from 1, the stage's steps, and the step's numbers."""
 
 
-def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, folder: Path, on_step: OnStep) -> Path:
-    """Train the policy's model; returns the folder of the last stage's weights.
+def train(
+    policy: TransformersPolicy,
+    rehearsal: Rehearsal,
+    config: Config,
+    folder: Path,
+    on_step: OnStep,
+    sampler: Sampler = TransformersPolicy,
+) -> Path:
+    """Train the policy's model; returns the folder of the last stage's weights. `sampler` explores in the stages.
 
     Each finished stage leaves `<folder>/<stage>`, an adapter or a whole model. What is there already is not trained
     again, and an unfinished stage goes on from its last checkpoint: the same call after an interruption goes on.
@@ -65,7 +73,7 @@ def train(policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, fold
         if name == WARM_START:
             _warm_start(model, policy, rehearsal, config, checkpoints, on_step)
         else:
-            _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step)
+            _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step, sampler)
         with first_goes_first() as first:
             if first:
                 _save(model, policy, config, done)
@@ -152,10 +160,11 @@ def _stage(
     config: Config,
     folder: Path,
     on_step: OnStep,
+    sampler: Sampler,
 ) -> None:
     steps = stage.steps * config.train.updates
     journal = Journal(stage.name, lambda step, numbers: on_step(stage.name, step, steps, numbers))
-    run_stage(model, policy.tokenizer, rehearsal, stage, rubric, config.explore, config.train, folder, journal)
+    run_stage(model, policy.tokenizer, rehearsal, stage, rubric, config.explore, config.train, folder, journal, sampler)
 
 
 def adapted(model: Any, rank: int) -> Any:

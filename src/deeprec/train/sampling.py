@@ -1,0 +1,37 @@
+"""What explores with the weights as they are at a step: the trained model itself, or vLLM."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from deeprec.policies.policy import Policy
+from deeprec.policies.vllm import VllmPolicy
+
+Sampler = Callable[[Any, Any], Policy]
+"""Given the model and its tokenizer, a policy that writes with the model's present weights; its seconds begin at 0."""
+
+
+class VllmSampler:
+    """Gives vLLM the weights of each step: an adapter as a file, whole weights in memory."""
+
+    def __init__(self, policy: VllmPolicy) -> None:
+        self.policy = policy
+        self._version = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="deeprec-")
+
+    def __call__(self, model: Any, tokenizer: Any) -> VllmPolicy:
+        self._version += 1
+        if isinstance(model, PeftModel):
+            folder = tempfile.TemporaryDirectory(prefix="deeprec-")
+            model.save_pretrained(folder.name)
+            self.policy.use_adapter(Path(folder.name), self._version)
+            self._folder = folder  # the one before is removed
+        else:
+            self.policy.use_weights(model.named_parameters())
+        self.policy.seconds = dict.fromkeys(self.policy.seconds, 0.0)
+        return self.policy

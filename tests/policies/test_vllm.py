@@ -1,0 +1,107 @@
+"""The real vLLM: the contract of policies, transformers' log-probabilities, and a training of two steps a stage.
+
+It needs vLLM, in an environment of its own; CONTRIBUTING.md says how.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.slow
+
+from deeprec.config import PolicyConfig, load_config  # noqa: E402
+from deeprec.policies.policy import Request  # noqa: E402
+from deeprec.policies.transformers import TransformersPolicy  # noqa: E402
+from deeprec.policies.vllm import VllmPolicy  # noqa: E402
+from deeprec.testing import PolicyContract  # noqa: E402
+from deeprec.train.sampling import VllmSampler  # noqa: E402
+from deeprec.train.trainer import adapted  # noqa: E402
+from deeprec.workbench import Workbench  # noqa: E402
+
+CONFIG = PolicyConfig(dtype="bfloat16")
+TEXT = "The user liked Toy Story (1995) and Fargo (1996). After these, a good choice is"
+
+
+@pytest.fixture(scope="module")
+def engine() -> VllmPolicy:
+    return VllmPolicy.load(CONFIG, lora_rank=8, max_model_len=1024, enforce_eager=True)
+
+
+@pytest.fixture(scope="module")
+def ours() -> TransformersPolicy:
+    return TransformersPolicy.load(CONFIG)
+
+
+def written(policy: Any, key: str, text: str, **more: Any) -> tuple[list[int], list[float]]:
+    policy.submit([Request(key, tuple(policy.encode(text, first=True)), (), 24, **more)])
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    while chunks := policy.step():
+        for chunk in chunks:
+            tokens += chunk.tokens
+            logprobs += chunk.logprobs
+    policy.release([key])
+    return tokens, logprobs
+
+
+def logprobs_by_transformers(model: Any, policy: VllmPolicy, tokens: list[int]) -> torch.Tensor:
+    context = policy.encode(TEXT, first=True)
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*context, *tokens]])).logits[0, len(context) - 1 : -1]
+    return logits.float().log_softmax(-1)[range(len(tokens)), tokens]
+
+
+class TestContract(PolicyContract):
+    @pytest.fixture
+    def policy(self, engine: VllmPolicy) -> VllmPolicy:
+        return VllmPolicy(engine.llm)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_its_logprobs_are_those_of_transformers(engine, ours, temperature):
+    engine.lora = None
+    tokens, logprobs = written(engine, "a", TEXT, temperature=temperature, seed=3)
+    expected = logprobs_by_transformers(ours.model, engine, tokens)
+    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=0.15, rtol=0.05)  # bfloat16
+
+
+@pytest.mark.parametrize("rank", [8, 0])
+def test_weights_of_a_step_reach_it(engine, rank):
+    model = adapted(TransformersPolicy.load(CONFIG).model, rank)
+    untrained = written(engine, "before", TEXT)[0]
+    for name, weight in model.named_parameters():
+        if "lora_B" in name or (rank == 0 and "down_proj" in name):
+            torch.nn.init.normal_(weight, std=0.02)
+    policy = VllmSampler(engine)(model, engine.tokenizer)
+    tokens, logprobs = written(policy, "after", TEXT)
+    assert tokens != untrained
+    expected = logprobs_by_transformers(model, engine, tokens)
+    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=0.25, rtol=0.1)
+    policy.lora = None
+
+
+STAGE = '{name="%s",share=0.1,steps=2,rewards={format=1.0,diversity=1.0,pointwise=1.0}}'
+
+
+def test_two_steps_of_two_stages(tmp_path: Path) -> None:
+    settings = [
+        "policy.kind=vllm",
+        "policy.dtype=bfloat16",
+        "trm.epochs=1",
+        "explore.context_tokens=2048",
+        "explore.segment_tokens=64",
+        "train.tasks_per_step=1",
+        "train.samples=2",
+        "train.lora_rank=8",
+        "train.warm_start.tasks=0",
+        f"train.stages=[{STAGE % 'one'},{STAGE % 'two'}]",
+    ]
+    bench = Workbench(load_config(None, settings), runs=tmp_path)
+    folder = bench.train(bench.dataset())
+    assert folder.name == "two"
+    assert (folder / "adapter_model.safetensors").exists()
