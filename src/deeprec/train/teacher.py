@@ -1,10 +1,9 @@
 """Explorations written with hindsight, from which a small model learns the protocol and where histories head.
 
 The teacher knows what a training user chose next (never a validation or test item) and writes as a good explorer
-would have: it asks for what the next items share, then for what is particular about the very next one, and names the
-target in its answer wherever it came back. A student that imitates it learns to foresee as far as the history tells,
-and to rank: of the answer's titles only the target's is learned from, at a random place behind others that were
-retrieved, so that each place asks "which, if none of those before?".
+would have: it asks for what the next items share, then for what is particular about the very next one, and answers
+with what came back, in the TRM's order. A student that imitates it learns the protocol, to copy titles as they are,
+and to foresee where a history heads as far as it tells. Better rankings are left to reinforcement learning.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
@@ -49,9 +48,6 @@ _LAST = (
     "All lists count, what is closest to {last} first.",
 )
 
-Pieces = list[tuple[str, bool]]
-"""Text in order, and whether it is learned."""
-
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -59,14 +55,6 @@ class Example:
 
     tokens: tuple[int, ...]
     learned: tuple[bool, ...]
-
-
-@dataclass(slots=True)
-class _Lesson:
-    """One exploration under way: what was asked for, and which of the tokens written are learned."""
-
-    said: list[str] = field(default_factory=list)
-    learned: list[bool] = field(default_factory=list)
 
 
 class Teacher(TextPolicy):
@@ -98,46 +86,35 @@ class Teacher(TextPolicy):
         self.calls = calls
         self.seed = seed
         self.faults: Counter[Fault] = Counter()
-        self._lessons: defaultdict[str, _Lesson] = defaultdict(_Lesson)
+        self._said: defaultdict[str, list[str]] = defaultdict(list)
 
     def examples(self, retriever: Retriever, config: ExploreConfig) -> Iterator[tuple[Trace, Example]]:
         """Explore for all tasks, in the order in which they end; what has a fault (an ambiguous title) is left out."""
-        self._lessons.clear()
-        for place, trace in Explorer(self, retriever, self.catalog, config).stream(list(self.tasks.values())):
-            learned = iter(self._lessons.pop(f"{place}:{trace.task}", _Lesson()).learned)
+        self._said.clear()
+        for _, trace in Explorer(self, retriever, self.catalog, config).stream(list(self.tasks.values())):
             self.faults.update(trace.faults)
             if trace.well_formed:
                 tokens, written, _ = trace.tokens()
-                yield trace, Example(tuple(tokens), tuple(own and next(learned) for own in written))
+                yield trace, Example(tuple(tokens), tuple(written))
 
     def _write(self, request: Request) -> Chunk:
-        task, lesson = self.tasks[request.key.partition(":")[2]], self._lessons[request.key]
+        task = self.tasks[request.key.partition(":")[2]]
         lists = list_titles(self.decode(request.context))
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
         if len(lists) < self.calls:
-            pieces = self._call(rng, task, lists, lesson.said)
+            text = self._call(rng, task, lists, self._said[request.key])
         else:
-            pieces = self._answer(rng, task, lists)
-        tokens, learned = self._encode(pieces)
-        lesson.learned += learned
+            titles = list(dict.fromkeys(title for found in lists for title in found))[: self.answer_size]
+            text = protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
+        tokens = self.encode(text)
         finish = Finish.STOP if len(tokens) <= request.max_new_tokens else Finish.LENGTH
         return Chunk(request.key, tuple(tokens[: request.max_new_tokens]), (), finish)
 
-    def _encode(self, pieces: Pieces) -> tuple[list[int], list[bool]]:
-        """The tokens of the pieces as one text, as the model would write it, and which lie in learned pieces alone."""
-        flags = [learned for text, learned in pieces for _ in text]
-        tokens = self.encode("".join(text for text, _ in pieces))
-        ends = [len(self.decode(tokens[: n + 1])) for n in range(len(tokens))]
-        starts = [0, *ends[:-1]]
-        # A token that ends no character belongs to the one it begins.
-        spans = [flags[start : max(end, start + 1)] for start, end in zip(starts, ends, strict=True)]
-        return tokens, [all(span) for span in spans]
-
-    def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> Pieces:
+    def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> str:
         phrases = self._ahead(rng, task) if not lists else self._particular(rng, task, said)
         said += phrases
         thought = self._thought(rng, _LATER if lists else _FIRST, task, lists)
-        return [(protocol.call_text(thought, "; ".join(phrases)), True)]
+        return protocol.call_text(thought, "; ".join(phrases))
 
     def _ahead(self, rng: random.Random, task: Task) -> list[str]:
         """What the next items share most; of equals what comes first."""
@@ -157,17 +134,3 @@ class Teacher(TextPolicy):
         last = self.catalog.titles[task.history[-1]]
         found = next((titles[0] for titles in reversed(lists) if titles), last)
         return rng.choice(forms).format(last=last, found=found, theme=themes(self.catalog, task.history)[0])
-
-    def _answer(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]]) -> Pieces:
-        """What came back, in order, the target moved to a random place; of the titles only it is learned."""
-        target = self.catalog.titles[self.followed[task.id][0]]
-        titles = list(dict.fromkeys(title for found in lists for title in found))
-        if target in titles:
-            titles.remove(target)
-            titles.insert(rng.randrange(min(self.answer_size, len(titles) + 1)), target)
-        titles = titles[: self.answer_size]
-        opening, closing = protocol.answer_text(self._thought(rng, _LAST, task, lists), ["\0"]).split("1. \0\n")
-        pieces = [(opening, True)]
-        for number, title in enumerate(titles, start=1):
-            pieces += [(f"{number}.", True), (f" {title}", title == target), ("\n", True)]
-        return [*pieces, (closing, True)]
