@@ -23,7 +23,7 @@ from deeprec.train.sampling import VllmSampler  # noqa: E402
 from deeprec.train.trainer import adapted  # noqa: E402
 from deeprec.workbench import Workbench  # noqa: E402
 
-CONFIG = PolicyConfig(dtype="bfloat16")
+CONFIG = PolicyConfig(dtype="float32")  # in bfloat16 the rest of a batch decides between tokens of nearly equal odds
 TEXT = "The user liked Toy Story (1995) and Fargo (1996). After these, a good choice is"
 
 
@@ -67,22 +67,25 @@ def test_its_logprobs_are_those_of_transformers(engine, ours, temperature):
     engine.lora = None
     tokens, logprobs = written(engine, "a", TEXT, temperature=temperature, seed=3)
     expected = logprobs_by_transformers(ours.model, engine, tokens)
-    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=0.15, rtol=0.05)  # bfloat16
+    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [8, 0])
 def test_weights_of_a_step_reach_it(engine, rank):
+    if rank == 0:
+        engine = VllmPolicy.load(CONFIG, max_model_len=1024, enforce_eager=True)
     model = adapted(TransformersPolicy.load(CONFIG).model, rank)
+    engine.lora = None
     untrained = written(engine, "before", TEXT)[0]
     for name, weight in model.named_parameters():
         if "lora_B" in name or (rank == 0 and "down_proj" in name):
-            torch.nn.init.normal_(weight, std=0.02)
-    policy = VllmSampler(engine)(model, engine.tokenizer)
-    tokens, logprobs = written(policy, "after", TEXT)
+            torch.nn.init.normal_(weight, std=0.2 if rank else 0.02)
+    sampler = VllmSampler(engine)
+    tokens, logprobs = written(sampler(model, engine.tokenizer), "after", TEXT)
     assert tokens != untrained
     expected = logprobs_by_transformers(model, engine, tokens)
-    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=0.25, rtol=0.1)
-    policy.lora = None
+    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=2e-3, rtol=1e-3)
+    engine.lora = None
 
 
 STAGE = '{name="%s",share=0.1,steps=2,rewards={format=1.0,diversity=1.0,pointwise=1.0}}'

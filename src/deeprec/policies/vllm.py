@@ -34,6 +34,7 @@ class VllmPolicy(TokenizerCodec):
         self.context_limit: int = llm.model_config.max_model_len
         self.seconds: dict[str, float] = {"generate": 0.0}
         self.lora: Any = None
+        self._adapters = 0
         self._requests: dict[str, Request] = {}
         self._names: dict[str, str] = {}
         self._count = 0
@@ -65,18 +66,19 @@ class VllmPolicy(TokenizerCodec):
             raise unloadable(config, error) from None
         policy = cls(llm)
         if adapter:
-            policy.use_adapter(adapter, 1)
+            policy.use_adapter(adapter)
         return policy
 
-    def use_adapter(self, folder: Path, version: int) -> None:
-        """Write with this adapter from now on; each content needs a version of its own."""
+    def use_adapter(self, folder: Path) -> None:
+        """Write with this adapter from now on. The folder must stay until another takes its place."""
         from vllm.lora.request import LoRARequest
 
-        self.lora = LoRARequest(f"adapter-{version}", version, str(folder))
+        self._adapters += 1  # vLLM knows an adapter by its number, whatever has become of the folder
+        self.lora = LoRARequest(f"adapter-{self._adapters}", self._adapters, str(folder))
 
     def use_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Write with these weights, by their names in transformers, from now on."""
-        self.engine.model_executor.driver_worker.model_runner.model.load_weights(weights)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         self.llm.reset_prefix_cache()
 
     def submit(self, requests: Sequence[Request]) -> None:

@@ -21,15 +21,13 @@ class VllmSampler:
 
     def __init__(self, policy: VllmPolicy) -> None:
         self.policy = policy
-        self._version = 0
         self._folder = tempfile.TemporaryDirectory(prefix="deeprec-")
 
     def __call__(self, model: Any, tokenizer: Any) -> VllmPolicy:
-        self._version += 1
         if isinstance(model, PeftModel):
             folder = tempfile.TemporaryDirectory(prefix="deeprec-")
             model.save_pretrained(folder.name)
-            self.policy.use_adapter(Path(folder.name), self._version)
+            self.policy.use_adapter(Path(folder.name))
             self._folder = folder  # the one before is removed
         else:
             self.policy.use_weights(model.named_parameters())
