@@ -23,37 +23,24 @@ from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
 from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import environment
 from deeprec.trm.retriever import TransitionRetriever
 from deeprec.workbench import Workbench
 
 
-class NaivePolicy:
-    """Batch 1, no state: every segment encodes its whole context anew."""
+class NaivePolicy(SegmentPolicy):
+    """One request at a time, no state: every segment encodes its whole context anew."""
 
     def __init__(self, fast: TransformersPolicy) -> None:
+        super().__init__(fast)
         self.fast = fast
-        self.seconds: dict[str, float] = {}
-        self._open: dict[str, Request] = {}
 
-    def encode(self, text: str, *, first: bool = False) -> list[int]:
-        return self.fast.encode(text, first=first)
+    def _write(self, requests: Sequence[Request]) -> list[Chunk]:
+        return [self._chunk(request) for request in requests]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.fast.decode(tokens)
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        self._open.update((request.key, request) for request in requests)
-
-    def release(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._open.pop(key, None)
-
-    def step(self) -> list[Chunk]:
-        if not self._open:
-            return []
-        key, request = self._open.popitem()
+    def _chunk(self, request: Request) -> Chunk:
         context = self.encode(self.decode(request.context))
         output = self.fast.model.generate(
             torch.tensor([context]),
@@ -71,7 +58,7 @@ class NaivePolicy:
             finish = Finish.STOP
         elif tokens[-1] in self.fast.ends:
             finish = Finish.END
-        return [Chunk(key, tuple(tokens), (), finish)]
+        return Chunk(request.key, tuple(tokens), (), finish)
 
 
 def main() -> None:

@@ -23,46 +23,30 @@ from typing import Any
 
 import torch
 
-from deeprec.errors import DeepRecError
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
 from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
 from deeprec.train.journal import Journal
-from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
+from deeprec.train.rehearsal import WARM_START
 from deeprec.train.stages import run_stage
-from deeprec.train.trainer import _rubrics, adapted, load_weights
+from deeprec.train.trainer import adapted, load_weights, rubrics_of
 from deeprec.workbench import Workbench
 
 
-class PlainPolicy:
+class PlainPolicy(SegmentPolicy):
     """One call of `generate` for all open explorations; no cache from turn to turn."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.codec = TransformersPolicy(model, tokenizer)
-        self.model, self.tokenizer = model, tokenizer
-        self.seconds: dict[str, float] = {"generate": 0.0}
-        self._open: dict[str, Request] = {}
-
-    def encode(self, text: str, *, first: bool = False) -> list[int]:
-        return self.codec.encode(text, first=first)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.codec.decode(tokens)
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        self._open.update((request.key, request) for request in requests)
-
-    def release(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._open.pop(key, None)
+        fast = TransformersPolicy(model, tokenizer)
+        super().__init__(fast)
+        self.model, self.tokenizer, self.ends = model, tokenizer, fast.ends
+        self.seconds = {"generate": 0.0}
 
     @torch.no_grad()
-    def step(self) -> list[Chunk]:
-        requests, self._open = list(self._open.values()), {}
-        if not requests:
-            return []
+    def _write(self, requests: Sequence[Request]) -> list[Chunk]:
         started = time.perf_counter()
         length = max(len(request.context) for request in requests)
         rows = [[0] * (length - len(request.context)) + list(request.context) for request in requests]
@@ -77,14 +61,14 @@ class PlainPolicy:
             max_new_tokens=max(request.max_new_tokens for request in requests),
             stop_strings=list(requests[0].stops),
             tokenizer=self.tokenizer,
-            pad_token_id=min(self.codec.ends),
+            pad_token_id=min(self.ends),
         )
         self.seconds["generate"] += time.perf_counter() - started
         return [self._chunk(request, row[length:].tolist()) for request, row in zip(requests, output_BT, strict=True)]
 
     def _chunk(self, request: Request, tokens: list[int]) -> Chunk:
         for n in range(1, len(tokens) + 1):
-            if tokens[n - 1] in self.codec.ends:
+            if tokens[n - 1] in self.ends:
                 return Chunk(request.key, tuple(tokens[:n]), (0.0,) * n, Finish.END)
             text = self.decode(tokens[max(0, n - 40) : n])
             if any(stop in text for stop in request.stops):
@@ -100,16 +84,14 @@ def main() -> None:
     args = parser.parse_args()
     run = Run.open(args.run)
     if not (run.path / WARM_START).is_dir():
-        raise DeepRecError(f"{run.path} has no finished warm start.")
+        parser.error(f"{run.path} has no finished warm start.")
     bench = Workbench(run.config, runs=run.path.parent)
-    config, dataset = run.config, bench.dataset()
-    parts, rest = dataset.divide(shares(config.train), config.train.seed)
-    rehearsal = Rehearsal.prepare(parts, bench.trm(rest)[0], dataset.catalog, config.train)
+    config, rehearsal = run.config, bench.rehearsal(bench.dataset())
     policy = bench.policy()
     assert isinstance(policy, TransformersPolicy)
     model = adapted(policy.model, config.train.lora_rank)
     stage = config.train.stages[-1].model_copy(update={"steps": 1})
-    rubric = _rubrics({stage.name: stage}, rehearsal, config)[stage.name]
+    rubric = rubrics_of({stage.name: stage}, rehearsal, config)[stage.name]
     # Stop strings cost `generate` half a minute of preparation, once a process: not what is measured.
     plain = PlainPolicy(policy.model, policy.tokenizer)
     plain.submit([Request("warm-up", tuple(plain.encode("Warm-up.")), STOPS, 1, temperature=1.0)])

@@ -342,6 +342,7 @@ def main() -> None:
             "transformers",
             "safetensors",
             "gguf",
+            "accelerate",
             "peft",
             "trl",
             "datasets",

@@ -36,6 +36,7 @@ from deeprec.runs import Run, environment, list_runs
 if TYPE_CHECKING:  # torch stays out of commands that need none
     from deeprec.policies.policy import Policy
     from deeprec.policies.vllm import VllmPolicy
+    from deeprec.train.rehearsal import Rehearsal
     from deeprec.trm.trm import TRM
 
 
@@ -125,22 +126,16 @@ class Workbench:
         from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.journal import alarms
         from deeprec.train.processes import first_goes_first
-        from deeprec.train.rehearsal import Rehearsal, shares
         from deeprec.train.sampling import VllmSampler
         from deeprec.train.trainer import train
 
-        config = self.config.train
         with first_goes_first() as first:
             self.console.quiet |= not first
             with self.timed("load the language model"):
                 policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
             self._see_that_contexts_fit(policy.context_limit)
             sampler = TransformersPolicy if kind == "transformers" else VllmSampler(self._vllm(training=True))
-            parts, rest = dataset.divide(shares(config), config.seed)
-            self.console.print(
-                f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
-            )
-            trm, _ = self.trm(rest)
+            rehearsal = self.rehearsal(dataset)
             sections = ("data", "trm", "policy", "explore", "rewards")
             known = self._run("train", dataset, (*sections, "train"))
             run = known or Run.create(
@@ -148,13 +143,11 @@ class Workbench:
             )
             if known is None:
                 self._take_over(run, dataset, sections)
-        with self.timed("rank the targets"):
-            rehearsal = Rehearsal.prepare(parts, trm, dataset.catalog, config)
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
-        board = _tensorboard(run.path) if tensorboard and first else None
-        with whole, self.timed("train the policy"), self.progress("", 1) as (bar, task):
+        board = _tensorboard(run.path) if tensorboard and first else nullcontext()
+        with whole, board as board, self.timed("train the policy"), self.progress("", 1) as (bar, task):
 
             def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
                 run.append_metrics(step, {f"{stage}/{name}": value for name, value in numbers.items()})
@@ -169,6 +162,19 @@ class Workbench:
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
             return train(policy, rehearsal, self.config, run.path, on_step, sampler)
+
+    def rehearsal(self, dataset: Dataset) -> Rehearsal:
+        """What the policy of the configuration trains with: users of each stage, and a TRM that never met them."""
+        from deeprec.train.rehearsal import Rehearsal, shares
+
+        config = self.config.train
+        parts, rest = dataset.divide(shares(config), config.seed)
+        self.console.print(
+            f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
+        )
+        trm, _ = self.trm(rest)
+        with self.timed("rank the targets"):
+            return Rehearsal.prepare(parts, trm, dataset.catalog, config)
 
     def _take_over(self, run: Run, dataset: Dataset, sections: Sequence[str]) -> None:
         """Copy what other trainings have finished of the parts before the first that is another in this one."""

@@ -18,7 +18,7 @@ from deeprec.config import PolicyConfig, load_config  # noqa: E402
 from deeprec.policies.policy import Request  # noqa: E402
 from deeprec.policies.transformers import TransformersPolicy  # noqa: E402
 from deeprec.policies.vllm import VllmPolicy  # noqa: E402
-from deeprec.testing import PolicyContract  # noqa: E402
+from deeprec.testing import PolicyContract, write  # noqa: E402
 from deeprec.train.sampling import VllmSampler  # noqa: E402
 from deeprec.train.trainer import adapted  # noqa: E402
 from deeprec.workbench import Workbench  # noqa: E402
@@ -38,15 +38,9 @@ def ours() -> TransformersPolicy:
 
 
 def written(policy: Any, key: str, text: str, **more: Any) -> tuple[list[int], list[float]]:
-    policy.submit([Request(key, tuple(policy.encode(text, first=True)), (), 24, **more)])
-    tokens: list[int] = []
-    logprobs: list[float] = []
-    while chunks := policy.step():
-        for chunk in chunks:
-            tokens += chunk.tokens
-            logprobs += chunk.logprobs
+    chunk = write(policy, [Request(key, tuple(policy.encode(text, first=True)), (), 24, **more)])[key]
     policy.release([key])
-    return tokens, logprobs
+    return list(chunk.tokens), list(chunk.logprobs)
 
 
 def logprobs_by_transformers(model: Any, policy: VllmPolicy, tokens: list[int]) -> torch.Tensor:

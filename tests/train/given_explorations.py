@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset as Table
-from trl import GRPOTrainer
 
 from deeprec.config import StageConfig, TrainConfig
 from deeprec.rewards.rubric import Rubric
-from deeprec.train.stages import arguments
+from deeprec.train.stages import OwnTokensTrainer, arguments
 from deeprec.train.trainer import adapted
 from deeprec.train.warm_start import run_trainer
 from tiny_models import bytes_tokenizer, tiny
 
 
-class Given(GRPOTrainer):
+class Given(OwnTokensTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.advantages: list[list[float]] = []

@@ -23,6 +23,9 @@ from deeprec.train.rehearsal import shares
 from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
 from tiny_models import bytes_tokenizer, tiny
 
+PATHS = [str(Path(__file__).parent), str(Path(test_cli.__file__).parent), *sys.path]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)}  # in which another process finds the tests' modules
+
 SETTINGS = """
 [train]
 per_user = 2
@@ -124,10 +127,9 @@ def test_what_began_the_same_is_taken_over(trained, config):
 def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path):
     _, _, unbroken = trained
     args = ["train", "--config", str(config), "--runs", str(tmp_path)]
-    paths = [str(Path(__file__).parent), str(Path(test_cli.__file__).parent), *sys.path]
     process = subprocess.Popen(
         [sys.executable, "-c", "import test_cli; test_cli.slow_main()", *args],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -192,8 +194,7 @@ def in_two_processes(*command, n=2):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={port}"]
-    paths = [str(Path(__file__).parent), str(Path(test_cli.__file__).parent), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

@@ -24,7 +24,7 @@ from deeprec.testing import toy_dataset
 from deeprec.train.journal import alarms
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.rollout import Rollout, reward_functions
-from deeprec.train.stages import arguments, order_of
+from deeprec.train.stages import OwnTokensTrainer, arguments, order_of
 from deeprec.train.trainer import first_parts, train
 from deeprec.trm.retriever import Query
 from deeprec.trm.trm import TRM
@@ -278,8 +278,8 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
         told.update(traces=traces, scores=scores)
 
     tasks = rehearsal.tasks["one"]
-    trainer = GRPOTrainer(
-        tiny(bytes_tokenizer()),
+    trainer = OwnTokensTrainer(
+        fresh().model,
         reward_functions(rubric),
         arguments(stage, rubric, config.train, tmp_path, tiny(bytes_tokenizer())),
         train_dataset=Table.from_dict({"prompt": [task.id for task in tasks]}),
@@ -308,6 +308,17 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
     assert len(set(rewards.ravel())) > 1
     expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
     np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-4)
+    # Scoring the policy's own tokens alone teaches what TRL teaches by scoring all.
+    trainer.current_gradient_accumulation_steps = 1
+    learned = []
+    for compute_loss in (OwnTokensTrainer._compute_loss, GRPOTrainer._compute_loss):
+        trainer.model.zero_grad()
+        compute_loss(trainer, trainer.model, batch).backward()
+        gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
+        learned.append((gradient, trainer._metrics["train"]["entropy"].pop()))
+    assert learned[0][0].abs().max() > 1e-4
+    torch.testing.assert_close(learned[0][0], learned[1][0], atol=1e-6, rtol=1e-3)
+    assert learned[0][1] == pytest.approx(learned[1][1], rel=1e-3)
 
 
 def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -37,12 +38,11 @@ class Words:
         return "".join(self._words[token] for token in tokens)
 
 
-class TextPolicy:
-    """Drives a writer. Its tokens are those of `codec`; a language model's tokenizer makes its traces trainable."""
+class SegmentPolicy(ABC):
+    """Writes a whole segment for every open request in one step, and keeps nothing from one segment to the next."""
 
-    def __init__(self, writer: Writer, codec: Codec | None = None) -> None:
-        self.writer = writer
-        self.codec = codec or Words()
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
         self.seconds: dict[str, float] = {}
         self._open: dict[str, Request] = {}
 
@@ -56,15 +56,32 @@ class TextPolicy:
         self._open.update((request.key, request) for request in requests)
 
     def step(self) -> list[Chunk]:
-        requests, self._open = self._open, {}
-        return [self._write(request) for request in requests.values()]
+        requests, self._open = list(self._open.values()), {}
+        return self._write(requests) if requests else []
 
     def release(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._open.pop(key, None)
 
-    def _write(self, request: Request) -> Chunk:
-        text = self.writer(self.decode(request.context))
+    @abstractmethod
+    def _write(self, requests: Sequence[Request]) -> list[Chunk]:
+        """The segment of each request."""
+
+
+class TextPolicy(SegmentPolicy):
+    """Drives a writer. Its tokens are those of `codec`; a language model's tokenizer makes its traces trainable."""
+
+    def __init__(self, writer: Writer, codec: Codec | None = None) -> None:
+        super().__init__(codec or Words())
+        self.writer = writer
+
+    def _write(self, requests: Sequence[Request]) -> list[Chunk]:
+        return [self._chunk(request, self._text(request)) for request in requests]
+
+    def _text(self, request: Request) -> str:
+        return self.writer(self.decode(request.context))
+
+    def _chunk(self, request: Request, text: str) -> Chunk:
         ends = [text.index(stop) + len(stop) for stop in request.stops if stop in text]
         finish = Finish.STOP if ends else Finish.END
         tokens = self.encode(text[: min(ends)] if ends else text)

@@ -1,4 +1,4 @@
-"""Text to a language model's tokens and back."""
+"""Text to a language model's tokens and back, and what all that load language models share."""
 
 from __future__ import annotations
 

@@ -57,9 +57,10 @@ def read_curves(folder: Path) -> Curves:
     """
     run = Run.open(folder)
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for record in run.read_metrics():
+    records = run.read_metrics() if run.manifest["kind"] == "train" else []
+    for record in records:
         names = [name for name in record if "/" in name]
-        if names and run.manifest["kind"] == "train":
+        if names:
             stage = names[0].partition("/")[0]
             values = {name.partition("/")[2]: record[name] for name in names}
             found.setdefault(stage, {})[record["step"]] = values

@@ -33,7 +33,7 @@ def first_goes_first() -> Iterator[bool]:
         yield state.is_main_process
 
 
-def share_of(config: TrainConfig) -> None:
+def require_equal_shares(config: TrainConfig) -> None:
     """See that the processes can share each step.
 
     Raises:

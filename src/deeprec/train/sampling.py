@@ -21,7 +21,7 @@ class VllmSampler:
 
     def __init__(self, policy: VllmPolicy) -> None:
         self.policy = policy
-        self._folder = tempfile.TemporaryDirectory(prefix="deeprec-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, model: Any, tokenizer: Any) -> VllmPolicy:
         if isinstance(model, PeftModel):

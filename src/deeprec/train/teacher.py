@@ -20,7 +20,7 @@ from deeprec.explore import protocol
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import Fault
 from deeprec.explore.trace import Trace
-from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.policy import Request
 from deeprec.policies.scripted import list_titles
 from deeprec.policies.text import Codec, TextPolicy
 from deeprec.trm.preferences import THEMES, item_phrases, themes
@@ -97,18 +97,14 @@ class Teacher(TextPolicy):
                 tokens, written, _ = trace.tokens()
                 yield trace, Example(tuple(tokens), tuple(written))
 
-    def _write(self, request: Request) -> Chunk:
+    def _text(self, request: Request) -> str:
         task = self.tasks[request.key.partition(":")[2]]
         lists = list_titles(self.decode(request.context))
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
         if len(lists) < self.calls:
-            text = self._call(rng, task, lists, self._said[request.key])
-        else:
-            titles = list(dict.fromkeys(title for found in lists for title in found))[: self.answer_size]
-            text = protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
-        tokens = self.encode(text)
-        finish = Finish.STOP if len(tokens) <= request.max_new_tokens else Finish.LENGTH
-        return Chunk(request.key, tuple(tokens[: request.max_new_tokens]), (), finish)
+            return self._call(rng, task, lists, self._said[request.key])
+        titles = list(dict.fromkeys(title for found in lists for title in found))[: self.answer_size]
+        return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
 
     def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> str:
         phrases = self._ahead(rng, task) if not lists else self._particular(rng, task, said)

@@ -22,7 +22,7 @@ from deeprec.explore.environment import Environment
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
-from deeprec.train.processes import first_goes_first, share_of
+from deeprec.train.processes import first_goes_first, require_equal_shares
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.sampling import Sampler
 from deeprec.train.stages import run_stage
@@ -52,10 +52,10 @@ def train(
     names = [name for name, share in shares(config.train).items() if share]
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
-    share_of(config.train)
+    require_equal_shares(config.train)
     rehearsal = _with_room(rehearsal, policy, config)
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
-    rubrics = _rubrics(stages, rehearsal, config)
+    rubrics = rubrics_of(stages, rehearsal, config)
     for name in stages:
         if len(rehearsal.tasks[name]) < config.train.tasks_per_step:
             raise DeepRecError(
@@ -116,7 +116,7 @@ def _with_room(rehearsal: Rehearsal, policy: TransformersPolicy, config: Config)
     return replace(rehearsal, tasks={name: list(filter(fits, tasks)) for name, tasks in rehearsal.tasks.items()})
 
 
-def _rubrics(stages: Mapping[str, StageConfig], rehearsal: Rehearsal, config: Config) -> dict[str, Rubric]:
+def rubrics_of(stages: Mapping[str, StageConfig], rehearsal: Rehearsal, config: Config) -> dict[str, Rubric]:
     trm = rehearsal.retriever
     texts_ID = trm.encoder.encode(rehearsal.catalog.texts())
     return {
