@@ -45,7 +45,7 @@ ALLOWED = {
     "rewards": {*EXPLORE, "explore"},
     "train": {*EXPLORE, "explore", "policies", "rewards"},
     "eval": {*EXPLORE, "explore", "policies", "rewards"},
-    "serve": TOP,
+    "serve": {"deeprec", *TOP},
     "testing": {*EXPLORE, "explore", "policies"},
     "workbench": TOP,
     "render": {*TOP, "doctor", "workbench"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment
 from deeprec.explore.protocol import STOPS
-from deeprec.explore.trace import Author, Segment, Stop, Trace
+from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Chunk, Finish, Policy, Request
 from deeprec.trm.retriever import Hit, Query, Retriever
 
@@ -26,9 +26,9 @@ class _Flight:
     """An exploration under way."""
 
     key: str
-    order: int
     seed: int
     environment: Environment
+    listener: Listener | None
     segments: list[Segment] = field(default_factory=list)
     context: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -37,9 +37,10 @@ class _Flight:
 
 
 class Explorer:
-    """Runs explorations, `config.batch_size` at once; a finished one makes room for the next.
+    """Runs explorations side by side, through one policy and one retriever.
 
-    No exploration waits for another: a tool call is answered and written on from while others still think.
+    No exploration waits for another: a tool call is answered and written on from while others still think, and new
+    ones may start at any step.
     """
 
     def __init__(self, policy: Policy, retriever: Retriever, catalog: Catalog, config: ExploreConfig) -> None:
@@ -48,6 +49,9 @@ class Explorer:
         self.catalog = catalog
         self.config = config
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
+        self._flights: dict[str, _Flight] = {}
+        self._new: list[_Flight] = []
+        self._started = 0
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
         """Explore for each task; traces come in the order of the tasks. A task may occur several times."""
@@ -57,41 +61,100 @@ class Explorer:
         return [trace for trace in traces if trace is not None]
 
     def stream(self, tasks: Iterable[Task], listener: Listener | None = None) -> Iterator[tuple[int, Trace]]:
-        """Yield `(place of the task, trace)` as explorations finish. Closing the iterator frees the policy."""
-        waiting = deque(enumerate(tasks))
-        flights: dict[str, _Flight] = {}
-        occurrences: dict[str, int] = {}
-        try:
-            while waiting or flights:
-                opened = []
-                while waiting and len(flights) < self.config.batch_size:
-                    order, task = waiting.popleft()
-                    occurrence = occurrences[task.id] = occurrences.get(task.id, -1) + 1
-                    seed = _seed(self.config.seed, task.id, occurrence)
-                    flight = _Flight(f"{order}:{task.id}", order, seed, Environment(task, self.catalog, self.config))
-                    self._append(flight, flight.environment.prompt(), listener)
-                    flights[flight.key] = flight
-                    opened.append(flight)
-                self._continue(opened)
-                finished = self._advance(flights, listener)
-                ended = [flight for flight in (*opened, *finished) if flight.environment.stop is not None]
-                ended = list({flight.key: flight for flight in ended}.values())
-                for flight, spare in zip(ended, self._spare(ended), strict=True):
-                    del flights[flight.key]
-                    self.policy.release([flight.key])
-                    yield flight.order, flight.environment.trace(flight.segments, spare)
-        finally:
-            self.policy.release(list(flights))
+        """Yield `(place of the task, trace)` as explorations finish, `config.batch_size` of them under way at once.
 
-    def _advance(self, flights: dict[str, _Flight], listener: Listener | None) -> list[_Flight]:
-        """One step of the policy, and what follows from it; returns the explorations whose segment ended."""
+        Closing the iterator frees the policy.
+        """
+        waiting = deque(enumerate(tasks))
+        places: dict[str, int] = {}
+        occurrences: Counter[str] = Counter()
+        try:
+            while waiting or places:
+                while waiting and len(places) < self.config.batch_size:
+                    place, task = waiting.popleft()
+                    places[self.start(task, listener, occurrence=occurrences[task.id])] = place
+                    occurrences[task.id] += 1
+                for key, trace in self.step():
+                    yield places.pop(key), trace
+        finally:
+            self.stop(list(places))
+
+    def start(
+        self,
+        task: Task,
+        listener: Listener | None = None,
+        *,
+        config: ExploreConfig | None = None,
+        occurrence: int = 0,
+        given: Sequence[str] = (),
+    ) -> str:
+        """Begin an exploration at the next step; returns its key.
+
+        Args:
+            config: limits and sampling of this one; default: the explorer's.
+            occurrence: sets the seeds of several explorations of one task apart.
+            given: segments that stand before the policy's first own one, as if it had written them (a person's calls);
+                their author is the environment. What follows one that ends the exploration is left out.
+        """
+        config = config or self.config
+        key = f"{self._started}:{task.id}"
+        self._started += 1
+        flight = _Flight(
+            key, _seed(config.seed, task.id, occurrence), Environment(task, self.catalog, config), listener
+        )
+        self._append(flight, flight.environment.prompt())
+        for text in given:
+            self._append(flight, text)
+            query = flight.environment.receive(text, Finish.STOP)
+            if query is None:
+                break
+            hits = self._retrieve([query], config.items_per_call)[0]
+            self._append(flight, flight.environment.answer_call(hits))
+        self._flights[key] = flight
+        self._new.append(flight)
+        return key
+
+    def step(self) -> list[tuple[str, Trace]]:
+        """One step of the policy for all that is under way; the keys and traces of what it finished."""
+        opened, self._new = self._new, []
+        self._continue([flight for flight in opened if flight.environment.stop is None])
+        self._advance()
+        ended = {key: flight for key, flight in self._flights.items() if flight.environment.stop is not None}
+        spares = self._spare(list(ended.values()))
+        self.stop(list(ended))
+        return [
+            (key, flight.environment.trace(flight.segments, spare))
+            for (key, flight), spare in zip(ended.items(), spares, strict=True)
+        ]
+
+    def stop(self, keys: Sequence[str]) -> None:
+        """Leave explorations and free what the policy holds for them. Unknown keys are fine."""
+        gone = set(keys)
+        self._new = [flight for flight in self._new if flight.key not in gone]
+        for key in keys:
+            self._flights.pop(key, None)
+        self.policy.release(keys)
+
+    def abort(self, key: str, error: str) -> None:
+        """End an exploration that takes too long: the next step gives its trace, served from what was retrieved."""
+        flight = self._flights[key]
+        self.policy.release([key])
+        self._close(flight)
+        flight.environment.abort(Stop.FAILED, error)
+
+    def turns(self, key: str) -> Sequence[Turn]:
+        """The calls of an exploration so far."""
+        return tuple(self._flights[key].environment.turns)
+
+    def _advance(self) -> None:
+        """One step of the policy, and what follows from it."""
         finished: list[tuple[_Flight, Finish]] = []
         for chunk in self.policy.step():
-            flight = flights[chunk.key]
+            flight = self._flights[chunk.key]
             flight.tokens += chunk.tokens
             flight.logprobs += chunk.logprobs
-            if listener is not None:
-                self._tell(flight, chunk, listener)
+            if flight.listener is not None:
+                self._tell(flight, chunk, flight.listener)
             if chunk.finish is Finish.FAILED:
                 self._close(flight)
                 flight.environment.abort(Stop.FAILED, chunk.error)
@@ -102,23 +165,25 @@ class Explorer:
         for flight, finish in finished:
             if flight.environment.stop is None:
                 text = self._close(flight)
-                if finish is Finish.LENGTH and len(flight.context) >= self.config.context_tokens:
+                if finish is Finish.LENGTH and len(flight.context) >= flight.environment.config.context_tokens:
                     finish = Finish.NO_ROOM
                 query = flight.environment.receive(text, finish)
                 if query is not None:
                     calls.append((flight, query))
         self.seconds["parse"] += time.perf_counter() - started
-        hits = self._retrieve([query for _, query in calls], self.config.items_per_call)
+        k = max((flight.environment.config.items_per_call for flight, _ in calls), default=0)
+        hits = self._retrieve([query for _, query in calls], k)
         for (flight, _), found in zip(calls, hits, strict=True):
-            self._append(flight, flight.environment.answer_call(found), listener)
+            wanted = found[: flight.environment.config.items_per_call]
+            self._append(flight, flight.environment.answer_call(wanted))
         self._continue([flight for flight, _ in calls])
-        return [flight for flight, _ in finished]
 
     def _continue(self, flights: Sequence[_Flight]) -> None:
         """Ask the policy for the next segment of each, where the context has room for one."""
         requests = []
         for flight in flights:
-            room = self.config.context_tokens - len(flight.context)
+            config = flight.environment.config
+            room = config.context_tokens - len(flight.context)
             if room <= 0:
                 flight.environment.abort(Stop.CONTEXT_LIMIT)
                 continue
@@ -127,22 +192,22 @@ class Explorer:
                     key=flight.key,
                     context=tuple(flight.context),
                     stops=STOPS,
-                    max_new_tokens=min(room, self.config.segment_tokens),
-                    temperature=self.config.temperature,
-                    top_p=self.config.top_p,
+                    max_new_tokens=min(room, config.segment_tokens),
+                    temperature=config.temperature,
+                    top_p=config.top_p,
                     seed=flight.seed + len(flight.segments),
                 )
             )
         if requests:
             self.policy.submit(requests)
 
-    def _append(self, flight: _Flight, text: str, listener: Listener | None) -> None:
+    def _append(self, flight: _Flight, text: str) -> None:
         """Text of the environment enters the context: encoded once, on its own, never joined and re-encoded."""
         tokens = self.policy.encode(text, first=not flight.segments)
         flight.segments.append(Segment(Author.ENVIRONMENT, tuple(tokens), (), text))
         flight.context += tokens
-        if listener is not None:
-            listener(flight.environment.task, Author.ENVIRONMENT, text)
+        if flight.listener is not None:
+            flight.listener(flight.environment.task, Author.ENVIRONMENT, text)
 
     def _close(self, flight: _Flight) -> str:
         """The policy's segment is complete: exactly its tokens, and the text they decode to."""
@@ -175,8 +240,10 @@ class Explorer:
             Query(flight.environment.task.history, exclude=frozenset(flight.environment.task.history))
             for flight in bare
         ]
-        found = iter(self._retrieve(queries, self.config.answer_size))
-        return [[] if flight.environment.turns else next(found) for flight in flights]
+        sizes = [flight.environment.config.answer_size for flight in bare]
+        found = zip(self._retrieve(queries, max(sizes, default=0)), sizes, strict=True)
+        spares = iter([hits[:size] for hits, size in found])
+        return [[] if flight.environment.turns else next(spares) for flight in flights]
 
 
 def _seed(seed: int, task: str, occurrence: int) -> int:

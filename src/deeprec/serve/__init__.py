@@ -1,0 +1,1 @@
+"""Serving: explorations for many callers at once, over HTTP and MCP, and on a page."""

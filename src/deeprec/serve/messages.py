@@ -1,0 +1,152 @@
+"""What goes over the wire: requests with their limits, and answers."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from deeprec.explore.protocol import call_text
+
+HISTORY = 500
+"""Items of a history, at most."""
+BATCH = 64
+"""Queries of one `/retrieve`, at most."""
+K = 100
+"""Items of a ranking, at most."""
+WORDS = 500
+"""Characters of a title or a preference, at most."""
+
+
+def _plain(text: str) -> str:
+    if any(unicodedata.category(character).startswith("C") for character in text):
+        raise ValueError("it holds a control character or an invisible one")
+    return text
+
+
+def _untagged(text: str) -> str:
+    if "<" in text or ">" in text:
+        raise ValueError("it holds < or >, of which the protocol's tags are made")
+    return text
+
+
+Plain = Annotated[str, Field(max_length=WORDS), AfterValidator(_plain)]
+Name = Annotated[Plain, Field(min_length=1)]
+"""An item's title or id."""
+Places = Annotated[int, Field(ge=1, le=K)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Call(_Message):
+    """A tool call that is given and not written by the policy."""
+
+    preference: Annotated[Name, AfterValidator(_untagged)]
+    thought: Annotated[Plain, AfterValidator(_untagged)] = ""
+
+
+class Recommend(_Message):
+    """An exploration for a new user's history, or for a user of the data."""
+
+    history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
+    user: Name | None = Field(None, description="a user of the data, in place of a history")
+    k: Places = 10
+    policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
+    max_calls: int | None = Field(None, ge=1, le=20, description="budget of tool calls; default: the server's")
+    trust: float | None = Field(None, ge=0, le=1, description="how far preferences are believed")
+    calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
+    stream: bool = Field(False, description="answer with server-sent events: text, turn, ranking, error")
+
+    def given(self) -> list[str]:
+        """The first calls as a policy would have written them."""
+        return [call_text(call.thought, call.preference) for call in self.calls]
+
+    @model_validator(mode="after")
+    def _one_user(self) -> Recommend:
+        if bool(self.history) == (self.user is not None):
+            raise ValueError("give a history or a user, and not both")
+        if self.max_calls is not None and len(self.calls) > self.max_calls:
+            raise ValueError("there are more calls than max_calls allows")
+        return self
+
+
+class RetrieveQuery(_Message):
+    """A question to the TRM."""
+
+    history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
+    preference: Plain = ""
+    exclude: tuple[Name, ...] = Field((), max_length=HISTORY, description="beside the history")
+    trust: float | None = Field(None, ge=0, le=1)
+
+
+class Retrieve(_Message):
+    queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=BATCH)
+    k: Places = 10
+
+
+class Item(BaseModel):
+    id: str
+    title: str
+    categories: tuple[str, ...]
+
+
+class Found(Item):
+    """An item that came back, with the TRM's score."""
+
+    score: float
+
+
+class Ranked(Item):
+    """An item of the ranking: by which call it was found (from 1) and for what; null where no call found it."""
+
+    call: int | None
+    preference: str | None
+
+
+class TurnMessage(BaseModel):
+    """A tool call and what it brought."""
+
+    call: int
+    thought: str
+    preference: str
+    items: tuple[Found, ...]
+
+
+class Ranking(BaseModel):
+    """The end of an exploration.
+
+    `origin` says where the ranking comes from; "answer" alone is wholly the policy's. `stop` and `faults` say how the
+    exploration ended and what was wrong with it, `error` why the policy failed, where it did.
+    """
+
+    items: tuple[Ranked, ...]
+    origin: str
+    stop: str
+    faults: tuple[str, ...]
+    error: str | None
+    thought: str
+    tokens: int
+    seconds: float
+
+
+class Recommended(BaseModel):
+    policy: str
+    turns: tuple[TurnMessage, ...]
+    ranking: Ranking
+
+
+class Retrieved(BaseModel):
+    results: tuple[tuple[Found, ...], ...]
+
+
+class Items(BaseModel):
+    items: tuple[Item, ...]
+
+
+class Problem(BaseModel):
+    """Any answer of 4xx and 5xx."""
+
+    detail: str

@@ -1,0 +1,138 @@
+"""What a server holds: the data, the TRM, and a desk for each policy; and its answers, without HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rapidfuzz import fuzz, process, utils
+
+from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, ItemIdx, UserId
+from deeprec.data.dataset import Dataset, Task
+from deeprec.errors import DeepRecError
+from deeprec.explore.trace import Origin, Trace, Turn
+from deeprec.serve import messages
+from deeprec.serve.desk import Desk
+from deeprec.trm.retriever import Hit, Query, Retriever
+
+ALONE = "trm-alone"
+"""The policy that asks the TRM once, without a word."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """See the module.
+
+    Args:
+        desks: by the name under which a request asks for a policy; the first is the default.
+        explore: limits that a request may lower or that it leaves.
+    """
+
+    dataset: Dataset
+    retriever: Retriever
+    desks: Mapping[str, Desk]
+    explore: ExploreConfig
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.dataset.catalog
+
+    @cached_property
+    def _tasks(self) -> dict[str, Task]:
+        return {task.user: task for task in self.dataset.tasks("test")}
+
+    @cached_property
+    def _titles(self) -> list[str]:
+        return [utils.default_process(title) for title in self.catalog.titles]
+
+    def policies(self) -> list[str]:
+        return [*self.desks, ALONE]
+
+    def users(self, n: int) -> list[str]:
+        """Some users of the data who can be asked for."""
+        return list(self._tasks)[:n]
+
+    def task(self, asked: messages.Recommend) -> Task:
+        """Whom to explore for.
+
+        Raises:
+            DeepRecError: there is no such user or item.
+        """
+        if asked.user is None:
+            return Task("new:you", UserId("you"), tuple(map(self.catalog.find, asked.history)))
+        if asked.user not in self._tasks:
+            examples = ", ".join(self.users(3))
+            raise DeepRecError(f"There is no user {asked.user!r} with a history; users are for instance {examples}.")
+        return self._tasks[asked.user]
+
+    def limits(self, asked: messages.Recommend) -> ExploreConfig:
+        wanted = {"max_calls": asked.max_calls, "trust": asked.trust}
+        return self.explore.model_copy(update={name: value for name, value in wanted.items() if value is not None})
+
+    def query(self, asked: messages.RetrieveQuery) -> Query:
+        """
+        Raises:
+            DeepRecError: there is no such item.
+        """
+        history = tuple(map(self.catalog.find, asked.history))
+        exclude = frozenset((*history, *map(self.catalog.find, asked.exclude)))
+        trust = self.explore.trust if asked.trust is None else asked.trust
+        return Query(history, asked.preference, exclude, trust)
+
+    def search(self, query: str, n: int) -> list[messages.Item]:
+        """Items whose titles are like the query, the likest first; letters may be wrong, missing or swapped."""
+        wanted = utils.default_process(query)
+        found = process.extract(wanted, self._titles, scorer=fuzz.WRatio, limit=n, score_cutoff=60)
+        return [self.item(ItemIdx(place)) for _, _, place in found]
+
+    def item(self, item: ItemIdx) -> messages.Item:
+        return messages.Item(
+            id=self.catalog.ids[item], title=self.catalog.titles[item], categories=self.catalog.categories[item]
+        )
+
+    def found(self, hits: Sequence[Hit]) -> tuple[messages.Found, ...]:
+        return tuple(messages.Found(**self.item(hit.item).model_dump(), score=hit.score) for hit in hits)
+
+    def turn(self, number: int, turn: Turn) -> messages.TurnMessage:
+        return messages.TurnMessage(
+            call=number, thought=turn.thought, preference=turn.preference, items=self.found(turn.hits)
+        )
+
+    def ranking(self, trace: Trace, k: int, seconds: float) -> messages.Ranking:
+        """The served ranking, filled up to `k` with what else was retrieved and then by the TRM alone."""
+        served, origin = trace.served()
+        places = list(dict.fromkeys((*served, *trace.pool)))[:k]
+        if len(places) < k:
+            rest = Query(trace.history, exclude=frozenset((*trace.history, *places)))
+            places += [hit.item for hit in self.retriever.retrieve([rest], k - len(places))[0]]
+        by_item = {hit.item: (n, turn) for n, turn in reversed(list(enumerate(trace.turns, 1))) for hit in turn.hits}
+        return messages.Ranking(
+            items=tuple(self._ranked(item, by_item.get(item)) for item in places),
+            origin=origin.value,
+            stop=trace.stop.value,
+            faults=tuple(fault.value for fault in trace.faults),
+            error=trace.error,
+            thought=trace.thought,
+            tokens=trace.policy_tokens,
+            seconds=seconds,
+        )
+
+    def alone(self, history: Sequence[ItemIdx], k: int, error: str | None = None) -> messages.Ranking:
+        """What the TRM says without a word: asked for, or in place of an explorer that failed."""
+        hits = self.retriever.retrieve([Query(tuple(history), exclude=frozenset(history))], k)[0]
+        return messages.Ranking(
+            items=tuple(self._ranked(hit.item, None) for hit in hits),
+            origin=Origin.RETRIEVER.value,
+            stop="policy failed" if error else "answered",
+            faults=(),
+            error=error,
+            thought="",
+            tokens=0,
+            seconds=0.0,
+        )
+
+    def _ranked(self, item: ItemIdx, by: tuple[int, Turn] | None) -> messages.Ranked:
+        call, preference = (by[0], by[1].preference) if by else (None, None)
+        return messages.Ranked(**self.item(item).model_dump(), call=call, preference=preference)

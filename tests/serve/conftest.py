@@ -1,0 +1,96 @@
+"""A real server on loopback, with scripted policies that a test can hold up."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import uvicorn
+
+from deeprec.config import ExploreConfig
+from deeprec.explore.explorer import Explorer
+from deeprec.policies.scripted import ScriptedWriter
+from deeprec.policies.text import TextPolicy
+from deeprec.serve.api import create_app
+from deeprec.serve.desk import Desk
+from deeprec.serve.service import Service
+from deeprec.testing import RecordingRetriever, toy_dataset
+
+DATASET = toy_dataset()
+CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
+SECONDS = 20
+
+
+class Gate:
+    """A writer that waits until it is opened, then does as the scripted one."""
+
+    def __init__(self) -> None:
+        self.script = ScriptedWriter(3)
+        self.open = threading.Event()
+        self.reached = threading.Event()
+
+    def __call__(self, conversation: str) -> str:
+        self.reached.set()
+        assert self.open.wait(SECONDS)
+        return self.script(conversation)
+
+
+def explorer(writer: object) -> Explorer:
+    return Explorer(TextPolicy(writer), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)  # type: ignore[arg-type]
+
+
+@dataclass
+class Site:
+    client: httpx.Client
+    service: Service
+    gate: Gate
+    url: str
+
+
+def serve(service: Service, **options: object) -> Iterator[str]:
+    """The address of a server that runs until the caller goes on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = create_app(service, **options)  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + SECONDS
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(SECONDS)
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """Of a scripted policy, one that never ends, and one that a gate holds up."""
+    gate = Gate()
+    desks = {
+        "script": Desk(explorer(ScriptedWriter(3)), slots=8, queue=100, seconds=SECONDS),
+        "held": Desk(explorer(gate), slots=2, queue=2, seconds=SECONDS),
+    }
+    service = Service(DATASET, RecordingRetriever(len(DATASET.catalog)), desks, CONFIG)
+    service.__dict__["gate"] = gate
+    yield service
+    gate.open.set()
+    for desk in desks.values():
+        desk.close()
+
+
+@pytest.fixture
+def site(service: Service) -> Iterator[Site]:
+    running = serve(service)
+    url = next(running)
+    with httpx.Client(base_url=url, timeout=SECONDS) as client:
+        yield Site(client, service, service.__dict__["gate"], url)
+    service.__dict__["gate"].open.set()
+    next(running, None)

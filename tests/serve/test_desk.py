@@ -1,0 +1,155 @@
+"""The desk: many callers, one explorer; nobody is lost, and whoever leaves makes room."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from deeprec.config import ExploreConfig
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.protocol import call_text
+from deeprec.explore.trace import Origin, Stop, Trace, Turn
+from deeprec.policies.scripted import ScriptedWriter
+from deeprec.policies.text import TextPolicy
+from deeprec.serve.desk import Broken, BusyError, Desk, Event, Text
+from deeprec.testing import RecordingRetriever, toy_dataset
+
+DATASET = toy_dataset()
+TASKS = DATASET.tasks("test")
+CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
+SECONDS = 20
+
+
+class Gate:
+    """A writer that waits until it is opened, then does as the scripted one."""
+
+    def __init__(self, *, opened: bool = True) -> None:
+        self.script = ScriptedWriter(3)
+        self.open = threading.Event()
+        self.reached = threading.Event()
+        if opened:
+            self.open.set()
+
+    def __call__(self, conversation: str) -> str:
+        self.reached.set()
+        assert self.open.wait(SECONDS)
+        return self.script(conversation)
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Desk]]:
+    desks: list[Desk] = []
+
+    def desk(writer: Any, **options: Any) -> Desk:
+        explorer = Explorer(TextPolicy(writer), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)
+        desks.append(Desk(explorer, **{"slots": 4, "queue": 100, "seconds": SECONDS} | options))
+        return desks[-1]
+
+    yield desk
+    for each in desks:
+        each.close()
+
+
+def heard(events: queue.Queue[Event]) -> list[Event]:
+    """All until the last."""
+    found = [events.get(timeout=SECONDS)]
+    while not isinstance(found[-1], Trace | Broken):
+        found.append(events.get(timeout=SECONDS))
+    return found
+
+
+def ask(desk: Desk, task: Any, config: ExploreConfig = CONFIG) -> tuple[Any, queue.Queue[Event]]:
+    events: queue.Queue[Event] = queue.Queue()
+    return desk.ask(task, config, events.put), events
+
+
+def test_everyone_gets_the_trace_of_an_explorer_alone(make: Callable[..., Desk]) -> None:
+    desk = make(ScriptedWriter(3))
+    asked = [ask(desk, task)[1] for task in TASKS[:20]]
+    alone = Explorer(
+        TextPolicy(ScriptedWriter(3)), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG
+    ).run(TASKS[:20])
+    for events, trace in zip(asked, alone, strict=True):
+        *before, last = heard(events)
+        assert isinstance(last, Trace)
+        assert [segment.text for segment in last.segments] == [segment.text for segment in trace.segments]
+        assert [event for event in before if isinstance(event, Turn)] == list(last.turns)
+        written = "".join(segment.text for segment in last.segments if segment.author == "policy")
+        assert "".join(event.text for event in before if isinstance(event, Text)) == written
+        kinds = [type(event) for event in before]
+        assert kinds.index(Turn) > kinds.index(Text)
+    assert desk.load() == (0, 0)
+
+
+def test_callers_may_have_limits_of_their_own(make: Callable[..., Desk]) -> None:
+    desk = make(ScriptedWriter(3))
+    few = CONFIG.model_copy(update={"items_per_call": 2, "answer_size": 3})
+    asked = [ask(desk, TASKS[0], config)[1] for config in (CONFIG, few)]
+    counts = [{len(turn.hits) for turn in heard(events)[-1].turns} for events in asked]  # type: ignore[union-attr]
+    assert counts == [{4}, {2}]
+
+
+def test_past_the_queue_callers_are_refused_and_nobody_else_is_lost(make: Callable[..., Desk]) -> None:
+    gate = Gate(opened=False)
+    desk = make(gate, slots=2, queue=3)
+    first = ask(desk, TASKS[0])[1]
+    assert gate.reached.wait(SECONDS)  # its step holds the thread, so that the next ones stay in the queue
+    others = [ask(desk, task)[1] for task in TASKS[1:5]]  # one more slot, and three who wait
+    with pytest.raises(BusyError, match="try later"):
+        ask(desk, TASKS[5])
+    gate.open.set()
+    assert all(isinstance(heard(events)[-1], Trace) for events in [first, *others])
+    assert isinstance(heard(ask(desk, TASKS[9])[1])[-1], Trace)
+
+
+def test_who_leaves_frees_the_slot_and_hears_no_more(make: Callable[..., Desk]) -> None:
+    gate = Gate(opened=False)
+    desk = make(gate, slots=1, queue=2)
+    ticket, events = ask(desk, TASKS[0])
+    assert gate.reached.wait(SECONDS)
+    waiting, unheard = ask(desk, TASKS[1])
+    after = ask(desk, TASKS[2])[1]
+    desk.leave(waiting)
+    desk.leave(ticket)
+    gate.open.set()
+    assert isinstance(heard(after)[-1], Trace)
+    assert not any(isinstance(event, Trace | Turn) for event in list(events.queue))
+    assert unheard.empty()
+    assert desk.load() == (0, 0)
+
+
+def test_what_takes_too_long_is_served_from_what_was_found(make: Callable[..., Desk]) -> None:
+    calls = iter(range(10**9))
+    desk = make(lambda _: call_text("Again.", f"wish {next(calls)}"), seconds=0.05)
+    endless = CONFIG.model_copy(update={"max_calls": 10**6, "items_per_call": 1, "context_tokens": 10**9})
+    last = heard(ask(desk, TASKS[0], endless)[1])[-1]
+    assert isinstance(last, Trace)
+    assert last.stop is Stop.FAILED
+    assert "more than 0.05 s" in str(last.error)
+    assert last.served()[1] in (Origin.POOL, Origin.RETRIEVER)
+    assert len(last.served()[0]) == 3
+
+
+def test_a_failing_policy_ends_the_explorations_and_not_the_desk(make: Callable[..., Desk]) -> None:
+    broken = threading.Event()
+
+    def writer(conversation: str) -> str:
+        if not broken.is_set():
+            broken.set()
+            raise RuntimeError("out of memory")
+        return ScriptedWriter(3)(conversation)
+
+    desk = make(writer)
+    assert heard(ask(desk, TASKS[0])[1])[-1] == Broken("RuntimeError: out of memory")
+    assert isinstance(heard(ask(desk, TASKS[1])[1])[-1], Trace)
+
+
+def test_a_closed_desk_takes_on_nothing(make: Callable[..., Desk]) -> None:
+    desk = make(ScriptedWriter(3))
+    desk.close()
+    with pytest.raises(BusyError, match="closing"):
+        ask(desk, TASKS[0])
