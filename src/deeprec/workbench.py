@@ -156,6 +156,11 @@ class Workbench:
                         board.add_scalar(f"{stage}/{name}", value, step)
                 shown = [f"{name} {numbers[name]:.3f}" for name in _SHOWN if name in numbers]
                 bar.update(task, total=steps, completed=step, description=f"{stage}: {', '.join(shown)}; step")
+                if "reward" in numbers:  # a step of reinforcement learning takes long enough for a line of its own
+                    terms = {name: value for name, value in numbers.items() if name.startswith("reward/") and value}
+                    terms |= {name: numbers[name] for name in ("turns", "tokens/s") if name in numbers}
+                    line = ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
+                    self.console.print(f"{stage} {step}/{steps}: {line}", soft_wrap=True)
                 for alarm in alarms(numbers, self.config.explore):
                     if alarm not in told:
                         told.add(alarm)

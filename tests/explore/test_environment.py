@@ -66,6 +66,7 @@ RESOLUTION: dict[str, tuple[str, tuple[int, ...], int | None, bool, Fault | None
     "ambiguous in the pool": ("Twin", (2, 3), None, False, Fault.AMBIGUOUS_TITLE),
     "ambiguous in the catalogue": ("Twin", (0,), None, False, Fault.AMBIGUOUS_TITLE),
     "equal titles, one retrieved": ("Same (2000)", (5,), 5, True, None),
+    "equal titles, both retrieved": ("Same (2000)", (5, 4), 5, True, None),
     "equal titles, none retrieved": ("Same (2000)", (), None, False, Fault.AMBIGUOUS_TITLE),
     "no match by prefix": ("Hal", (6, 7), None, False, Fault.UNKNOWN_TITLE),
     "a longer title is another": ("Halo 2", (6,), 7, False, None),
@@ -96,6 +97,11 @@ def test_repeated_and_seen_titles_are_faults_of_their_lines(catalog: Catalog) ->
         (6, True, None),
     ]
     assert [line.text for line in lines] == titles
+
+
+def test_a_title_of_several_retrieved_items_names_one_after_another(catalog: Catalog) -> None:
+    lines = resolve_lines(["Same (2000)", "same (2000)", "Same (2000)"], catalog, items(5, 1, 4), ())
+    assert [(line.item, line.fault) for line in lines] == [(5, None), (4, None), (5, Fault.REPEATED_TITLE)]
 
 
 def test_a_faultless_exploration(catalog: Catalog) -> None:

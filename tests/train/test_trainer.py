@@ -104,7 +104,7 @@ class Heard:
 
 def curve(heard: Heard) -> dict[tuple[str, int], dict[str, float]]:
     return {
-        key: {name: value for name, value in numbers.items() if not name.startswith("seconds")}
+        key: {name: value for name, value in numbers.items() if not name.startswith(("seconds", "tokens/s"))}
         for key, numbers in heard.steps.items()
     }
 

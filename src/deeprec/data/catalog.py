@@ -155,6 +155,10 @@ class Catalog:
                 return Resolution(None, ResolutionStatus.AMBIGUOUS)
         return Resolution(None, ResolutionStatus.UNKNOWN)
 
+    def namesakes(self, text: str) -> tuple[ItemIdx, ...]:
+        """All items that have this full title, normalised."""
+        return self._by_title.get(normalise_title(text), ())
+
     def find(self, name: str) -> ItemIdx:
         """The item that a person names, by its title or its id.
 
@@ -166,7 +170,7 @@ class Catalog:
             return found
         if name in self._places:
             return self._places[ItemId(name)]
-        same = self._by_title.get(normalise_title(name)) or self._by_yearless.get(normalise_title(name), ())
+        same = self.namesakes(name) or self._by_yearless.get(normalise_title(name), ())
         if same:
             ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
             raise DeepRecError(f"{name!r} is the title of {len(same)} items: give the id of one, as {ids}.")

@@ -50,7 +50,7 @@ def evaluate_retriever(
     for start in range(0, len(tasks), _BATCH):
         queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks[start : start + _BATCH]]
         rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
-    return _result(name, tasks, rankings, targets, n_items, k, note=note)
+    return score_rankings(name, tasks, rankings, targets, n_items, k, note=note)
 
 
 def evaluate_traces(
@@ -75,8 +75,8 @@ def evaluate_traces(
     stops = dict(Counter(trace.stop.value for trace in traces).most_common())
     answered = [list(trace.answered) for trace in traces]
     return (
-        _result(f"{name}, as answered", tasks, answered, targets, n_items, k, extras, stops, note),
-        _result(f"{name}, as served", tasks, [list(r) for r, _ in served], targets, n_items, k, extras, stops),
+        score_rankings(f"{name}, as answered", tasks, answered, targets, n_items, k, extras, stops, note),
+        score_rankings(f"{name}, as served", tasks, [list(r) for r, _ in served], targets, n_items, k, extras, stops),
     )
 
 
@@ -105,7 +105,7 @@ def _nothing() -> Iterator[tuple[int, Trace]]:
     yield from ()
 
 
-def _result(
+def score_rankings(
     name: str,
     tasks: Sequence[Task],
     rankings: Sequence[Sequence[int]],

@@ -123,20 +123,27 @@ def item_lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
 def resolve_lines(
     titles: Sequence[str], catalog: Catalog, pool: Sequence[ItemIdx], history: Sequence[ItemIdx]
 ) -> tuple[Line, ...]:
-    """Answer titles to items, once and for all: inside the pool first, then in the catalogue, never by substring."""
+    """Answer titles to items, once and for all: inside the pool first, then in the catalogue, never by substring.
+
+    Where several retrieved items have the title in full, its first line names the one that came back first, and so on:
+    to copy what the tool showed is no fault.
+    """
     retrieved, seen = frozenset(pool), frozenset(history)
     taken: Counter[ItemIdx] = Counter()
     lines = []
     for title in titles:
         match = catalog.resolve(title, retrieved)
-        fault = None
-        if match.item is None:
+        item, fault = match.item, None
+        if match.status is ResolutionStatus.AMBIGUOUS:
+            shown = [namesake for namesake in pool if namesake in catalog.namesakes(title)]
+            item = min(shown, key=taken.__getitem__, default=None)
+        if item is None:
             fault = Fault.AMBIGUOUS_TITLE if match.status is ResolutionStatus.AMBIGUOUS else Fault.UNKNOWN_TITLE
         else:
-            taken[match.item] += 1
-            if taken[match.item] > 1:
+            taken[item] += 1
+            if taken[item] > 1:
                 fault = Fault.REPEATED_TITLE
-            elif match.item in seen:
+            elif item in seen:
                 fault = Fault.SEEN_TITLE
-        lines.append(Line(title, match.item, match.item in retrieved, fault))
+        lines.append(Line(title, item, item in retrieved, fault))
     return tuple(lines)

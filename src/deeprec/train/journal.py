@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from deeprec.config import ExploreConfig
 from deeprec.errors import DeepRecError
+from deeprec.explore.protocol import Fault
 from deeprec.explore.trace import Trace
 from deeprec.rewards.rubric import Scored
 
@@ -36,12 +37,14 @@ class Journal(TrainerCallback):
         self.stage = stage
         self.on_step = on_step
         self.seen: dict[str, float] = {}
+        self.written = 0
 
     def hear(self, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
         """A `Listener` of rollouts."""
         own = measure(traces, scores) | {f"seconds/{part}": spent for part, spent in seconds.items()}
         every = gather_object([own])  # of all processes, which have equal shares
         self.seen = {name: float(np.mean([numbers[name] for numbers in every])) for name in own}
+        self.written = sum(gather_object([sum(trace.policy_tokens for trace in traces)]))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -61,6 +64,8 @@ class Journal(TrainerCallback):
                 "and start the command again."
             )
         told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
+        if self.written and "step_time" in told:
+            told["tokens/s"] = self.written / told["step_time"]
         self.on_step(state.global_step, self.seen | told)
 
 
@@ -73,6 +78,8 @@ def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, floa
     for trace, scored in zip(traces, scores, strict=True):
         groups.setdefault(trace.task, set()).add(scored.total)
     repeats = [len(trace.turns) - len({turn.preference for turn in trace.turns}) for trace in traces]
+    for fault in Fault:
+        numbers[f"fault/{fault.value}"] = float(np.mean([fault in trace.faults for trace in traces]))
     return numbers | {
         "well-formed": float(np.mean([trace.well_formed for trace in traces])),
         "turns": float(np.mean([len(trace.turns) for trace in traces])),

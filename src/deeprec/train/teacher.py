@@ -89,7 +89,7 @@ class Teacher(TextPolicy):
         self._said: defaultdict[str, list[str]] = defaultdict(list)
 
     def examples(self, retriever: Retriever, config: ExploreConfig) -> Iterator[tuple[Trace, Example]]:
-        """Explore for all tasks, in the order in which they end; what has a fault (an ambiguous title) is left out."""
+        """Explore for all tasks, in the order in which they end; what has a fault (too few titles) is left out."""
         self._said.clear()
         for _, trace in Explorer(self, retriever, self.catalog, config).stream(list(self.tasks.values())):
             self.faults.update(trace.faults)

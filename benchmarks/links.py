@@ -1,0 +1,131 @@
+"""Which link of an exploration loses: preference, retrieval or ranking. An evaluation's traces, with one link replaced.
+
+    python benchmarks/links.py RUN [--system NAME] [--output FILE.md]
+
+RUN is the folder of a finished `deeprec eval` of a language model. Every row ranks the same users' lists; "list after
+list" is the order in which items first came back. Nothing is written by the model anew, so it takes a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deeprec.data.catalog import ItemIdx
+from deeprec.data.dataset import Task
+from deeprec.eval.evaluate import evaluation_tasks, score_rankings
+from deeprec.eval.report import Report
+from deeprec.explore.trace import Trace
+from deeprec.runs import Run, environment
+from deeprec.trm.preferences import THEMES, item_phrases, themes
+from deeprec.trm.retriever import Query
+from deeprec.trm.trm import TRM
+from deeprec.workbench import Workbench
+
+TRUSTS = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--system", help="whose explorations; default: the last that was evaluated")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    run = Run.open(args.run)
+    logged = [(entry["system"], Trace.from_json(entry["trace"])) for entry in run.traces]
+    if not logged:
+        parser.error(f"{run.path} has no traces of a language model.")
+    system = args.system or logged[-1][0]
+    traces = {trace.task: trace for name, trace in logged if name == system}
+    if not traces:
+        parser.error(f"{run.path} has no system {system!r}: it has {sorted({name for name, _ in logged})}.")
+    bench = Workbench(run.config, runs=run.path.parent)
+    dataset, config = bench.dataset(), run.config
+    trm = bench.trm(dataset)[0]
+    tasks = [task for task in evaluation_tasks(dataset, config.eval)[1] if task.id in traces]
+    targets = dataset.targets(config.eval.split)
+    n_items, catalog = len(dataset.catalog), dataset.catalog
+    said = [[turn.preference for turn in traces[task.id].turns] for task in tasks]
+    pools = [list(traces[task.id].pool) for task in tasks]
+    alone = whole_rankings(trm, tasks, n_items)
+    places = [{item: place for place, item in enumerate(ranking)} for ranking in alone]
+    themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
+    right = ["; ".join(item_phrases(catalog, targets[task.id])[:THEMES]) for task in tasks]
+    per_call, trust = config.explore.items_per_call, config.explore.trust
+    served = [list(traces[task.id].served()[0]) for task in tasks]
+    rows: dict[str, tuple[list[list[ItemIdx]], list[list[ItemIdx]]]] = {
+        "TRM alone": (alone, [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)]),
+        "explorer, as served": (served, pools),
+        "its pool, list after list": (pools, pools),
+        "its pool, in the TRM's own order": (
+            [sorted(pool, key=place.__getitem__) for pool, place in zip(pools, places, strict=True)],
+            pools,
+        ),
+        "its pool, the target first": (
+            [sorted(pool, key=targets[task.id].__ne__) for pool, task in zip(pools, tasks, strict=True)],
+            pools,
+        ),
+    }
+    for name, words, trusts in (
+        ("its words", said, TRUSTS),
+        ("the history's themes for its first words", in_front(themed, said), [trust]),
+        ("phrases of the target for its first words", in_front(right, said), [trust]),
+    ):
+        for each in trusts:
+            lists = replay(trm, tasks, words, per_call, each)
+            rows[f"{name}, trust {each:g}, list after list"] = (lists, lists)
+    k = max(config.eval.cutoffs)
+
+    def hit_share(found: Sequence[Sequence[ItemIdx]]) -> float:
+        return sum(targets[task.id] in pool for pool, task in zip(found, tasks, strict=True)) / len(tasks)
+
+    report = Report(
+        dataset=f"{dataset.name}: {len(tasks)} users; {system}, trust {trust:g}",
+        fingerprint=dataset.fingerprint,
+        split=config.eval.split,
+        cutoffs=config.eval.cutoffs,
+        baseline="TRM alone",
+        systems=tuple(
+            score_rankings(name, tasks, [r[:k] for r in rankings], targets, n_items, k, {"pool hit": hit_share(found)})
+            for name, (rankings, found) in rows.items()
+        ),
+        config_path=str(run.config_path),
+        environment=environment(sys.argv),
+        timings={},
+        confidence=config.eval.confidence,
+        resamples=config.eval.bootstrap,
+        seed=config.eval.seed,
+    )
+    print(report.to_markdown())
+    if args.output:
+        args.output.write_text(report.to_markdown(), encoding="utf-8")
+
+
+def whole_rankings(trm: TRM, tasks: Sequence[Task], n_items: int) -> list[list[ItemIdx]]:
+    queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
+    return [[hit.item for hit in hits] for hits in trm.retrieve(queries, n_items)]
+
+
+def in_front(first: Sequence[str], said: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[new, *words[1:]] for new, words in zip(first, said, strict=True)]
+
+
+def replay(
+    trm: TRM, tasks: Sequence[Task], words: Sequence[Sequence[str]], per_call: int, trust: float
+) -> list[list[ItemIdx]]:
+    """What the calls would bring back, one call after another, at a trust."""
+    pools: list[list[ItemIdx]] = [[] for _ in tasks]
+    for call in range(max(map(len, words))):
+        open_ = [place for place, said in enumerate(words) if call < len(said)]
+        queries = [
+            Query(tasks[p].history, words[p][call], frozenset([*tasks[p].history, *pools[p]]), trust) for p in open_
+        ]
+        for place, hits in zip(open_, trm.retrieve(queries, per_call), strict=True):
+            pools[place] += [hit.item for hit in hits]
+    return pools
+
+
+if __name__ == "__main__":
+    main()
