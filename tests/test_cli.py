@@ -62,6 +62,7 @@ VERBS = (
     ["train"],
     ["explore"],
     ["play"],
+    ["serve"],
     ["eval"],
     ["demo"],
     ["runs", "list"],

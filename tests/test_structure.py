@@ -47,7 +47,7 @@ ALLOWED = {
     "eval": {*EXPLORE, "explore", "policies", "rewards"},
     "serve": {"deeprec", *TOP},
     "testing": {*EXPLORE, "explore", "policies"},
-    "workbench": TOP,
+    "workbench": {*TOP, "serve"},
     "render": {*TOP, "doctor", "workbench"},
     "cli": {"deeprec", *TOP, "doctor", "serve", "workbench", "render"},
 }

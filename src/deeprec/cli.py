@@ -180,6 +180,24 @@ def play(
     show_game(bench, dataset, trm, task)
 
 
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Answer over HTTP, and show explorations on a page, until Ctrl-C."""
+    bench = _bench(config, set_, dry_run, offline, runs)
+    from deeprec.serve.server import run, token_for
+
+    token = token_for(bench.config.serve.host)
+    dataset = bench.dataset()
+    trm, folder = bench.trm(dataset)
+    run(dataset, trm, folder, bench.policies(), bench.config, token, bench.console.print)
+
+
 @app.command("eval")
 def evaluate(
     users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
@@ -343,10 +361,15 @@ def main() -> None:
             "safetensors",
             "gguf",
             "accelerate",
+            "fastapi",
+            "uvicorn",
+            "rapidfuzz",
+            "prometheus_client",
+            "sklearn",
             "peft",
             "trl",
             "datasets",
         ):
             raise
-        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train]'.", file=sys.stderr)
+        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
         sys.exit(2)

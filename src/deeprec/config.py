@@ -149,7 +149,7 @@ class WarmStartConfig(Section):
 
     share: float = Field(0.15, ge=0, le=1, description="of the users, who serve nothing else")
     tasks: int = Field(1500, ge=0, description="explorations to learn from; 0: no warm start")
-    calls: int = Field(2, ge=1, description="tool calls in each")
+    calls: int = Field(3, ge=1, description="tool calls in each, at most; at least two where so many may be")
     learning_rate: float = Field(5e-4, gt=0)
     batch_size: int = Field(8, ge=1)
 
@@ -237,6 +237,17 @@ class EvalConfig(Section):
         return value
 
 
+class ServeConfig(Section):
+    """The server. Each policy has slots and a queue of its own."""
+
+    host: str = Field("127.0.0.1", description="any but a loopback address needs the environment's DEEPREC_TOKEN")
+    port: int = Field(8000, ge=0, lt=2**16, description="0: any that is free")
+    slots: int = Field(8, ge=1, description="explorations under way at once")
+    queue: int = Field(32, ge=0, description="explorations that may wait; one more is told to come again")
+    seconds: float = Field(120.0, gt=0, description="after which an exploration is ended and served from what it found")
+    untrained: bool = Field(True, description="where there is an adapter, offer the model without it too")
+
+
 class Config(Section):
     """Everything a run depends on. The resolved copy is saved in the run's folder."""
 
@@ -247,6 +258,7 @@ class Config(Section):
     rewards: RewardConfig = RewardConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    serve: ServeConfig = ServeConfig()
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -170,6 +170,7 @@ def run_demo(bench: Workbench) -> None:
     for part, seconds in bench.seconds.items():
         console.print(f"{seconds:7.1f} s  {part}")
     console.print(f"Report: {run.path / 'report.md'}", soft_wrap=True)
+    console.print("Next: deeprec serve (explore on a page, or over HTTP)")
 
 
 def show_runs(bench: Workbench) -> None:

@@ -8,7 +8,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -239,6 +239,17 @@ class Workbench:
                 f"explore.context_tokens={self.config.explore.context_tokens} is more than the {limit} "
                 f"that {self.config.policy.model} reads: lower it."
             )
+
+    def policies(self) -> dict[str, Policy]:
+        """What a server offers: the configuration's policy, the same without its adapter, and the script."""
+        policy = self.config.policy
+        if policy.kind == "scripted":
+            return {"script": self.script()}
+        found = {"trained" if policy.adapter else "untrained": self.policy()}
+        if policy.adapter and self.config.serve.untrained:
+            bare = self.config.model_copy(update={"policy": policy.model_copy(update={"adapter": None})})
+            found["untrained"] = replace(self, config=bare).policy()
+        return {**found, "script": self.script()}
 
     def task(self, dataset: Dataset, user: str | None, titles: Sequence[str]) -> Task:
         """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
@@ -78,7 +79,8 @@ def service() -> Iterator[Service]:
         "script": Desk(explorer(ScriptedWriter(3)), slots=8, queue=100, seconds=SECONDS),
         "held": Desk(explorer(gate), slots=2, queue=2, seconds=SECONDS),
     }
-    service = Service(DATASET, RecordingRetriever(len(DATASET.catalog)), desks, CONFIG)
+    points = np.random.default_rng(0).random((len(DATASET.catalog), 2), dtype=np.float32)
+    service = Service(DATASET, RecordingRetriever(len(DATASET.catalog)), desks, CONFIG, points)
     service.__dict__["gate"] = gate
     yield service
     gate.open.set()

@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
@@ -24,6 +25,7 @@ from deeprec.serve.batcher import Batcher
 from deeprec.serve.desk import Broken, BusyError, Desk, Event, Text
 from deeprec.serve.gates import LimitBodies, Watch
 from deeprec.serve.messages import (
+    WORDS,
     Items,
     Problem,
     Ranking,
@@ -31,6 +33,7 @@ from deeprec.serve.messages import (
     Recommended,
     Retrieve,
     Retrieved,
+    Space,
     TurnMessage,
 )
 from deeprec.serve.service import ALONE, Service
@@ -92,6 +95,16 @@ def create_app(service: Service, *, token: str | None = None) -> FastAPI:
         """Search titles; letters may be wrong or missing."""
         return Items(items=tuple(await run_in_threadpool(service.search, query, limit)))
 
+    @app.get("/users/{user}", responses=_PROBLEMS)
+    async def history(user: Annotated[str, Path(max_length=WORDS)]) -> Items:
+        """What a user of the data has chosen so far, oldest first."""
+        return Items(items=tuple(await run_in_threadpool(service.history, user)))
+
+    @app.get("/map")
+    async def space() -> Space:
+        """All items on a plane, those that the TRM takes for alike near each other."""
+        return await run_in_threadpool(service.space)
+
     @app.get("/health")
     async def health() -> dict[str, str]:
         """The process is alive."""
@@ -107,6 +120,7 @@ def create_app(service: Service, *, token: str | None = None) -> FastAPI:
         """For Prometheus."""
         return Response(generate_latest(watch.registry), media_type=CONTENT_TYPE_LATEST)
 
+    app.mount("/", StaticFiles(packages=[("deeprec.serve", "page")], html=True))
     return app
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_LOG = logging.getLogger("deeprec.serve")
 BODY = 256 * 1024
 """Bytes of a request, at most."""
 
@@ -84,6 +87,9 @@ class Watch:
                 # The route's own path, so that strangers' paths do not each become a series.
                 path = getattr(scope.get("route"), "path", "other")
                 self.requests.labels(path, status).inc()
-                self.seconds.labels(path).observe(time.perf_counter() - started)
+                spent = time.perf_counter() - started
+                self.seconds.labels(path).observe(spent)
+                line = {"time": time.time(), "path": path, "status": status, "seconds": round(spent, 4)}
+                _LOG.info(json.dumps(line))
 
         return watched

@@ -146,6 +146,14 @@ class Items(BaseModel):
     items: tuple[Item, ...]
 
 
+class Space(BaseModel):
+    """Items on a plane; places lie in the unit square."""
+
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    points: tuple[tuple[float, float], ...]
+
+
 class Problem(BaseModel):
     """Any answer of 4xx and 5xx."""
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
 from deeprec.config import ExploreConfig
@@ -28,12 +30,14 @@ class Service:
     Args:
         desks: by the name under which a request asks for a policy; the first is the default.
         explore: limits that a request may lower or that it leaves.
+        points_I2: the items' places on the map, in the unit square.
     """
 
     dataset: Dataset
     retriever: Retriever
     desks: Mapping[str, Desk]
     explore: ExploreConfig
+    points_I2: NDArray[np.float32]
 
     @property
     def catalog(self) -> Catalog:
@@ -62,10 +66,24 @@ class Service:
         """
         if asked.user is None:
             return Task("new:you", UserId("you"), tuple(map(self.catalog.find, asked.history)))
-        if asked.user not in self._tasks:
+        return self._task(asked.user)
+
+    def history(self, user: str) -> list[messages.Item]:
+        """
+        Raises:
+            DeepRecError: there is no such user.
+        """
+        return [self.item(item) for item in self._task(user).history]
+
+    def _task(self, user: str) -> Task:
+        if user not in self._tasks:
             examples = ", ".join(self.users(3))
-            raise DeepRecError(f"There is no user {asked.user!r} with a history; users are for instance {examples}.")
-        return self._tasks[asked.user]
+            raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {examples}.")
+        return self._tasks[user]
+
+    def space(self) -> messages.Space:
+        points = [(round(float(x), 4), round(float(y), 4)) for x, y in self.points_I2]
+        return messages.Space(ids=self.catalog.ids, titles=self.catalog.titles, points=tuple(points))
 
     def limits(self, asked: messages.Recommend) -> ExploreConfig:
         wanted = {"max_calls": asked.max_calls, "trust": asked.trust}

@@ -63,7 +63,8 @@ class Teacher(TextPolicy):
     Args:
         followed: by task id what the user chose next, the target first.
         codec: of the model that is to learn.
-        calls: tool calls before the answer.
+        calls: tool calls before the answer, at most; lessons have from two on (one, where that is all), so that the
+            student has answered after as many lists as it may ask for.
         seed: of what is said where several things could be.
     """
 
@@ -101,7 +102,8 @@ class Teacher(TextPolicy):
         task = self.tasks[request.key.partition(":")[2]]
         lists = list_titles(self.decode(request.context))
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
-        if len(lists) < self.calls:
+        calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, self.calls), self.calls)
+        if len(lists) < calls:
             return self._call(rng, task, lists, self._said[request.key])
         titles = list(dict.fromkeys(title for found in lists for title in found))[: self.answer_size]
         return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)

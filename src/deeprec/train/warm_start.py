@@ -90,6 +90,7 @@ def common_arguments(config: TrainConfig, model: Any) -> dict[str, Any]:
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
     }
 
 

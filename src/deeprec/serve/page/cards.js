@@ -1,0 +1,109 @@
+// An exploration as cards: what is being written, turns, the ranking. All text is set as text, never as markup.
+
+export function make(tag, { text, ...attributes } = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  element.append(...children);
+  return element;
+}
+
+// What the policy is writing, without the protocol's tags.
+const readable = (text) => text.replace(/<[^<>]*>?/g, " ").trimStart();
+
+export class Exploration {
+  // onEdit(calls): explore again from a changed call; calls are those up to and with it.
+  constructor(policy, onEdit) {
+    this.calls = [];
+    this.onEdit = onEdit;
+    this.written = "";
+    this.writing = make("p", { class: "writing", text: "…" });
+    this.element = make(
+      "section",
+      { class: "exploration", "aria-label": `Explored by ${policy}`, "data-policy": policy },
+      make("h2", { text: policy }),
+      make("div", { class: "card pending" }, this.writing),
+    );
+  }
+
+  get pending() {
+    return this.element.querySelector(".pending");
+  }
+
+  hear(name, data) {
+    if (name === "text") this.write(data.text);
+    if (name === "turn") this.turn(data);
+    if (name === "ranking") this.rank(data);
+  }
+
+  write(text) {
+    this.written += text;
+    this.writing.textContent = readable(this.written) || "…";
+  }
+
+  turn({ call, thought, preference, items }) {
+    this.calls.push({ thought, preference });
+    this.written = "";
+    this.writing.textContent = "…";
+    const edit = make("button", { type: "button", class: "small", text: "Edit", "aria-label": `Edit call ${call}` });
+    const list = make("ol", { "aria-label": `Found by call ${call}` }, ...items.map(line));
+    const card = make(
+      "article",
+      { class: "card turn", "aria-label": `Call ${call}` },
+      make("header", {}, make("h3", { text: `Call ${call}` }), edit),
+      make("p", { class: "thought", text: thought }),
+      make("p", { class: "preference", text: `Looks for: ${preference}` }),
+      list,
+    );
+    edit.addEventListener("click", () => this.edit(card, edit, call));
+    this.element.insertBefore(card, this.pending);
+  }
+
+  edit(card, button, call) {
+    button.disabled = true;
+    const { preference } = this.calls[call - 1];
+    const name = `edit-${Math.random().toString(36).slice(2)}`;
+    const input = make("input", { type: "text", id: name, maxlength: 500 });
+    input.value = preference;
+    const go = make("button", { type: "submit", class: "first", text: "Explore from here" });
+    const label = make("label", { for: name, text: "Look for (phrases parted by ;)" });
+    const form = make("form", { class: "edit" }, label, input, go);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const wanted = input.value.trim();
+      if (wanted) this.onEdit([...this.calls.slice(0, call - 1), { thought: "", preference: wanted }]);
+    });
+    card.insertBefore(form, card.querySelector("ol"));
+    input.focus();
+  }
+
+  rank({ items, origin, stop, faults, error, thought, tokens, seconds }) {
+    const picks = items.map((item) => {
+      const where = item.call === null ? "by the recommender alone" : `call ${item.call}: ${item.preference}`;
+      return make("li", {}, make("span", { text: item.title }), make("span", { class: "found", text: where }));
+    });
+    const notes = [];
+    if (origin !== "answer") notes.push(`This ranking is not the model's own alone: ${origin}.`);
+    if (error) notes.push(`The model failed: ${error}.`);
+    if (faults.length) notes.push(`Faults: ${[...new Set(faults)].join(", ")}.`);
+    this.pending.replaceWith(
+      make(
+        "article",
+        { class: "card ranking", "aria-label": "Ranking" },
+        make("h3", { text: "Ranking" }),
+        make("p", { class: "thought", text: readable(thought) }),
+        make("ol", { class: "picks" }, ...picks),
+        ...notes.map((text) => make("p", { class: "problem", text })),
+        make("p", { class: "seconds", text: `${tokens} tokens, ${seconds.toFixed(1)} s, ended: ${stop}` }),
+      ),
+    );
+  }
+
+  fail(message) {
+    this.pending?.replaceWith(make("div", { class: "card" }, make("p", { class: "problem", text: message })));
+  }
+}
+
+function line({ title, categories }) {
+  return make("li", {}, make("span", { text: title }), make("span", { class: "categories", text: ` ${categories.join(", ")}` }));
+}

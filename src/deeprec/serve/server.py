@@ -1,0 +1,99 @@
+"""The server's process: its address, its token, its log, its end."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import uvicorn
+
+from deeprec.config import Config, ServeConfig
+from deeprec.data.dataset import Dataset
+from deeprec.errors import DeepRecError
+from deeprec.explore.explorer import Explorer
+from deeprec.policies.policy import Policy
+from deeprec.serve.api import create_app
+from deeprec.serve.desk import Desk
+from deeprec.serve.service import Service
+from deeprec.serve.space import plane
+from deeprec.trm.trm import TRM
+
+TOKEN = "DEEPREC_TOKEN"
+_PARTING = 5
+"""Seconds that open answers have when the server ends."""
+
+
+def token_for(host: str) -> str | None:
+    """What clients must show; the environment says it.
+
+    Raises:
+        DeepRecError: others can reach the address, and there is none.
+    """
+    token = os.environ.get(TOKEN) or None
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and token is None:
+        raise DeepRecError(
+            f"serve.host={host!r} is open to others: set a token for them, {TOKEN}=..., or serve on 127.0.0.1."
+        )
+    return token
+
+
+def run(
+    dataset: Dataset,
+    trm: TRM,
+    folder: Path,
+    policies: Mapping[str, Policy],
+    config: Config,
+    token: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        folder: where the map is kept.
+        policies: by the names under which clients ask for them; the first is the default.
+
+    Raises:
+        DeepRecError: the address can't be had.
+    """
+    with _listener(config.serve) as listener:
+        points_I2 = plane(trm.index.vectors_ID, folder / "map.safetensors")
+        desks = {
+            name: Desk(
+                Explorer(policy, trm, dataset.catalog, config.explore),
+                slots=config.serve.slots,
+                queue=config.serve.queue,
+                seconds=config.serve.seconds,
+            )
+            for name, policy in policies.items()
+        }
+        app = create_app(Service(dataset, trm, desks, config.explore, points_I2), token=token)
+        settings = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=_PARTING)
+        # One JSON line a request, without what was asked or by whom.
+        log = logging.getLogger("deeprec.serve")
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler())
+        host, port = listener.getsockname()[:2]
+        say(f"Serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
+        try:
+            uvicorn.Server(settings).run(sockets=[listener])
+        finally:
+            for desk in desks.values():
+                desk.close()
+
+
+def _listener(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        raise DeepRecError(
+            f"{config.host}:{config.port} can't be had ({error.strerror or error}): choose another serve.port."
+        ) from None

@@ -1,0 +1,170 @@
+"""The page in a real headless Chromium: what a person does, sees, and is told when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
+
+from serve.conftest import Site  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "request",
+        lambda request: wrong.append(request.url) if not request.url.startswith((site.url, "data:", "blob:")) else None,
+    )
+    page.goto(site.url)
+    expect(page.locator("#history li")).not_to_have_count(0)
+    yield page
+    page.close()
+    assert not wrong, "the page raised an error or asked a stranger"
+
+
+def turns(page: Page) -> Any:
+    return page.locator(".card.turn")
+
+
+def test_two_clicks_lead_to_an_exploration(page: Page) -> None:
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(turns(page).nth(1)).to_be_visible()
+    ranking = page.locator(".card.ranking")
+    expect(ranking.locator(".picks li")).to_have_count(10)
+    expect(ranking.locator(".picks li").first).to_contain_text(re.compile(r"call \d: "))
+    label = page.locator("#map").get_attribute("aria-label") or ""
+    numbers = [int(number) for number in re.findall(r"\d+", label)]
+    assert numbers[0] == 40
+    assert all(number > 0 for number in numbers)
+    expect(page.locator("#news")).to_contain_text("ranked 10 items")
+
+
+def test_films_are_chosen_by_keyboard_alone(page: Page) -> None:
+    while page.locator("#history li").count():
+        page.locator("#history button").first.press("Enter")
+    expect(page.get_by_role("button", name="Explore", exact=True)).to_be_disabled()
+    search = page.get_by_role("combobox", name="Add a title")
+    for typed in ("flm 12", "film 3 (1973)"):
+        search.press_sequentially(typed)
+        expect(page.get_by_role("option").first).to_be_visible()
+        search.press("ArrowDown")
+        expect(page.get_by_role("option").first).to_have_attribute("aria-selected", "true")
+        search.press("Enter")
+    expect(page.locator("#history li")).to_have_count(2)
+    expect(page.locator("#history li").first).to_contain_text("Film 12")
+    page.get_by_role("button", name="Explore", exact=True).press("Enter")
+    expect(page.locator(".card.ranking")).to_be_visible()
+
+
+def test_a_preference_is_edited_and_explored_from(page: Page) -> None:
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".card.ranking")).to_be_visible()
+    before = turns(page).first.locator(".preference").inner_text()
+    page.get_by_role("button", name="Edit call 2").click()
+    page.get_by_label("Look for (phrases parted by ;)").fill("Horror; 1980s")
+    page.get_by_role("button", name="Explore from here").click()
+    expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror; 1980s")
+    expect(turns(page).first.locator(".preference")).to_have_text(before)
+    expect(page.locator(".card.ranking")).to_be_visible()
+
+
+def test_policies_are_compared_side_by_side(page: Page) -> None:
+    page.get_by_role("checkbox", name="trm-alone").check()
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".exploration")).to_have_count(2)
+    expect(page.locator(".card.ranking")).to_have_count(2)
+    expect(page.locator("[data-policy=trm-alone] .picks li").first).to_contain_text("by the recommender alone")
+
+
+def test_what_was_saved_is_replayed(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".card.ranking")).to_be_visible()
+    shown = page.locator(".picks").inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    kept = tmp_path / "exploration.json"
+    download.value.save_as(kept)
+    assert [event["name"] for event in json.loads(kept.read_text())["events"]][-1] == "ranking"
+    page.reload()
+    expect(page.locator("#history li")).not_to_have_count(0)
+    page.locator("#replay").set_input_files(kept)
+    expect(page.locator(".card.ranking")).to_be_visible()
+    assert page.locator(".picks").inner_text() == shown
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    page.locator("#replay").set_input_files(bad)
+    expect(page.get_by_role("alert")).to_contain_text("bad.json is no saved exploration")
+
+
+def test_markup_in_a_title_is_text(page: Page, tmp_path: Path) -> None:
+    title = "<img src=x onerror=alert(1)><b>bold</b>"
+    item = {"id": "x", "title": title, "categories": [title], "score": 1.0}
+    turn = {"call": 1, "thought": title, "preference": title, "items": [item]}
+    kept = tmp_path / "markup.json"
+    kept.write_text(
+        json.dumps({"history": [item], "events": [{"after": 0, "policy": title, "name": "turn", "data": turn}]})
+    )
+    page.locator("#replay").set_input_files(kept)
+    expect(turns(page).locator("li").first).to_contain_text(title)
+    assert page.locator("main img, main b").count() == 0
+
+
+def test_a_title_that_is_not_there_is_said(page: Page) -> None:
+    page.get_by_role("combobox", name="Add a title").press_sequentially("qqqqqqzzzz")
+    expect(page.get_by_role("alert")).to_contain_text("No title is like")
+
+
+def test_a_slow_model_can_be_stopped(page: Page, site: Site) -> None:
+    page.get_by_role("checkbox", name="script").uncheck()
+    page.get_by_role("checkbox", name="held").check()
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".writing")).to_have_text("…")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".exploration .problem")).to_have_text("Stopped.")
+    expect(page.get_by_role("button", name="Explore", exact=True)).to_be_enabled()
+
+
+def test_a_server_that_is_gone_is_said(page: Page) -> None:
+    page.route("**/recommend", lambda route: route.abort())
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.get_by_role("button", name="Explore", exact=True)).to_be_enabled()
+
+
+def test_it_fits_a_phone_and_the_dark(browser: Browser, site: Site, tmp_path: Path) -> None:
+    for name, options in {
+        "desktop": {"viewport": {"width": 1280, "height": 1000}},
+        "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+        "dark": {"viewport": {"width": 1280, "height": 1000}, "color_scheme": "dark"},
+    }.items():
+        page = browser.new_page(**options)  # type: ignore[arg-type]
+        page.goto(site.url)
+        expect(page.locator("#history li")).not_to_have_count(0)
+        page.get_by_role("button", name="Explore", exact=True).click()
+        expect(page.locator(".card.ranking")).to_be_visible()
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= options["viewport"]["width"], f"{name}: {width} pixels wide"  # type: ignore[index]
+        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        page.close()

@@ -1,0 +1,94 @@
+"""`deeprec serve` as a process: it says where it is, answers, and ends when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+import test_cli
+from deeprec.errors import DeepRecError
+from deeprec.serve.server import TOKEN, token_for
+from deeprec.serve.space import plane
+from test_cli import site, stand_in  # noqa: F401 (fixtures)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
+    command = [sys.executable, "-c", "import test_cli; test_cli.slow_main()"]
+    process = subprocess.Popen(
+        [*command, "serve", "--set", "serve.port=0", "--config", str(site.config), "--runs", str(site.runs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(test_cli.__file__).parent), *sys.path])},
+    )
+    try:
+        address = ""
+        while not address:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            address = "".join(re.findall(r"http://127\.0\.0\.1:\d+", line))
+        with httpx.Client(base_url=address, timeout=30) as client:
+            user = client.get("/ready").json()["users"][0]
+            told = client.post("/recommend", json={"user": user, "k": 3}).json()
+            assert len(told["ranking"]["items"]) == 3
+            assert "<title>DeepRec" in client.get("/").text
+            assert len(client.get("/map").json()["points"]) == len(client.get("/map").json()["ids"])
+        process.send_signal(sign)
+        out, log = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert {"/recommend", "/ready"} <= {line["path"] for line in lines}
+    assert user not in {str(value) for line in lines for value in line.values()}
+    assert "Traceback" not in out + log
+    assert process.returncode in (0, 130, -sign)
+    assert (site.trained / "map.safetensors").exists()
+
+
+def test_a_taken_port_is_said(site):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = site("serve", "--set", f"serve.port={port}")
+    assert result.code == 2
+    assert f"127.0.0.1:{port} can't be had" in result.err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
+def test_an_open_address_needs_a_token(host, monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    with pytest.raises(DeepRecError, match=TOKEN):
+        token_for(host)
+    monkeypatch.setenv(TOKEN, "sesame")
+    assert token_for(host) == "sesame"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_this_machine_needs_none(host, monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert token_for(host) is None
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_the_map_is_kept_and_made_again_when_it_is_cut_off(tmp_path, n):
+    vectors = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
+    path = tmp_path / "map.safetensors"
+    points = plane(vectors, path)
+    assert points.shape == (n, 2)
+    assert points.min() >= 0
+    assert points.max() <= 1
+    stamp = path.stat().st_mtime_ns
+    assert np.array_equal(plane(vectors, path), points)
+    assert path.stat().st_mtime_ns == stamp
+    path.write_bytes(path.read_bytes()[:40])
+    assert np.allclose(plane(vectors, path), points, atol=1e-3)
