@@ -63,6 +63,7 @@ VERBS = (
     ["explore"],
     ["play"],
     ["serve"],
+    ["mcp"],
     ["eval"],
     ["demo"],
     ["runs", "list"],

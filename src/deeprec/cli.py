@@ -190,12 +190,36 @@ def serve(
 ) -> None:
     """Answer over HTTP, and show explorations on a page, until Ctrl-C."""
     bench = _bench(config, set_, dry_run, offline, runs)
-    from deeprec.serve.server import run, token_for
+    from deeprec.serve.server import listen, open_listener, service_of, token_for
 
     token = token_for(bench.config.serve.host)
+    with open_listener(bench.config.serve) as listener:
+        dataset = bench.dataset()
+        trm, folder = bench.trm(dataset)
+        with service_of(dataset, trm, folder, bench.policies(), bench.config) as service:
+            listen(service, listener, token, bench.console.print)
+
+
+@app.command()
+def mcp(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Be a tool of an agent: the Model Context Protocol over stdin and stdout (`deeprec serve` has it at /mcp)."""
+    bench = _bench(config, set_, dry_run, offline, runs)
+    from rich.console import Console
+
+    from deeprec.serve.mcp import create_mcp
+    from deeprec.serve.server import service_of
+
+    bench.console = Console(stderr=True)  # stdout belongs to the protocol
     dataset = bench.dataset()
     trm, folder = bench.trm(dataset)
-    run(dataset, trm, folder, bench.policies(), bench.config, token, bench.console.print)
+    with service_of(dataset, trm, folder, bench.policies(), bench.config) as service:
+        create_mcp(service).run("stdio")
 
 
 @app.command("eval")
@@ -362,6 +386,7 @@ def main() -> None:
             "gguf",
             "accelerate",
             "fastapi",
+            "mcp",
             "uvicorn",
             "rapidfuzz",
             "prometheus_client",

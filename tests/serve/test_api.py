@@ -165,10 +165,12 @@ def test_a_token_is_asked_for_where_there_is_one(service: Service) -> None:
     running = serve(service, token="sesame")
     with httpx.Client(base_url=next(running), timeout=SECONDS) as client:
         assert client.get("/health").status_code == 200
+        assert client.get("/").status_code == client.get("/app.js").status_code == 200
         for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "Basic sesame"}):
-            answer = client.get("/ready", headers=headers)
-            assert answer.status_code == 401
-            assert "token" in answer.json()["detail"]
+            for path in ("/ready", "/map", "/mcp", "/openapi.json", "/users/u1"):
+                answer = client.get(path, headers=headers)
+                assert answer.status_code == 401
+                assert "token" in answer.json()["detail"]
         assert client.get("/ready", headers={"Authorization": "Bearer sesame"}).status_code == 200
     next(running, None)
 

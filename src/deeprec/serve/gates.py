@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import time
@@ -15,6 +16,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _LOG = logging.getLogger("deeprec.serve")
 BODY = 256 * 1024
 """Bytes of a request, at most."""
+
+
+class Guard:
+    """Asks for the token, for all but /health and the files of the page, which a browser fetches without."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app = app
+        self.wanted = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _open(scope):
+            shown = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(shown, self.wanted):
+                sentence = "Show the server's token: Authorization: Bearer TOKEN."
+                refusal = JSONResponse({"detail": sentence}, 401, headers={"WWW-Authenticate": "Bearer"})
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _open(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return scope["method"] == "GET" and (path in ("/", "/health") or path.endswith((".html", ".css", ".js")))
 
 
 class LimitBodies:

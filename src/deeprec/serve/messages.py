@@ -146,6 +146,18 @@ class Items(BaseModel):
     items: tuple[Item, ...]
 
 
+class FoundItems(BaseModel):
+    items: tuple[Found, ...]
+
+
+class Details(Item):
+    """All that the catalogue says of an item."""
+
+    year: int | None
+    brand: str
+    description: str
+
+
 class Space(BaseModel):
     """Items on a plane; places lie in the unit square."""
 

@@ -6,7 +6,8 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -45,51 +46,53 @@ def token_for(host: str) -> str | None:
     return token
 
 
-def run(
-    dataset: Dataset,
-    trm: TRM,
-    folder: Path,
-    policies: Mapping[str, Policy],
-    config: Config,
-    token: str | None,
-    say: Callable[[str], None],
-) -> None:
-    """Serve until SIGINT or SIGTERM.
+@contextmanager
+def service_of(
+    dataset: Dataset, trm: TRM, folder: Path, policies: Mapping[str, Policy], config: Config
+) -> Iterator[Service]:
+    """A service with a desk for each policy; the desks are closed at the end.
 
     Args:
         folder: where the map is kept.
         policies: by the names under which clients ask for them; the first is the default.
+    """
+    points_I2 = plane(trm.index.vectors_ID, folder / "map.safetensors")
+    limits = config.serve
+    desks = {
+        name: Desk(
+            Explorer(policy, trm, dataset.catalog, config.explore),
+            slots=limits.slots,
+            queue=limits.queue,
+            seconds=limits.seconds,
+        )
+        for name, policy in policies.items()
+    }
+    try:
+        yield Service(dataset, trm, desks, config.explore, points_I2)
+    finally:
+        for desk in desks.values():
+            desk.close()
+
+
+def listen(service: Service, listener: socket.socket, token: str | None, say: Callable[[str], None]) -> None:
+    """Serve over HTTP until SIGINT or SIGTERM."""
+    host, port = listener.getsockname()[:2]
+    app = create_app(service, token=token, host=host)
+    settings = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=_PARTING)
+    # One JSON line a request, without what was asked or by whom.
+    log = logging.getLogger("deeprec.serve")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+    say(f"Serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def open_listener(config: ServeConfig) -> socket.socket:
+    """The address, taken before anything is loaded.
 
     Raises:
-        DeepRecError: the address can't be had.
+        DeepRecError: it can't be had.
     """
-    with _listener(config.serve) as listener:
-        points_I2 = plane(trm.index.vectors_ID, folder / "map.safetensors")
-        desks = {
-            name: Desk(
-                Explorer(policy, trm, dataset.catalog, config.explore),
-                slots=config.serve.slots,
-                queue=config.serve.queue,
-                seconds=config.serve.seconds,
-            )
-            for name, policy in policies.items()
-        }
-        app = create_app(Service(dataset, trm, desks, config.explore, points_I2), token=token)
-        settings = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=_PARTING)
-        # One JSON line a request, without what was asked or by whom.
-        log = logging.getLogger("deeprec.serve")
-        log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler())
-        host, port = listener.getsockname()[:2]
-        say(f"Serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
-        try:
-            uvicorn.Server(settings).run(sockets=[listener])
-        finally:
-            for desk in desks.values():
-                desk.close()
-
-
-def _listener(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
 from deeprec.config import ExploreConfig
-from deeprec.data.catalog import Catalog, ItemIdx, UserId
+from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Origin, Trace, Turn
@@ -65,15 +65,25 @@ class Service:
             DeepRecError: there is no such user or item.
         """
         if asked.user is None:
-            return Task("new:you", UserId("you"), tuple(map(self.catalog.find, asked.history)))
+            return Task("new:you", UserId("you"), self.known(asked.history, None))
         return self._task(asked.user)
+
+    def known(self, history: Sequence[str], user: str | None) -> tuple[ItemIdx, ...]:
+        """The items of a history of titles and ids, or of a user of the data.
+
+        Raises:
+            DeepRecError: there is no such user or item.
+        """
+        if history and user is not None:
+            raise DeepRecError("Give a history or a user, and not both.")
+        return tuple(map(self.catalog.find, history)) if user is None else self._task(user).history
 
     def history(self, user: str) -> list[messages.Item]:
         """
         Raises:
             DeepRecError: there is no such user.
         """
-        return [self.item(item) for item in self._task(user).history]
+        return [self.item(item) for item in self.known((), user)]
 
     def _task(self, user: str) -> Task:
         if user not in self._tasks:
@@ -109,6 +119,15 @@ class Service:
         return messages.Item(
             id=self.catalog.ids[item], title=self.catalog.titles[item], categories=self.catalog.categories[item]
         )
+
+    def details(self, item: ItemId) -> messages.Details:
+        """
+        Raises:
+            DeepRecError: no item has this id.
+        """
+        place, catalog = self.catalog.index(item), self.catalog
+        more = {"year": catalog.years[place], "brand": catalog.brands[place]}
+        return messages.Details(**self.item(place).model_dump(), **more, description=catalog.descriptions[place])
 
     def found(self, hits: Sequence[Hit]) -> tuple[messages.Found, ...]:
         return tuple(messages.Found(**self.item(hit.item).model_dump(), score=hit.score) for hit in hits)

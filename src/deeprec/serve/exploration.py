@@ -1,0 +1,88 @@
+"""One request's exploration: asked for at a desk, heard as events, whichever way the answer then goes out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+from starlette.concurrency import run_in_threadpool
+
+from deeprec.errors import DeepRecError
+from deeprec.explore.trace import Trace, Turn
+from deeprec.serve.desk import Broken, Event, Text
+from deeprec.serve.messages import Ranking, Recommend, Recommended, TurnMessage
+from deeprec.serve.service import ALONE, Service
+
+
+class Exploration:
+    """See the module. `begin`, then `events` or `whole`.
+
+    Raises:
+        DeepRecError: there is no such policy, user or item.
+    """
+
+    def __init__(self, service: Service, asked: Recommend) -> None:
+        self.service = service
+        self.asked = asked
+        self.policy = asked.policy or service.policies()[0]
+        if self.policy not in service.policies():
+            raise DeepRecError(f"There is no policy {self.policy!r}: there are {', '.join(service.policies())}.")
+        self.task = service.task(asked)
+        self.started = time.perf_counter()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._leave: Callable[[], None] = lambda: None
+
+    def begin(self) -> None:
+        """
+        Raises:
+            BusyError: no slot is free, and the queue is full.
+        """
+        if self.policy == ALONE:
+            return
+        desk, loop = self.service.desks[self.policy], asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        ticket = desk.ask(self.task, self.service.limits(self.asked), tell, self.asked.given())
+        self._leave = lambda: desk.leave(ticket)
+
+    async def events(self) -> AsyncIterator[Text | TurnMessage | Ranking]:
+        """What happens, in order; the ranking is the last. Closing the iterator leaves the desk."""
+        try:
+            if self.policy == ALONE:
+                yield await run_in_threadpool(self.service.alone, self.task.history, self.asked.k)
+                return
+            calls = 0
+            while True:
+                event = await self._events.get()
+                if isinstance(event, Turn):
+                    calls += 1
+                    yield self.service.turn(calls, event)
+                elif isinstance(event, Text):
+                    yield event
+                else:
+                    yield await run_in_threadpool(self._ranking, event)
+                    return
+        finally:
+            self._leave()
+
+    async def whole(self) -> Recommended:
+        """All of it at its end. Cancelling leaves the desk."""
+        turns: list[TurnMessage] = []
+        events = self.events()
+        try:
+            async for event in events:
+                if isinstance(event, TurnMessage):
+                    turns.append(event)
+                elif isinstance(event, Ranking):
+                    return Recommended(policy=self.policy, turns=tuple(turns), ranking=event)
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+        raise AssertionError("an exploration ends with a ranking")
+
+    def _ranking(self, event: Trace | Broken) -> Ranking:
+        if isinstance(event, Broken):
+            return self.service.alone(self.task.history, self.asked.k, event.error)
+        return self.service.ranking(event, self.asked.k, time.perf_counter() - self.started)
