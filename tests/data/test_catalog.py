@@ -223,3 +223,18 @@ def test_every_display_title_resolves_to_its_item_or_is_ambiguous(rows: list[tup
 def test_a_part_of_a_title_is_not_the_title(title: str, more: str) -> None:
     if normalise_title(title) and normalise_title(title + more) != normalise_title(title):
         assert catalogue([title + more]).resolve(title).status is ResolutionStatus.UNKNOWN
+
+
+def test_where_an_id_is_anothers_title_one_can_say_which_counts() -> None:
+    catalog = build_catalog(
+        ids=["187", "330"],
+        titles=["Godfather: Part II, The", "187"],
+        years=[None, None],
+        brands=["", ""],
+        categories=[(), ()],
+        descriptions=["", ""],
+        title_chars=80,
+    )
+    assert catalog.find("187") == 1
+    assert catalog.find("187", id_first=True) == 0
+    assert catalog.find("godfather: part ii, the", id_first=True) == 0

@@ -15,6 +15,7 @@ import uvicorn
 
 from deeprec.config import ExploreConfig
 from deeprec.explore.explorer import Explorer
+from deeprec.policies.policy import Chunk
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.serve.api import create_app
@@ -41,8 +42,16 @@ class Gate:
         return self.script(conversation)
 
 
-def explorer(writer: object) -> Explorer:
-    return Explorer(TextPolicy(writer), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)  # type: ignore[arg-type]
+class Endless(TextPolicy):
+    """Writes on and on, and never finishes."""
+
+    def step(self) -> list[Chunk]:
+        time.sleep(0.01)
+        return [Chunk(key, (), ()) for key in self._open]
+
+
+def explorer(writer: object, kind: type[TextPolicy] = TextPolicy) -> Explorer:
+    return Explorer(kind(writer), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -78,6 +87,7 @@ def service() -> Iterator[Service]:
     desks = {
         "script": Desk(explorer(ScriptedWriter(3)), slots=8, queue=100, seconds=SECONDS),
         "held": Desk(explorer(gate), slots=2, queue=2, seconds=SECONDS),
+        "endless": Desk(explorer(ScriptedWriter(3), Endless), slots=2, queue=2, seconds=3 * SECONDS),
     }
     points = np.random.default_rng(0).random((len(DATASET.catalog), 2), dtype=np.float32)
     service = Service(DATASET, RecordingRetriever(len(DATASET.catalog)), desks, CONFIG, points)

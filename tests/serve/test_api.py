@@ -43,7 +43,7 @@ def test_a_recommendation_says_where_each_item_was_found(site: Site) -> None:
         if item["call"] is not None:
             assert item["id"] in shown[item["call"] - 1]
             assert item["preference"] == told["turns"][item["call"] - 1]["preference"]
-    assert told["ranking"]["origin"] == "answer"
+    assert told["ranking"]["origin"] == "answer, then retrieved items"  # the script ranks three
     assert told["ranking"]["stop"] == "answered"
 
 
@@ -65,6 +65,7 @@ def test_a_stream_tells_of_it_as_it_happens(site: Site) -> None:
     assert names[-1] == "ranking"
     assert names.index("text") < names.index("turn")
     whole = site.client.post("/recommend", json=body | {"stream": False}).json()
+    assert whole["ranking"]["origin"] == "answer"
     assert [data for name, data in found if name == "turn"] == whole["turns"]
     assert found[-1][1]["items"] == whole["ranking"]["items"]
 
@@ -113,7 +114,7 @@ def test_nothing_is_found_for_what_is_nothing(site: Site) -> None:
 def test_health_readiness_and_numbers(site: Site) -> None:
     assert site.client.get("/health").json() == {"status": "alive"}
     ready = site.client.get("/ready").json()
-    assert ready["policies"] == ["script", "held", "trm-alone"]
+    assert ready["policies"] == ["script", "held", "endless", "trm-alone"]
     site.client.post("/recommend", json={"history": HISTORY})
     numbers = site.client.get("/metrics").text
     assert 'deeprec_requests_total{path="/recommend",status="200"} 1.0' in numbers
@@ -146,15 +147,9 @@ def test_past_capacity_callers_are_told_when_to_come_again(site: Site) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(site: Site, stream: bool) -> None:
-    desk = site.service.desks["held"]
-
-    def ask() -> None:
-        with httpx.Client(base_url=site.url, timeout=0.3) as client, pytest.raises(httpx.TimeoutException):
-            client.post("/recommend", json={"history": HISTORY, "policy": "held", "stream": stream})
-
-    ask()
-    assert site.gate.reached.is_set()
-    site.gate.open.set()
+    desk = site.service.desks["endless"]
+    with httpx.Client(base_url=site.url, timeout=0.5) as client, pytest.raises(httpx.TimeoutException):
+        client.post("/recommend", json={"history": HISTORY, "policy": "endless", "stream": stream})
     deadline = time.monotonic() + 1
     while desk.load() != (0, 0):
         assert time.monotonic() < deadline, "the slot is still taken after a second"

@@ -210,7 +210,7 @@ def in_two_processes(*command, n=2):
         ("train.lora_rank=-1", "train.lora_rank"),
         ("policy.adapter=somewhere", "can't be trained on"),
         ('train.stages=[{name="checkpoints",share=0.2,steps=1,rewards={hit=1.0}}]', "checkpoints"),
-        ("explore.items_per_call=1", "commonest: wrong number of answer lines"),
+        ("explore.answer_size=39", "No exploration of the warm start is well-formed (commonest: "),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(trained, config, override, said):

@@ -159,12 +159,17 @@ class Catalog:
         """All items that have this full title, normalised."""
         return self._by_title.get(normalise_title(text), ())
 
-    def find(self, name: str) -> ItemIdx:
+    def find(self, name: str, *, id_first: bool = False) -> ItemIdx:
         """The item that a person names, by its title or its id.
+
+        Args:
+            id_first: where one item's id is another's title, the id counts (programs speak in ids).
 
         Raises:
             DeepRecError: it is neither, or the title of several items; the sentence suggests others.
         """
+        if id_first and name in self._places:
+            return self._places[ItemId(name)]
         found = self.resolve(name).item
         if found is not None:
             return found

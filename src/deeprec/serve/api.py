@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from deeprec import __version__
@@ -83,13 +84,16 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         exploration = await run_in_threadpool(Exploration, service, asked)
         exploration.begin()
         if asked.stream:
-            return StreamingResponse(_stream(exploration), media_type="text/event-stream", headers=_UNBUFFERED)
+            # A client may be gone before the stream begins, and then nothing in it runs.
+            after = BackgroundTask(exploration.leave)
+            events = _stream(exploration)
+            return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED, background=after)
         return await _whole(exploration, request)
 
     @app.post("/retrieve", responses=_PROBLEMS)
     async def retrieve(asked: Retrieve) -> Retrieved:
         """Ask the TRM alone; many queries at once."""
-        queries = [service.query(query) for query in asked.queries]
+        queries = await run_in_threadpool(lambda: list(map(service.query, asked.queries)))
         hits = await batcher.retrieve(queries, asked.k)
         return Retrieved(results=tuple(map(service.found, hits)))
 
@@ -102,7 +106,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
 
     @app.get("/users/{user}", responses=_PROBLEMS)
     async def history(user: Annotated[str, Path(max_length=WORDS)]) -> Items:
-        """What a user of the data has chosen so far, oldest first."""
+        """A user of the data: all but the item that is held out, oldest first."""
         return Items(items=tuple(await run_in_threadpool(service.history, user)))
 
     @app.get("/map")
@@ -134,13 +138,14 @@ _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def _stream(exploration: Exploration) -> AsyncIterator[str]:
-    async for event in exploration.events():
-        if isinstance(event, Text):
-            yield _event("text", json.dumps({"text": event.text}))
-        elif isinstance(event, TurnMessage):
-            yield _event("turn", event.model_dump_json())
-        else:
-            yield _event("ranking", event.model_dump_json())
+    async with aclosing(exploration.events()) as events:
+        async for event in events:
+            if isinstance(event, Text):
+                yield _event("text", json.dumps({"text": event.text}))
+            elif isinstance(event, TurnMessage):
+                yield _event("turn", event.model_dump_json())
+            else:
+                yield _event("ranking", event.model_dump_json())
 
 
 async def _whole(exploration: Exploration, request: Request) -> Recommended:

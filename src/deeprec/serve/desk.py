@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -14,6 +15,8 @@ from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Author, Trace, Turn
+
+_LOG = logging.getLogger("deeprec.serve")
 
 
 class BusyError(DeepRecError):
@@ -34,6 +37,7 @@ class Broken:
     error: str
 
 
+FAILED = Broken("the policy failed; the server's log says why")
 Event = Text | Turn | Trace | Broken
 """What a caller hears: texts and turns in order, and last a trace, or that there is none."""
 
@@ -119,12 +123,19 @@ class Desk:
         while self._admit():
             try:
                 self._step()
-            except Exception as error:  # noqa: BLE001 (whatever a policy raises must not end the desk)
+            except Exception:  # noqa: BLE001 (whatever a policy raises must not end the desk)
+                _LOG.exception("a policy failed")
                 tickets, self._open = self._open, []
-                self.explorer.stop([ticket.key for ticket in tickets])
                 for ticket in tickets:
-                    _tell(ticket, Broken(f"{type(error).__name__}: {error}"))
-        self.explorer.stop([ticket.key for ticket in self._open])
+                    _tell(ticket, FAILED)
+                self._forget(tickets)
+        self._forget(self._open)
+
+    def _forget(self, tickets: Sequence[Ticket]) -> None:
+        try:
+            self.explorer.stop([ticket.key for ticket in tickets])
+        except Exception:  # noqa: BLE001 (a policy that has failed may fail again)
+            _LOG.exception("a policy does not let go of explorations")
 
     def _admit(self) -> bool:
         """Free the slots of who left and fill them; waits while there is nothing to do. False: the desk is closed."""
@@ -135,16 +146,14 @@ class Desk:
             self._open = [ticket for ticket in self._open if not ticket.left]
             while self._waiting and len(self._open) < self.slots:
                 self._open.append(self._waiting.popleft())
-        self.explorer.stop([ticket.key for ticket in gone])
+        self._forget(gone)
         return not self._closed
 
     def _step(self) -> None:
         now = time.monotonic()
-        for ticket in self._open:
-            if not ticket.key:
-                ticket.key = self.explorer.start(
-                    ticket.task, _listener(ticket), config=ticket.config, given=ticket.given
-                )
+        for ticket in list(self._open):
+            if not ticket.key and not self._start(ticket):
+                continue
             if now > ticket.deadline:
                 ticket.deadline = math.inf
                 self.explorer.abort(ticket.key, f"it took more than {self.seconds:g} s")
@@ -161,6 +170,17 @@ class Desk:
         for ticket in ended:
             _tell(ticket, finished[ticket.key])
 
+    def _start(self, ticket: Ticket) -> bool:
+        """One caller's calls may fail without the others' explorations."""
+        try:
+            ticket.key = self.explorer.start(ticket.task, _listener(ticket), config=ticket.config, given=ticket.given)
+        except Exception:  # noqa: BLE001 (as in _work)
+            _LOG.exception("an exploration can't be started")
+            self._open.remove(ticket)
+            _tell(ticket, FAILED)
+            return False
+        return True
+
 
 def _listener(ticket: Ticket) -> Callable[[Task, Author, str], None]:
     def hear(_: Task, author: Author, text: str) -> None:
@@ -172,4 +192,7 @@ def _listener(ticket: Ticket) -> Callable[[Task, Author, str], None]:
 
 def _tell(ticket: Ticket, event: Event) -> None:
     if not ticket.left:
-        ticket.tell(event)
+        try:
+            ticket.tell(event)
+        except RuntimeError:  # its event loop is closed: nobody is there
+            ticket.left = True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
 
@@ -29,6 +30,7 @@ class Exploration:
         if self.policy not in service.policies():
             raise DeepRecError(f"There is no policy {self.policy!r}: there are {', '.join(service.policies())}.")
         self.task = service.task(asked)
+        self.limits = service.limits(asked)
         self.started = time.perf_counter()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._leave: Callable[[], None] = lambda: None
@@ -45,10 +47,14 @@ class Exploration:
         def tell(event: Event) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        ticket = desk.ask(self.task, self.service.limits(self.asked), tell, self.asked.given())
+        ticket = desk.ask(self.task, self.limits, tell, self.asked.given())
         self._leave = lambda: desk.leave(ticket)
 
-    async def events(self) -> AsyncIterator[Text | TurnMessage | Ranking]:
+    def leave(self) -> None:
+        """Free the slot, if it is not free already."""
+        self._leave()
+
+    async def events(self) -> AsyncGenerator[Text | TurnMessage | Ranking]:
         """What happens, in order; the ranking is the last. Closing the iterator leaves the desk."""
         try:
             if self.policy == ALONE:
@@ -71,15 +77,12 @@ class Exploration:
     async def whole(self) -> Recommended:
         """All of it at its end. Cancelling leaves the desk."""
         turns: list[TurnMessage] = []
-        events = self.events()
-        try:
+        async with aclosing(self.events()) as events:
             async for event in events:
                 if isinstance(event, TurnMessage):
                     turns.append(event)
                 elif isinstance(event, Ranking):
                     return Recommended(policy=self.policy, turns=tuple(turns), ranking=event)
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
         raise AssertionError("an exploration ends with a ranking")
 
     def _ranking(self, event: Trace | Broken) -> Ranking:

@@ -8,12 +8,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.resources import files
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOG = logging.getLogger("deeprec.serve")
+_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+_PAGE = frozenset(file.name for file in (files("deeprec.serve") / "page").iterdir())
 BODY = 256 * 1024
 """Bytes of a request, at most."""
 
@@ -38,7 +41,7 @@ class Guard:
 
 def _open(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "GET" and (path in ("/", "/health") or path.endswith((".html", ".css", ".js")))
+    return scope["method"] == "GET" and (path in ("/", "/health") or path.removeprefix("/") in _PAGE)
 
 
 class LimitBodies:
@@ -85,7 +88,7 @@ class Watch:
         self.registry = CollectorRegistry()
         self.requests = Counter("deeprec_requests", "Requests.", ("path", "status"), registry=self.registry)
         self.seconds = Histogram(
-            "deeprec_seconds", "Seconds to the end of the answer.", ("path",), registry=self.registry
+            "deeprec_seconds", "Seconds to the end of the answer.", ("path",), registry=self.registry, buckets=_BUCKETS
         )
         for place, name in enumerate(("under_way", "waiting")):
             gauge = Gauge(f"deeprec_explorations_{name}", "Explorations.", ("policy",), registry=self.registry)
@@ -107,6 +110,9 @@ class Watch:
 
             try:
                 await app(scope, receive, noted)
+            except Exception:
+                status = "500"
+                raise
             finally:
                 # The route's own path, so that strangers' paths do not each become a series.
                 path = getattr(scope.get("route"), "path", "other")

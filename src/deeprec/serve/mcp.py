@@ -47,7 +47,7 @@ def create_mcp(service: Service) -> MCPServer:
 
         def retrieve() -> messages.FoundItems:
             known = service.known(tuple(history), user)
-            shut = frozenset((*known, *map(service.catalog.find, exclude)))
+            shut = frozenset((*known, *map(service.find, exclude)))
             query = Query(known, preference, shut, service.explore.trust)
             return messages.FoundItems(items=service.found(service.retriever.retrieve([query], k)[0]))
 
@@ -72,7 +72,7 @@ def create_mcp(service: Service) -> MCPServer:
             asked = messages.Recommend(history=tuple(history), user=user, k=k, policy=policy, max_calls=max_calls)
             return Exploration(service, asked)
 
-        exploration = _told(begin)
+        exploration = await run_in_threadpool(_told, begin)
         _told(exploration.begin)
         return await exploration.whole()
 

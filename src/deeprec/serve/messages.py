@@ -33,7 +33,7 @@ def _untagged(text: str) -> str:
 
 Plain = Annotated[str, Field(max_length=WORDS), AfterValidator(_plain)]
 Name = Annotated[Plain, Field(min_length=1)]
-"""An item's title or id."""
+"""An item's id or, where no item has this id, its title."""
 Places = Annotated[int, Field(ge=1, le=K)]
 
 
@@ -55,10 +55,10 @@ class Recommend(_Message):
     user: Name | None = Field(None, description="a user of the data, in place of a history")
     k: Places = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
-    max_calls: int | None = Field(None, ge=1, le=20, description="budget of tool calls; default: the server's")
+    max_calls: int | None = Field(None, ge=1, le=20, description="budget of tool calls; at most the server's")
     trust: float | None = Field(None, ge=0, le=1, description="how far preferences are believed")
     calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
-    stream: bool = Field(False, description="answer with server-sent events: text, turn, ranking, error")
+    stream: bool = Field(False, description="answer with server-sent events: text, turn, ranking")
 
     def given(self) -> list[str]:
         """The first calls as a policy would have written them."""

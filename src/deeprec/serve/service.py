@@ -29,7 +29,7 @@ class Service:
 
     Args:
         desks: by the name under which a request asks for a policy; the first is the default.
-        explore: limits that a request may lower or that it leaves.
+        explore: limits of an exploration; a request may ask for fewer calls and for another trust.
         points_I2: the items' places on the map, in the unit square.
     """
 
@@ -76,7 +76,7 @@ class Service:
         """
         if history and user is not None:
             raise DeepRecError("Give a history or a user, and not both.")
-        return tuple(map(self.catalog.find, history)) if user is None else self._task(user).history
+        return tuple(map(self.find, history)) if user is None else self._task(user).history
 
     def history(self, user: str) -> list[messages.Item]:
         """
@@ -95,17 +95,31 @@ class Service:
         points = [(round(float(x), 4), round(float(y), 4)) for x, y in self.points_I2]
         return messages.Space(ids=self.catalog.ids, titles=self.catalog.titles, points=tuple(points))
 
+    def find(self, name: str) -> ItemIdx:
+        """
+        Raises:
+            DeepRecError: no item has this id or title.
+        """
+        return self.catalog.find(name, id_first=True)
+
     def limits(self, asked: messages.Recommend) -> ExploreConfig:
-        wanted = {"max_calls": asked.max_calls, "trust": asked.trust}
-        return self.explore.model_copy(update={name: value for name, value in wanted.items() if value is not None})
+        """
+        Raises:
+            DeepRecError: more calls are given than the server allows.
+        """
+        most = min(asked.max_calls or self.explore.max_calls, self.explore.max_calls)
+        if len(asked.calls) > most:
+            raise DeepRecError(f"There are {len(asked.calls)} calls, and an exploration may make {most}.")
+        trust = self.explore.trust if asked.trust is None else asked.trust
+        return self.explore.model_copy(update={"max_calls": most, "trust": trust})
 
     def query(self, asked: messages.RetrieveQuery) -> Query:
         """
         Raises:
             DeepRecError: there is no such item.
         """
-        history = tuple(map(self.catalog.find, asked.history))
-        exclude = frozenset((*history, *map(self.catalog.find, asked.exclude)))
+        history = tuple(map(self.find, asked.history))
+        exclude = frozenset((*history, *map(self.find, asked.exclude)))
         trust = self.explore.trust if asked.trust is None else asked.trust
         return Query(history, asked.preference, exclude, trust)
 
@@ -140,6 +154,8 @@ class Service:
     def ranking(self, trace: Trace, k: int, seconds: float) -> messages.Ranking:
         """The served ranking, filled up to `k` with what else was retrieved and then by the TRM alone."""
         served, origin = trace.served()
+        if origin is Origin.ANSWER and len(served) < k:
+            origin = Origin.COMPLETED
         places = list(dict.fromkeys((*served, *trace.pool)))[:k]
         if len(places) < k:
             rest = Query(trace.history, exclude=frozenset((*trace.history, *places)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -44,6 +45,7 @@ class TextEncoder:
         self.folder = folder
         self.cache = cache
         self._known: dict[str, NDArray[np.float32]] = {}  # the one used last stands last
+        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, *, offline: bool = False) -> TextEncoder:
@@ -64,6 +66,10 @@ class TextEncoder:
         Args:
             on_batch: hears, where many texts are new, how many different texts are done, and of how many.
         """
+        with self._lock:  # several threads of a server share what is known
+            return self._encode(texts, on_batch)
+
+    def _encode(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
         distinct = dict.fromkeys(texts)
         new = [text for text in distinct if text not in self._known]
         if len(new) >= _BULK:

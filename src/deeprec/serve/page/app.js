@@ -96,7 +96,8 @@ async function explore(policies, calls = []) {
         recorded.push({ after: Math.round(performance.now() - started), policy, name, data });
         hear(explorations.get(policy), policy, name, data);
       };
-      const body = { history: history.map(({ id }) => id), policy, calls };
+      // The server takes the latest 500.
+      const body = { history: history.slice(-500).map(({ id }) => id), policy, calls };
       try {
         await api.recommend(body, note, controller.signal);
       } catch (error) {

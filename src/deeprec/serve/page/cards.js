@@ -11,6 +11,9 @@ export function make(tag, { text, ...attributes } = {}, ...children) {
 // What the policy is writing, without the protocol's tags.
 const readable = (text) => text.replace(/<[^<>]*>?/g, " ").trimStart();
 
+// As the server takes it in a request: one line, no tags.
+const plain = (text) => text.replace(/[<>\p{C}]/gu, " ").trim().slice(0, 500);
+
 export class Exploration {
   // onEdit(calls): explore again from a changed call; calls are those up to and with it.
   constructor(policy, onEdit) {
@@ -71,7 +74,9 @@ export class Exploration {
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const wanted = input.value.trim();
-      if (wanted) this.onEdit([...this.calls.slice(0, call - 1), { thought: "", preference: wanted }]);
+      if (!wanted) return;
+      const before = this.calls.slice(0, call - 1);
+      this.onEdit([...before.map((c) => ({ thought: plain(c.thought), preference: plain(c.preference) })), { preference: plain(wanted) }]);
     });
     card.insertBefore(form, card.querySelector("ol"));
     input.focus();
