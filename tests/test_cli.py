@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import processes
 from deeprec import cli
 from deeprec.config import load_config
 from deeprec.testing import toy_dataset
@@ -509,8 +509,8 @@ def test_ctrl_c_while_training_is_resumable(site, tmp_path):
     args = ["trm", "train", "--config", str(site.config), "--runs", str(runs), "--set", "trm.epochs=12"]
     args += ["--set", "trm.patience=12"]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import test_cli; test_cli.slow_main()", *args],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        [*processes.DEEPREC, *args],
+        env=processes.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -190,14 +190,11 @@ def serve(
 ) -> None:
     """Answer over HTTP, and show explorations on a page, until Ctrl-C."""
     bench = _bench(config, set_, dry_run, offline, runs)
-    from deeprec.serve.server import listen, open_listener, service_of, token_for
+    from deeprec.serve.server import listen, open_listener, token_for
 
     token = token_for(bench.config.serve.host)
-    with open_listener(bench.config.serve) as listener:
-        dataset = bench.dataset()
-        trm, folder = bench.trm(dataset)
-        with service_of(dataset, trm, folder, bench.policies(), bench.config) as service:
-            listen(service, listener, token, bench.console.print)
+    with open_listener(bench.config.serve) as listener, bench.service() as service:
+        listen(service, listener, token, bench.console.print)
 
 
 @app.command()
@@ -213,12 +210,9 @@ def mcp(
     from rich.console import Console
 
     from deeprec.serve.mcp import create_mcp
-    from deeprec.serve.server import service_of
 
     bench.console = Console(stderr=True)  # stdout belongs to the protocol
-    dataset = bench.dataset()
-    trm, folder = bench.trm(dataset)
-    with service_of(dataset, trm, folder, bench.policies(), bench.config) as service:
+    with bench.service() as service:
         create_mcp(service).run("stdio")
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeprec import assets
-from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset, Split, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report
@@ -100,14 +100,11 @@ def show_outcome(dataset: Dataset, trace: Trace, split: Split, console: Console)
     """The ranking with where each item was found, what went wrong, and the held-out item where there is one."""
     catalog = dataset.catalog
     ranking, origin = trace.served()
-    found: dict[ItemIdx, tuple[int, str]] = {}
-    for number, turn in enumerate(trace.turns, start=1):
-        for hit in turn.hits:
-            found.setdefault(hit.item, (number, turn.preference))
+    found = trace.first_found()
     table = Table("place", "title", "found in call", "by the preference", title=f"ranking: {origin.value}")
     for place, item in enumerate(ranking, start=1):
-        call, preference = found.get(item, ("-", ""))
-        table.add_row(str(place), escape(catalog.titles[item]), str(call), escape(preference))
+        call, turn = found.get(item, ("-", None))
+        table.add_row(str(place), escape(catalog.titles[item]), str(call), escape(turn.preference if turn else ""))
     console.print(table)
     if trace.faults:
         console.print(f"[red]faults:[/] {', '.join(fault.value for fault in trace.faults)}")

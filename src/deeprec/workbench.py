@@ -36,6 +36,7 @@ from deeprec.runs import Run, environment, list_runs
 if TYPE_CHECKING:  # torch stays out of commands that need none
     from deeprec.policies.policy import Policy
     from deeprec.policies.vllm import VllmPolicy
+    from deeprec.serve.service import Service
     from deeprec.train.rehearsal import Rehearsal
     from deeprec.trm.trm import TRM
 
@@ -250,6 +251,16 @@ class Workbench:
             bare = self.config.model_copy(update={"policy": policy.model_copy(update={"adapter": None})})
             found["untrained"] = replace(self, config=bare).policy()
         return {**found, "script": self.script()}
+
+    @contextmanager
+    def service(self) -> Iterator[Service]:
+        """What a server answers from; closed at the end."""
+        from deeprec.serve.server import service_of
+
+        dataset = self.dataset()
+        trm, folder = self.trm(dataset)
+        with service_of(dataset, trm, folder, self.policies(), self.config) as service:
+            yield service
 
     def task(self, dataset: Dataset, user: str | None, titles: Sequence[str]) -> Task:
         """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""

@@ -16,28 +16,10 @@ from deeprec.explore.trace import Origin, Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.serve.desk import FAILED, Broken, BusyError, Desk, Event, Text
-from deeprec.testing import RecordingRetriever, toy_dataset
+from deeprec.testing import RecordingRetriever
+from serve.conftest import CONFIG, DATASET, SECONDS, Gate
 
-DATASET = toy_dataset()
 TASKS = DATASET.tasks("test")
-CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
-SECONDS = 20
-
-
-class Gate:
-    """A writer that waits until it is opened, then does as the scripted one."""
-
-    def __init__(self, *, opened: bool = True) -> None:
-        self.script = ScriptedWriter(3)
-        self.open = threading.Event()
-        self.reached = threading.Event()
-        if opened:
-            self.open.set()
-
-    def __call__(self, conversation: str) -> str:
-        self.reached.set()
-        assert self.open.wait(SECONDS)
-        return self.script(conversation)
 
 
 @pytest.fixture
@@ -94,7 +76,7 @@ def test_callers_may_have_limits_of_their_own(make: Callable[..., Desk]) -> None
 
 
 def test_past_the_queue_callers_are_refused_and_nobody_else_is_lost(make: Callable[..., Desk]) -> None:
-    gate = Gate(opened=False)
+    gate = Gate()
     desk = make(gate, slots=2, queue=3)
     first = ask(desk, TASKS[0])[1]
     assert gate.reached.wait(SECONDS)  # its step holds the thread, so that the next ones stay in the queue
@@ -107,7 +89,7 @@ def test_past_the_queue_callers_are_refused_and_nobody_else_is_lost(make: Callab
 
 
 def test_who_leaves_frees_the_slot_and_hears_no_more(make: Callable[..., Desk]) -> None:
-    gate = Gate(opened=False)
+    gate = Gate()
     desk = make(gate, slots=1, queue=2)
     ticket, events = ask(desk, TASKS[0])
     assert gate.reached.wait(SECONDS)

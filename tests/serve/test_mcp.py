@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,7 +11,7 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
-import test_cli
+import processes
 from deeprec.serve.mcp import create_mcp
 from deeprec.serve.service import Service
 from serve.conftest import DATASET, Site
@@ -62,11 +59,9 @@ def test_over_http(site: Site) -> None:
 
 
 def test_over_stdin_and_stdout(data_site: Any) -> None:  # noqa: F811
-    paths = [str(Path(test_cli.__file__).parent), *sys.path]
     files = ["--config", str(data_site.config), "--runs", str(data_site.runs)]
-    args = ["-c", "import test_cli; test_cli.slow_main()", "mcp", *files]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with_client(StdioServerParameters(command=sys.executable, args=args, env=environment), tour)
+    command, *args = [*processes.DEEPREC, "mcp", *files]
+    with_client(StdioServerParameters(command=command, args=args, env=processes.environment()), tour)
 
 
 def test_it_is_what_the_api_gives(site: Site) -> None:

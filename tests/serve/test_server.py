@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-import test_cli
+import processes
 from deeprec.errors import DeepRecError
 from deeprec.serve.server import TOKEN, token_for
 from deeprec.serve.space import plane
@@ -24,13 +21,12 @@ from test_cli import site, stand_in  # noqa: F401 (fixtures)
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
-    command = [sys.executable, "-c", "import test_cli; test_cli.slow_main()"]
     process = subprocess.Popen(
-        [*command, "serve", "--set", "serve.port=0", "--config", str(site.config), "--runs", str(site.runs)],
+        [*processes.DEEPREC, "serve", "--set", "serve.port=0", "--config", str(site.config), "--runs", str(site.runs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(test_cli.__file__).parent), *sys.path])},
+        env=processes.environment(),
     )
     try:
         address = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -16,15 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import test_cli
+import processes
 from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
 from deeprec.train.rehearsal import shares
 from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
 from tiny_models import bytes_tokenizer, tiny
-
-PATHS = [str(Path(__file__).parent), str(Path(test_cli.__file__).parent), *sys.path]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)}  # in which another process finds the tests' modules
 
 SETTINGS = """
 [train]
@@ -128,8 +124,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path
     _, _, unbroken = trained
     args = ["train", "--config", str(config), "--runs", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import test_cli; test_cli.slow_main()", *args],
-        env=ENVIRONMENT,
+        [*processes.DEEPREC, *args],
+        env=processes.environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -160,8 +156,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path
 def test_two_processes_train_together(trained, config, tmp_path):
     """One run, the warm start as in one process; what is sampled later may differ where rounding decides."""
     _, _, alone = trained
-    ours = [sys.executable, "-c", "import test_cli; test_cli.slow_main()", "train"]
-    in_two_processes("--no-python", *ours, "--config", config, "--runs", tmp_path)
+    in_two_processes("--no-python", *processes.DEEPREC, "train", "--config", config, "--runs", tmp_path)
     (run,) = tmp_path.glob("*-train")
     assert (run / "one" / "adapter_model.safetensors").exists()
     ours, theirs = (list(map(json.loads, (each / "metrics.jsonl").read_text().splitlines())) for each in (run, alone))
@@ -194,7 +189,7 @@ def in_two_processes(*command, n=2):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={port}"]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    environment = processes.environment() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -210,12 +205,16 @@ def in_two_processes(*command, n=2):
         ("train.lora_rank=-1", "train.lora_rank"),
         ("policy.adapter=somewhere", "can't be trained on"),
         ('train.stages=[{name="checkpoints",share=0.2,steps=1,rewards={hit=1.0}}]', "checkpoints"),
-        ("explore.answer_size=39", "No exploration of the warm start is well-formed (commonest: "),
+        (
+            "explore.items_per_call=1 explore.max_calls=2",
+            "No exploration of the warm start is well-formed (commonest: wrong number of answer lines",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(trained, config, override, said):
     _, runs, _ = trained
-    result = deeprec("train", "--config", config, "--runs", runs, "--set", override)
+    overrides = [part for each in override.split(" ") for part in ("--set", each)]
+    result = deeprec("train", "--config", config, "--runs", runs, *overrides)
     assert result.code == 2
     assert said in result.err
     assert result.err.count("\n") == 1

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import processes
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
@@ -605,8 +606,8 @@ def fit_and_die_while_saving(checkpoint, epoch):
 def test_killed_while_saving_and_resumed_is_as_unbroken(tmp_path, dataset, unbroken):
     checkpoint = tmp_path / "last.safetensors"
     code = f"import test_trm; test_trm.fit_and_die_while_saving({str(checkpoint)!r}, 3)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    died = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    died = subprocess.run(command, env=processes.environment(), capture_output=True, text=True, timeout=120)
     assert died.returncode == -signal.SIGKILL, died.stderr
     told = []
     resumed = fit(dataset, checkpoint, on_epoch=lambda epoch: told.append(epoch.epoch))

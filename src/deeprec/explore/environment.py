@@ -135,7 +135,8 @@ def resolve_lines(
         match = catalog.resolve(title, retrieved)
         item, fault = match.item, None
         if match.status is ResolutionStatus.AMBIGUOUS:
-            shown = [namesake for namesake in pool if namesake in catalog.namesakes(title)]
+            namesakes = catalog.namesakes(title)
+            shown = [item for item in pool if item in namesakes]
             item = min(shown, key=taken.__getitem__, default=None)
         if item is None:
             fault = Fault.AMBIGUOUS_TITLE if match.status is ResolutionStatus.AMBIGUOUS else Fault.UNKNOWN_TITLE

@@ -102,7 +102,15 @@ class Trace:
     @property
     def pool(self) -> tuple[ItemIdx, ...]:
         """Distinct retrieved items in the order in which they were first seen."""
-        return tuple(dict.fromkeys(hit.item for turn in self.turns for hit in turn.hits))
+        return tuple(self.first_found())
+
+    def first_found(self) -> dict[ItemIdx, tuple[int, Turn]]:
+        """Each retrieved item's first call: its number, from 1, and the call."""
+        found: dict[ItemIdx, tuple[int, Turn]] = {}
+        for number, turn in enumerate(self.turns, start=1):
+            for hit in turn.hits:
+                found.setdefault(hit.item, (number, turn))
+        return found
 
     @property
     def answered(self) -> tuple[ItemIdx, ...]:

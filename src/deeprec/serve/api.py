@@ -41,9 +41,8 @@ RETRY = 5
 _GLANCE = 0.2
 """Seconds between looks at whether a silent client is still there."""
 
-_PROBLEMS: dict[int | str, dict[str, object]] = {
-    status: {"model": Problem} for status in (400, 401, 404, 413, 422, 429, 503)
-}
+_PROBLEMS: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in (400, 413, 422)}
+_BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem}}
 
 
 def create_app(service: Service, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
@@ -78,7 +77,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         app.add_middleware(Guard, token=token)
     app.add_middleware(watch.middleware)
 
-    @app.post("/recommend", responses=_PROBLEMS, response_model=Recommended)
+    @app.post("/recommend", responses=_PROBLEMS | _BUSY, response_model=Recommended)
     async def recommend(asked: Recommend, request: Request) -> Response | Recommended:
         """Explore for a user and rank what was found. `stream: true` tells of it as it happens."""
         exploration = await run_in_threadpool(Exploration, service, asked)
@@ -112,7 +111,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     @app.get("/map")
     async def space() -> Space:
         """All items on a plane, those that the TRM takes for alike near each other."""
-        return await run_in_threadpool(service.space)
+        return await run_in_threadpool(lambda: service.space)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
 
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace, Turn
-from deeprec.serve.desk import Broken, Event, Text
+from deeprec.serve.desk import Broken, Event, Text, Ticket
 from deeprec.serve.messages import Ranking, Recommend, Recommended, TurnMessage
-from deeprec.serve.service import ALONE, Service
+from deeprec.serve.service import Service
 
 
 class Exploration:
@@ -33,31 +33,32 @@ class Exploration:
         self.limits = service.limits(asked)
         self.started = time.perf_counter()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._leave: Callable[[], None] = lambda: None
+        self._desk = service.desks.get(self.policy)
+        self._ticket: Ticket | None = None
 
     def begin(self) -> None:
         """
         Raises:
             BusyError: no slot is free, and the queue is full.
         """
-        if self.policy == ALONE:
+        if self._desk is None:
             return
-        desk, loop = self.service.desks[self.policy], asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
 
         def tell(event: Event) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        ticket = desk.ask(self.task, self.limits, tell, self.asked.given())
-        self._leave = lambda: desk.leave(ticket)
+        self._ticket = self._desk.ask(self.task, self.limits, tell, self.asked.given())
 
     def leave(self) -> None:
         """Free the slot, if it is not free already."""
-        self._leave()
+        if self._desk is not None and self._ticket is not None:
+            self._desk.leave(self._ticket)
 
     async def events(self) -> AsyncGenerator[Text | TurnMessage | Ranking]:
         """What happens, in order; the ranking is the last. Closing the iterator leaves the desk."""
         try:
-            if self.policy == ALONE:
+            if self._desk is None:
                 yield await run_in_threadpool(self.service.alone, self.task.history, self.asked.k)
                 return
             calls = 0
@@ -72,7 +73,7 @@ class Exploration:
                     yield await run_in_threadpool(self._ranking, event)
                     return
         finally:
-            self._leave()
+            self.leave()
 
     async def whole(self) -> Recommended:
         """All of it at its end. Cancelling leaves the desk."""

@@ -17,7 +17,6 @@ from deeprec.serve import messages
 from deeprec.serve.exploration import Exploration
 from deeprec.serve.messages import HISTORY, Name, Places, Plain
 from deeprec.serve.service import Service
-from deeprec.trm.retriever import Query
 
 History = Annotated[list[Name], Field(max_length=HISTORY, description="titles or ids of items, oldest first")]
 User = Annotated[Name | None, Field(description="a user of the data, in place of a history")]
@@ -46,10 +45,9 @@ def create_mcp(service: Service) -> MCPServer:
         """Items for a history and a preference, the best first; those of the history are left out."""
 
         def retrieve() -> messages.FoundItems:
-            known = service.known(tuple(history), user)
-            shut = frozenset((*known, *map(service.find, exclude)))
-            query = Query(known, preference, shut, service.explore.trust)
-            return messages.FoundItems(items=service.found(service.retriever.retrieve([query], k)[0]))
+            asked = messages.RetrieveQuery(history=tuple(history), preference=preference, exclude=tuple(exclude))
+            hits = service.retriever.retrieve([service.query(asked, user)], k)[0]
+            return messages.FoundItems(items=service.found(hits))
 
         return await run_in_threadpool(_told, retrieve)
 

@@ -14,7 +14,7 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.trace import Origin, Trace, Turn
+from deeprec.explore.trace import Origin, Stop, Trace, Turn
 from deeprec.serve import messages
 from deeprec.serve.desk import Desk
 from deeprec.trm.retriever import Hit, Query, Retriever
@@ -91,6 +91,7 @@ class Service:
             raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {examples}.")
         return self._tasks[user]
 
+    @cached_property
     def space(self) -> messages.Space:
         points = [(round(float(x), 4), round(float(y), 4)) for x, y in self.points_I2]
         return messages.Space(ids=self.catalog.ids, titles=self.catalog.titles, points=tuple(points))
@@ -110,18 +111,22 @@ class Service:
         most = min(asked.max_calls or self.explore.max_calls, self.explore.max_calls)
         if len(asked.calls) > most:
             raise DeepRecError(f"There are {len(asked.calls)} calls, and an exploration may make {most}.")
-        trust = self.explore.trust if asked.trust is None else asked.trust
-        return self.explore.model_copy(update={"max_calls": most, "trust": trust})
+        return self.explore.model_copy(update={"max_calls": most, "trust": self._trust(asked)})
 
-    def query(self, asked: messages.RetrieveQuery) -> Query:
+    def query(self, asked: messages.RetrieveQuery, user: str | None = None) -> Query:
         """
+        Args:
+            user: of the data, in place of a history.
+
         Raises:
-            DeepRecError: there is no such item.
+            DeepRecError: there is no such item or user.
         """
-        history = tuple(map(self.find, asked.history))
+        history = self.known(asked.history, user)
         exclude = frozenset((*history, *map(self.find, asked.exclude)))
-        trust = self.explore.trust if asked.trust is None else asked.trust
-        return Query(history, asked.preference, exclude, trust)
+        return Query(history, asked.preference, exclude, self._trust(asked))
+
+    def _trust(self, asked: messages.Recommend | messages.RetrieveQuery) -> float:
+        return self.explore.trust if asked.trust is None else asked.trust
 
     def search(self, query: str, n: int) -> list[messages.Item]:
         """Items whose titles are like the query, the likest first; letters may be wrong, missing or swapped."""
@@ -160,9 +165,9 @@ class Service:
         if len(places) < k:
             rest = Query(trace.history, exclude=frozenset((*trace.history, *places)))
             places += [hit.item for hit in self.retriever.retrieve([rest], k - len(places))[0]]
-        by_item = {hit.item: (n, turn) for n, turn in reversed(list(enumerate(trace.turns, 1))) for hit in turn.hits}
+        found = trace.first_found()
         return messages.Ranking(
-            items=tuple(self._ranked(item, by_item.get(item)) for item in places),
+            items=tuple(self._ranked(item, found.get(item)) for item in places),
             origin=origin.value,
             stop=trace.stop.value,
             faults=tuple(fault.value for fault in trace.faults),
@@ -178,7 +183,7 @@ class Service:
         return messages.Ranking(
             items=tuple(self._ranked(hit.item, None) for hit in hits),
             origin=Origin.RETRIEVER.value,
-            stop="policy failed" if error else "answered",
+            stop=(Stop.FAILED if error else Stop.ANSWERED).value,
             faults=(),
             error=error,
             thought="",
