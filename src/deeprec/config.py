@@ -99,14 +99,20 @@ class TRMConfig(Section):
 class PolicyConfig(Section):
     """The language model that explores."""
 
-    kind: Literal["transformers", "vllm", "scripted"] = "transformers"
-    model: str = Field("smollm2-135m-instruct", description="an asset's name, a model folder, or a hub id")
+    kind: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
+    model: str = Field("smollm2-135m-instruct", description="an asset's name, a model folder, a hub id, or a server's")
     adapter: str | None = Field(None, description="a peft adapter folder")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; vLLM takes what it was built for")
     gpu_share: float | None = Field(
         None, gt=0, le=1, description="of the GPU's memory that vLLM may take; default: 0.9, beside a training 0.4"
     )
+    url: str | None = Field(None, description="of an OpenAI-compatible server, as in http://127.0.0.1:8000/v1")
+    api: Literal["completions", "chat"] = Field("completions", description="of that server; chat where it has no other")
+    timeout: float = Field(60.0, gt=0, description="seconds that the server may be silent")
+    retries: int = Field(3, ge=0, description="of a request that the server did not take")
+    price_read: float = Field(0.0, ge=0, description="of a million tokens that the server reads")
+    price_written: float = Field(0.0, ge=0)
 
 
 class ExploreConfig(Section):

@@ -118,7 +118,7 @@ class Workbench:
             DeepRecError: the policy is not one that can be trained, or its training failed.
         """
         kind = self.config.policy.kind
-        if kind == "scripted":
+        if kind in ("scripted", "openai"):
             raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
         if self.config.policy.adapter is not None:
             raise DeepRecError(
@@ -213,6 +213,12 @@ class Workbench:
             return self.script()
         if self.config.policy.kind == "vllm":
             return self._vllm()
+        if self.config.policy.kind == "openai":
+            from deeprec.policies.openai import OpenAIPolicy
+
+            server = OpenAIPolicy.load(self.config.policy)
+            self._see_that_contexts_fit(server.context_limit)
+            return server
         from deeprec.policies.transformers import TransformersPolicy
 
         with self.timed("load the language model"):

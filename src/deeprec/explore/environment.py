@@ -11,7 +11,7 @@ from deeprec.data.dataset import Task
 from deeprec.explore import protocol
 from deeprec.explore.protocol import Answer, Call, Fault
 from deeprec.explore.trace import Line, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Finish
+from deeprec.policies.policy import Finish, Usage
 from deeprec.trm.retriever import Hit, Query
 
 _STOPS = {
@@ -87,7 +87,7 @@ class Environment:
         self.error = error
         self._end(stop)
 
-    def trace(self, segments: Sequence[Segment], spare: Sequence[Hit] = ()) -> Trace:
+    def trace(self, segments: Sequence[Segment], spare: Sequence[Hit] = (), usage: Usage | None = None) -> Trace:
         assert self.stop is not None
         return Trace(
             task=self.task.id,
@@ -102,6 +102,7 @@ class Environment:
             faults=tuple(self._faults),
             answer_size=self.config.answer_size,
             error=self.error,
+            usage=usage,
         )
 
     def _end(self, stop: Stop) -> None:

@@ -14,7 +14,7 @@ from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Chunk, Finish, Policy, Request
+from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
 from deeprec.trm.retriever import Hit, Query, Retriever
 
 Listener = Callable[[Task, Author, str], None]
@@ -34,6 +34,7 @@ class _Flight:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     heard: int = 0
+    usage: Usage | None = None
 
 
 class Explorer:
@@ -123,7 +124,7 @@ class Explorer:
         spares = self._spare(list(ended.values()))
         self.stop(list(ended))
         return [
-            (key, flight.environment.trace(flight.segments, spare))
+            (key, flight.environment.trace(flight.segments, spare, flight.usage))
             for (key, flight), spare in zip(ended.items(), spares, strict=True)
         ]
 
@@ -153,6 +154,8 @@ class Explorer:
             flight = self._flights[chunk.key]
             flight.tokens += chunk.tokens
             flight.logprobs += chunk.logprobs
+            if chunk.usage is not None:
+                flight.usage = (flight.usage or Usage()) + chunk.usage
             if flight.listener is not None:
                 self._tell(flight, chunk, flight.listener)
             if chunk.finish is Finish.FAILED:

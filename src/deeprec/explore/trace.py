@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from deeprec.data.catalog import ItemIdx
 from deeprec.explore.protocol import Fault
+from deeprec.policies.policy import Usage
 from deeprec.trm.retriever import Hit
 
 
@@ -80,6 +81,7 @@ class Trace:
         spare: items of the retriever without a preference, asked for only where nothing else was retrieved.
         faults: everything the policy did wrong, one entry each time.
         error: why the policy failed, where it did.
+        usage: of a policy behind a server; None for others.
     """
 
     task: str
@@ -94,6 +96,7 @@ class Trace:
     faults: tuple[Fault, ...]
     answer_size: int
     error: str | None = None
+    usage: Usage | None = None
 
     @property
     def well_formed(self) -> bool:
@@ -178,6 +181,7 @@ class Trace:
             "faults": [fault.value for fault in self.faults],
             "answer_size": self.answer_size,
             "error": self.error,
+            "usage": asdict(self.usage) if self.usage else None,
         }
 
     @classmethod
@@ -201,6 +205,7 @@ class Trace:
             faults=tuple(Fault(fault) for fault in data["faults"]),
             answer_size=data["answer_size"],
             error=data["error"],
+            usage=Usage(**data["usage"]) if data.get("usage") else None,
         )
 
 

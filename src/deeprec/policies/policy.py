@@ -40,6 +40,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a server counted: tokens read and written, and what they cost by the configuration's prices."""
+
+    read: int = 0
+    written: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.read + other.read, self.written + other.written, self.cost + other.cost)
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens that a policy has written, with the logprob of each under the distribution it was sampled from
     before `top_p` (at temperature 0: the model's own). `logprobs` is empty where none are known."""
@@ -49,6 +61,7 @@ class Chunk:
     logprobs: tuple[float, ...]
     finish: Finish | None = None
     error: str | None = None
+    usage: Usage | None = None
 
 
 class Policy(Protocol):

@@ -27,12 +27,14 @@ class Words:
         self._words: list[str] = []
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
-        words = re.findall(r"\s*\S+|\s+", text)
-        for word in words:
-            if word not in self._ids:
-                self._ids[word] = len(self._words)
-                self._words.append(word)
-        return [self._ids[word] for word in words]
+        return [self.token(word) for word in re.findall(r"\s*\S+|\s+", text)]
+
+    def token(self, word: str) -> int:
+        """The one token of a text, whatever white space is in it."""
+        if word not in self._ids:
+            self._ids[word] = len(self._words)
+            self._words.append(word)
+        return self._ids[word]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(self._words[token] for token in tokens)

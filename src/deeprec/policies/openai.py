@@ -1,0 +1,232 @@
+"""A language model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, or a hosted one.
+
+Each segment is a streamed request. Stop strings are watched for here: servers leave them out of the text, seldom say
+which of them came, and some know none. Where one comes, or the limit, the stream is closed, and the server stops.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deeprec.config import PolicyConfig
+from deeprec.errors import DeepRecError
+from deeprec.policies.policy import Chunk, Finish, Request, Usage
+from deeprec.policies.text import Words
+from deeprec.policies.tokens import brief
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+KEY = "OPENAI_API_KEY"
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """A piece of a segment, and at its end how it ended."""
+
+    piece: str = ""
+    finish: Finish | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class _Job:
+    """A segment under way, in a thread of its own."""
+
+    request: Request
+    gone: bool = False
+
+
+class OpenAIPolicy:
+    """See the module. What a server sends at once counts as one token; the server's tokenizer is not known here.
+
+    Args:
+        client: where to ask, and how long to wait and how often to retry.
+        model: as the server calls it.
+        chat: speak in messages (what the policy wrote is the assistant's, all else the user's), and not by continuing
+            one text.
+        prices: of a million tokens read, and written.
+    """
+
+    def __init__(
+        self,
+        client: OpenAI,
+        model: str,
+        *,
+        chat: bool = False,
+        prices: tuple[float, float] = (0.0, 0.0),
+        context_limit: int = sys.maxsize,
+    ) -> None:
+        self.client = client
+        self.model = model
+        self.chat = chat
+        self.prices = prices
+        self.context_limit = context_limit
+        self.seconds: dict[str, float] = {"wait": 0.0}
+        self._words = Words()
+        self._jobs: dict[str, _Job] = {}
+        self._news: queue.SimpleQueue[tuple[_Job, _News]] = queue.SimpleQueue()
+        self._own: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        """By key, where in the context the segments are that this policy wrote."""
+        self._options: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+    @classmethod
+    def load(cls, config: PolicyConfig) -> OpenAIPolicy:
+        """The policy of a configuration; the server is asked for its models.
+
+        Raises:
+            DeepRecError: there is no server, or it has no such model.
+        """
+        try:
+            from openai import APIStatusError, OpenAI, OpenAIError
+        except ImportError:
+            raise DeepRecError("policy.kind='openai' needs the client: pip install 'deeprec[openai]'.") from None
+        if config.url is None:
+            raise DeepRecError("policy.kind='openai' needs policy.url, as in http://127.0.0.1:8000/v1.")
+        client = OpenAI(
+            base_url=config.url,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=config.timeout,
+            max_retries=config.retries,
+        )
+        limit = sys.maxsize
+        try:
+            models = {model.id: model for model in client.models.list()}
+        except APIStatusError as error:
+            if error.status_code != 404:  # not every server lists its models
+                raise DeepRecError(f"policy.url={config.url!r} refuses ({KEY} is the key): {brief(error)}") from None
+        except (OpenAIError, ValueError) as error:
+            raise DeepRecError(f"policy.url={config.url!r} does not answer: {brief(error)}") from None
+        else:
+            if config.model not in models:
+                raise DeepRecError(
+                    f"policy.model={config.model!r} is none of those that {config.url} has: {', '.join(models)}."
+                )
+            limit = (models[config.model].model_extra or {}).get("max_model_len") or limit
+        prices = (config.price_read, config.price_written)
+        return cls(client, config.model, chat=config.api == "chat", prices=prices, context_limit=limit)
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        return self._words.encode(text, first=first)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._words.decode(tokens)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._drop(request.key)
+            job = self._jobs[request.key] = _Job(request)
+            asked = self._asked(request)
+            threading.Thread(target=self._work, args=(job, asked), name="segment", daemon=True).start()
+
+    def step(self) -> list[Chunk]:
+        started = time.perf_counter()
+        chunks: list[Chunk] = []
+        while self._jobs and not (chunks and self._news.empty()):
+            job, news = self._news.get()
+            if not job.gone:
+                chunks.append(self._chunk(job, news))
+        self.seconds["wait"] += time.perf_counter() - started
+        return chunks
+
+    def release(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._drop(key)
+            self._own.pop(key, None)
+
+    def _drop(self, key: str) -> None:
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            job.gone = True
+
+    def _chunk(self, job: _Job, news: _News) -> Chunk:
+        key = job.request.key
+        if news.finish is not None:
+            del self._jobs[key]
+        tokens = (self._words.token(news.piece),) if news.piece else ()
+        if tokens:
+            end = len(job.request.context)
+            spans = self._own[key]
+            if spans and spans[-1][0] == end:
+                spans[-1] = (end, spans[-1][1] + 1)
+            else:
+                spans.append((end, end + 1))
+        return Chunk(key, tokens, (), news.finish, news.error, news.usage)
+
+    def _asked(self, request: Request) -> dict[str, Any]:
+        """The request as the server reads it."""
+        asked = {
+            "model": self.model,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed % 2**31,
+            "stream": True,
+        }
+        if not self.chat:
+            return asked | {"prompt": self.decode(request.context), "max_tokens": request.max_new_tokens}
+        messages, place = [], 0
+        for start, end in [*self._own[request.key], (len(request.context), len(request.context))]:
+            for role, span in (("user", request.context[place:start]), ("assistant", request.context[start:end])):
+                if span:
+                    messages.append({"role": role, "content": self.decode(span)})
+            place = end
+        return asked | {"messages": messages}
+
+    def _work(self, job: _Job, asked: dict[str, Any]) -> None:
+        """In the job's thread: hand on what the server sends. The last of the news always has a finish."""
+        try:
+            for news in self._segment(job, asked):
+                self._news.put((job, news))
+        except Exception as error:  # noqa: BLE001 (whatever a foreign server makes the client raise)
+            self._news.put((job, _News(finish=Finish.FAILED, error=f"{self.client.base_url}: {brief(error)}")))
+
+    def _segment(self, job: _Job, asked: dict[str, Any]) -> Iterator[_News]:
+        request, text, written, finish = job.request, "", 0, Finish.END
+        told: Any = None
+        with self._open(asked) as stream:
+            for event in stream:
+                if job.gone:
+                    return
+                told = event.usage or told
+                if not event.choices:
+                    continue
+                choice = event.choices[0]
+                piece = (choice.delta.content if self.chat else choice.text) or ""
+                if choice.finish_reason == "length":
+                    finish = Finish.LENGTH
+                ends = [at + len(stop) for stop in request.stops if (at := (text + piece).find(stop)) >= 0]
+                if ends:
+                    piece, finish = piece[: min(ends) - len(text)], Finish.STOP
+                text += piece
+                written += bool(piece)
+                if not ends and written == request.max_new_tokens:
+                    finish = Finish.LENGTH
+                if piece:
+                    yield _News(piece)
+                if ends or written == request.max_new_tokens:
+                    break
+        read, written = (told.prompt_tokens, told.completion_tokens) if told else (len(request.context), written)
+        cost = (read * self.prices[0] + written * self.prices[1]) / _MILLION
+        yield _News(finish=finish, usage=Usage(read, written, cost))
+
+    def _open(self, asked: dict[str, Any]) -> Any:
+        from openai import BadRequestError
+
+        create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
+        try:
+            return create(**asked, **self._options)
+        except BadRequestError as error:
+            if not self._options or "stream_options" not in str(error):
+                raise
+            self._options = {}  # a server that counts at the end, if at all
+            return create(**asked)

@@ -1,0 +1,294 @@
+"""The policy behind a server: llama.cpp's own with the real SmolLM2, and one that misbehaves as it is told."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from deeprec import assets
+from deeprec.config import ExploreConfig, PolicyConfig
+from deeprec.errors import DeepRecError
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.protocol import answer_text, call_text
+from deeprec.explore.trace import Author, Stop, Trace
+from deeprec.policies.openai import KEY, OpenAIPolicy
+from deeprec.policies.policy import Chunk, Finish, Request, Usage
+from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+
+DATASET = toy_dataset()
+EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=60, history=3, guidance="task")
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    """The address of llama.cpp's server."""
+    import xllamacpp
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    params = xllamacpp.CommonParams()
+    (weights,) = assets.fetch("smollm2-135m-instruct").glob("*.gguf")
+    params.model.path = str(weights)
+    params.model_alias = {"smollm2"}
+    params.port, params.n_parallel, params.n_ctx, params.verbosity = port, 1, 4096, -1
+    server = xllamacpp.Server(params)
+    yield f"{server.listening_address}/v1"
+    del server
+
+
+@pytest.mark.llm
+class TestContract(PolicyContract):
+    @pytest.fixture
+    def policy(self, llama: str) -> OpenAIPolicy:
+        return OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model="smollm2"))
+
+
+@pytest.mark.llm
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_it_explores_through_a_real_server(llama: str, api: Any) -> None:
+    config = PolicyConfig(kind="openai", url=llama, model="smollm2", api=api, price_read=1.0, price_written=2.0)
+    explorer = Explorer(OpenAIPolicy.load(config), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
+    given = [call_text("Dramas first.", "Drama")]
+    key = explorer.start(DATASET.tasks("test")[0], given=given)
+    found: dict[str, Trace] = {}
+    while not found:
+        found = dict(explorer.step())
+    trace = found[key]
+    assert trace.stop is not Stop.FAILED, trace.error
+    assert trace.turns[0].preference == "Drama"
+    assert trace.policy_tokens > 0
+    assert trace.usage is not None
+    assert trace.usage.read > 50
+    assert trace.usage.cost == pytest.approx((trace.usage.read + 2 * trace.usage.written) / 1e6)
+    assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+
+
+@pytest.mark.llm
+def test_a_model_that_the_server_lacks_is_named(llama: str) -> None:
+    with pytest.raises(DeepRecError, match=r"none of those that .* has: smollm2"):
+        OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model="larger"))
+
+
+# A server that does as it is told
+
+Reply = Callable[["_Handler", dict[str, Any]], None]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.answer(200, {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 999}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        site: Any = self.server
+        site.asked.append(asked)
+        site.reply(self, asked)
+
+    def answer(self, status: int, body: Any, **headers: str) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in (("Content-Length", str(len(content))), ("Content-Type", "application/json")):
+            self.send_header(name, value)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def begin(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+
+    def event(self, data: Any) -> None:
+        self.wfile.write(f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode())
+        self.wfile.flush()
+
+    def pieces(self, texts: list[str], *, finish: str = "stop", usage: Any = None, chat: bool = False) -> None:
+        self.begin()
+        for place, text in enumerate(texts, 1):
+            choice = {"index": 0, "finish_reason": finish if place == len(texts) else None}
+            choice |= {"delta": {"content": text}} if chat else {"text": text}
+            self.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice]})
+        if usage:
+            self.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [], "usage": usage})
+        self.event("[DONE]")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    reply: Reply
+    asked: list[dict[str, Any]]
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    site = _Server(("127.0.0.1", 0), _Handler)
+    site.asked = []
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    yield site
+    site.shutdown()
+    site.server_close()
+
+
+def policy(server: _Server, **settings: Any) -> OpenAIPolicy:
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    settings = {"kind": "openai", "url": url, "model": "m", "timeout": 1.0, "retries": 2} | settings
+    return OpenAIPolicy.load(PolicyConfig(**settings))
+
+
+def segment(policy: OpenAIPolicy, text: str = "Once", limit: int = 50) -> Chunk:
+    """One segment, in one chunk."""
+    policy.submit([Request("a", tuple(policy.encode(text)), ("</end>",), limit)])
+    chunks = policy.step()
+    while chunks[-1].finish is None:
+        chunks += policy.step()
+    return replace(chunks[-1], tokens=tuple(token for chunk in chunks for token in chunk.tokens))
+
+
+def test_a_stop_over_several_pieces_ends_the_segment_and_the_stream(server: _Server) -> None:
+    gone = threading.Event()
+
+    def reply(handler: _Handler, _: Any) -> None:
+        try:
+            handler.pieces(["one ", "two</", "end> three", *["more"] * 10**6])
+        except OSError:
+            gone.set()
+
+    server.reply = reply
+    ours = policy(server)
+    found = segment(ours)
+    assert ours.decode(found.tokens) == "one two</end>"
+    assert len(found.tokens) == 3
+    assert found.finish is Finish.STOP
+    assert gone.wait(10)
+
+
+def test_what_the_server_counts_counts(server: _Server) -> None:
+    server.reply = lambda handler, _: handler.pieces(["x"], usage={"prompt_tokens": 7, "completion_tokens": 3})
+    found = segment(policy(server, price_read=2.0, price_written=10.0))
+    assert found.usage == Usage(7, 3, pytest.approx(44e-6))
+    server.reply = lambda handler, _: handler.pieces(["x"])
+    assert segment(policy(server), "of four words now").usage == Usage(4, 1)
+
+
+def test_the_limit_is_kept_whatever_the_server_does(server: _Server) -> None:
+    server.reply = lambda handler, _: handler.pieces(["word "] * 100)
+    found = segment(policy(server), limit=4)
+    assert (len(found.tokens), found.finish) == (4, Finish.LENGTH)
+    assert server.asked[0]["max_tokens"] == 4
+    server.reply = lambda handler, _: handler.pieces(["two words"], finish="length")
+    assert segment(policy(server)).finish is Finish.LENGTH
+
+
+def test_a_busy_server_is_asked_again(server: _Server) -> None:
+    def reply(handler: _Handler, _: Any) -> None:
+        if len(server.asked) < 3:
+            handler.answer(429 if len(server.asked) == 1 else 503, {"error": "busy"}, Retry_After="0")
+        else:
+            handler.pieces(["at last"])
+
+    server.reply = reply
+    ours = policy(server)
+    assert ours.decode(segment(ours).tokens) == "at last"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (
+            lambda handler, _: handler.answer(500, {"error": {"message": "out of memory"}}, Retry_After="0"),
+            "out of memory",
+        ),
+        (lambda handler, _: handler.answer(400, {"error": {"message": "too long"}}), "too long"),
+        (lambda handler, _: time.sleep(5), "timed out"),
+        (lambda handler, _: (handler.begin(), handler.event("{no json")), "JSON"),
+        (lambda handler, _: (handler.begin(), handler.event({"error": {"message": "the GPU is gone"}})), "GPU is gone"),
+    ],
+    ids=["500", "400", "silent", "no json", "error in the stream"],
+)
+def test_a_server_that_fails_ends_its_explorations_with_a_sentence(server: _Server, reply: Reply, said: str) -> None:
+    server.reply = reply
+    ours = policy(server, retries=0)
+    explorer = Explorer(ours, RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
+    (trace,) = explorer.run(DATASET.tasks("test")[:1])
+    assert trace.stop is Stop.FAILED
+    assert said in str(trace.error).replace("\\", "")
+    assert len(trace.served()[0]) == 3
+    server.reply = lambda handler, _: handler.pieces(["well again"])
+    assert ours.decode(segment(ours).tokens) == "well again"
+
+
+def test_a_server_that_knows_no_stream_options_is_spared_them(server: _Server) -> None:
+    def reply(handler: _Handler, asked: dict[str, Any]) -> None:
+        if "stream_options" in asked:
+            handler.answer(400, {"error": {"message": "Unknown parameter: stream_options."}})
+        else:
+            handler.pieces(["fine"])
+
+    server.reply = reply
+    ours = policy(server)
+    for _ in range(2):
+        assert ours.decode(segment(ours).tokens) == "fine"
+    assert ["stream_options" in asked for asked in server.asked] == [True, False, False]
+
+
+def test_a_chat_is_told_who_said_what(server: _Server) -> None:
+    titles = DATASET.catalog.titles[-3:]
+    said = [call_text("First.", "Drama"), call_text("Then.", "War"), answer_text("Now.", titles)]
+
+    def reply(handler: _Handler, asked: dict[str, Any]) -> None:
+        turn = sum(message["role"] == "assistant" for message in asked["messages"])
+        handler.pieces([said[turn][:9], said[turn][9:]], chat=True)
+
+    server.reply = reply
+    explorer = Explorer(policy(server, api="chat"), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
+    (trace,) = explorer.run(DATASET.tasks("test")[:1])
+    assert trace.stop is Stop.ANSWERED
+    roles = {Author.ENVIRONMENT: "user", Author.POLICY: "assistant"}
+    assert server.asked[-1]["messages"] == [
+        {"role": roles[segment.author], "content": segment.text} for segment in trace.segments[:-1]
+    ]
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "secret-of-mine")
+    heard: list[str | None] = []
+
+    def reply(handler: _Handler, _: Any) -> None:
+        heard.append(handler.headers["Authorization"])
+        handler.answer(401, {"error": {"message": "wrong key"}})
+
+    server.reply = reply
+    found = segment(policy(server))
+    assert heard == ["Bearer secret-of-mine"]
+    assert found.finish is Finish.FAILED
+    assert "wrong key" in str(found.error)
+    assert "secret" not in str(found.error)
+
+
+def test_no_server_is_said_in_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(DeepRecError, match=rf"policy\.url='http://127\.0\.0\.1:{port}/v1' does not answer"):
+        OpenAIPolicy.load(PolicyConfig(kind="openai", url=f"http://127.0.0.1:{port}/v1", model="m", retries=0))
+    with pytest.raises(DeepRecError, match=r"needs policy\.url"):
+        OpenAIPolicy.load(PolicyConfig(kind="openai", model="m"))
+
+
+def test_its_context_is_the_servers(server: _Server) -> None:
+    assert policy(server).context_limit == 999
