@@ -93,6 +93,9 @@ def show_exploration(bench: Workbench, dataset: Dataset, trm: TRM, policy: Polic
         f"{len(trace.turns)} tool calls, {trace.policy_tokens} tokens written, {seconds:.1f} s; "
         f"ended by: {trace.stop.value}"
     )
+    if trace.usage is not None:
+        used = trace.usage
+        console.print(f"The server read {used.read} tokens and wrote {used.written}; cost {used.cost:.4g}.")
     return trace
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -29,7 +30,10 @@ EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_to
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[str]:
-    """The address of llama.cpp's server."""
+    """The address of llama.cpp's server, or of the one that the environment names."""
+    if "DEEPREC_TEST_SERVER" in os.environ:
+        yield os.environ["DEEPREC_TEST_SERVER"]
+        return
     import xllamacpp
 
     with socket.socket() as free:
@@ -45,17 +49,24 @@ def llama() -> Iterator[str]:
     del server
 
 
+@pytest.fixture(scope="module")
+def model(llama: str) -> str:
+    import openai
+
+    return openai.OpenAI(base_url=llama, api_key="none").models.list().data[0].id
+
+
 @pytest.mark.llm
 class TestContract(PolicyContract):
     @pytest.fixture
-    def policy(self, llama: str) -> OpenAIPolicy:
-        return OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model="smollm2"))
+    def policy(self, llama: str, model: str) -> OpenAIPolicy:
+        return OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model=model))
 
 
 @pytest.mark.llm
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_it_explores_through_a_real_server(llama: str, api: Any) -> None:
-    config = PolicyConfig(kind="openai", url=llama, model="smollm2", api=api, price_read=1.0, price_written=2.0)
+def test_it_explores_through_a_real_server(llama: str, model: str, api: Any) -> None:
+    config = PolicyConfig(kind="openai", url=llama, model=model, api=api, price_read=1.0, price_written=2.0)
     explorer = Explorer(OpenAIPolicy.load(config), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
     given = [call_text("Dramas first.", "Drama")]
     key = explorer.start(DATASET.tasks("test")[0], given=given)
@@ -73,8 +84,8 @@ def test_it_explores_through_a_real_server(llama: str, api: Any) -> None:
 
 
 @pytest.mark.llm
-def test_a_model_that_the_server_lacks_is_named(llama: str) -> None:
-    with pytest.raises(DeepRecError, match=r"none of those that .* has: smollm2"):
+def test_a_model_that_the_server_lacks_is_named(llama: str, model: str) -> None:
+    with pytest.raises(DeepRecError, match=f"none of those that .* has: {model}"):
         OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model="larger"))
 
 
@@ -245,6 +256,27 @@ def test_a_server_that_knows_no_stream_options_is_spared_them(server: _Server) -
     for _ in range(2):
         assert ours.decode(segment(ours).tokens) == "fine"
     assert ["stream_options" in asked for asked in server.asked] == [True, False, False]
+
+
+def test_one_who_waits_for_the_server_holds_nobody_up(server: _Server) -> None:
+    opened = threading.Event()
+
+    def reply(handler: _Handler, asked: dict[str, Any]) -> None:
+        if asked["prompt"] == "slow":
+            assert opened.wait(10)
+        handler.pieces([asked["prompt"]])
+
+    server.reply = reply
+    ours = policy(server, timeout=20.0)
+    ours.submit([Request("a", tuple(ours.encode("slow")), (), 5)])
+    assert [chunk.tokens for chunk in ours.step()] == [()]
+    ours.submit([Request("b", tuple(ours.encode("quick")), (), 5)])
+    finished = [chunk.key for _ in range(20) for chunk in ours.step() if chunk.finish]
+    assert finished == ["b"]
+    opened.set()
+    while not finished[1:]:
+        finished += [chunk.key for chunk in ours.step() if chunk.finish]
+    assert finished == ["b", "a"]
 
 
 def test_a_chat_is_told_who_said_what(server: _Server) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEY = "OPENAI_API_KEY"
 _MILLION = 1_000_000
+_GLANCE = 0.1
+"""Seconds that `step` waits for a silent server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,15 @@ class OpenAIPolicy:
             threading.Thread(target=self._work, args=(job, asked), name="segment", daemon=True).start()
 
     def step(self) -> list[Chunk]:
+        """As every policy's; where the server lets one wait, an empty chunk, so that others may come and go."""
         started = time.perf_counter()
         chunks: list[Chunk] = []
         while self._jobs and not (chunks and self._news.empty()):
-            job, news = self._news.get()
+            try:
+                job, news = self._news.get(timeout=_GLANCE)
+            except queue.Empty:
+                chunks = [Chunk(next(iter(self._jobs)), (), ())]
+                break
             if not job.gone:
                 chunks.append(self._chunk(job, news))
         self.seconds["wait"] += time.perf_counter() - started

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from deeprec.explore.protocol import call_text
+from deeprec.policies.policy import Usage
 
 HISTORY = 500
 """Items of a history, at most."""
@@ -119,7 +120,8 @@ class Ranking(BaseModel):
     """The end of an exploration.
 
     `origin` says where the ranking comes from; "answer" alone is wholly the policy's. `stop` and `faults` say how the
-    exploration ended and what was wrong with it, `error` why the policy failed, where it did.
+    exploration ended and what was wrong with it, `error` why the policy failed, where it did; `usage` is what a policy
+    behind a server read, wrote and cost.
     """
 
     items: tuple[Ranked, ...]
@@ -129,6 +131,7 @@ class Ranking(BaseModel):
     error: str | None
     thought: str
     tokens: int
+    usage: Usage | None
     seconds: float
 
 

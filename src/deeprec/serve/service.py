@@ -174,6 +174,7 @@ class Service:
             error=trace.error,
             thought=trace.thought,
             tokens=trace.policy_tokens,
+            usage=trace.usage,
             seconds=seconds,
         )
 
@@ -188,6 +189,7 @@ class Service:
             error=error,
             thought="",
             tokens=0,
+            usage=None,
             seconds=0.0,
         )
 
