@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -80,8 +81,8 @@ def serve(service: Service, **options: object) -> Iterator[str]:
     thread.join(SECONDS)
 
 
-@pytest.fixture
-def service() -> Iterator[Service]:
+@contextmanager
+def service_of_scripts() -> Iterator[Service]:
     """Of a scripted policy, one that never ends, and one that a gate holds up."""
     gate = Gate()
     desks = {
@@ -96,6 +97,12 @@ def service() -> Iterator[Service]:
     gate.open.set()
     for desk in desks.values():
         desk.close()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with service_of_scripts() as service:
+        yield service
 
 
 @pytest.fixture

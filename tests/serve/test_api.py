@@ -160,7 +160,7 @@ def test_a_token_is_asked_for_where_there_is_one(service: Service) -> None:
     running = serve(service, token="sesame")
     with httpx.Client(base_url=next(running), timeout=SECONDS) as client:
         assert client.get("/health").status_code == 200
-        assert client.get("/").status_code == client.get("/app.js").status_code == 200
+        assert client.get("/").status_code == client.get("/page/app.js").status_code == 200
         for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "Basic sesame"}):
             for path in ("/ready", "/map", "/mcp", "/openapi.json", "/users/u1"):
                 answer = client.get(path, headers=headers)
@@ -196,6 +196,9 @@ HOSTILE: dict[str, Any] = {
     "endless calls": {"history": HISTORY, "max_calls": 10**6},
     "too much trust": {"history": HISTORY, "trust": 7},
     "trust in words": {"history": HISTORY, "trust": "much"},
+    "trust in a truth": {"history": HISTORY, "trust": True},
+    "k in a text": {"history": HISTORY, "k": "10"},
+    "a stream in words": {"history": HISTORY, "stream": "yes"},
     "an unknown field": {"history": HISTORY, "temprature": 1},
     "many given calls": {"history": HISTORY, "calls": [{"preference": "x"}] * 21},
     "an empty preference": {"history": HISTORY, "calls": [{"preference": ""}]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from serve.conftest import Site  # noqa: E402
@@ -153,18 +155,35 @@ def test_a_server_that_is_gone_is_said(page: Page) -> None:
     expect(page.get_by_role("button", name="Explore", exact=True)).to_be_enabled()
 
 
-def test_it_fits_a_phone_and_the_dark(browser: Browser, site: Site, tmp_path: Path) -> None:
-    for name, options in {
-        "desktop": {"viewport": {"width": 1280, "height": 1000}},
-        "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
-        "dark": {"viewport": {"width": 1280, "height": 1000}, "color_scheme": "dark"},
-    }.items():
-        page = browser.new_page(**options)  # type: ignore[arg-type]
-        page.goto(site.url)
-        expect(page.locator("#history li")).not_to_have_count(0)
-        page.get_by_role("button", name="Explore", exact=True).click()
-        expect(page.locator(".card.ranking")).to_be_visible()
-        width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= options["viewport"]["width"], f"{name}: {width} pixels wide"  # type: ignore[index]
-        page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
-        page.close()
+SCREENS: dict[str, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 1000}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+    "dark": {"viewport": {"width": 1280, "height": 1000}, "color_scheme": "dark"},
+}
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_it_fits_and_everyone_can_read_it(browser: Browser, site: Site, tmp_path: Path, name: str) -> None:
+    """Looked at before, during and after an exploration; CONTRIBUTING says how the docs' pictures are made."""
+    page = browser.new_page(reduced_motion="reduce", **SCREENS[name])  # a card that fades in has little contrast
+    page.goto(os.environ.get("DEEPREC_SITE", site.url))
+    expect(page.locator("#history li")).not_to_have_count(0)
+    _see_that_all_can_use(page)
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".card.ranking")).to_be_visible(timeout=120_000)
+    _see_that_all_can_use(page)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= SCREENS[name]["viewport"]["width"]
+    page.screenshot(path=Path(os.environ.get("DEEPREC_SCREENSHOTS", tmp_path)) / f"{name}.png", full_page=True)
+    page.get_by_role("button", name="Edit call 1").click()
+    _see_that_all_can_use(page)
+    page.keyboard.press("Escape")
+    page.get_by_role("combobox", name="Add a title").press_sequentially("qqqqqqzzzz")
+    expect(page.get_by_role("alert")).to_contain_text("No title is like")
+    _see_that_all_can_use(page)
+    page.close()
+
+
+def _see_that_all_can_use(page: Page) -> None:
+    found = Axe().run(page).response["violations"]
+    assert not [(each["id"], each["impact"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pathlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated
 
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.background import BackgroundTask
@@ -40,6 +41,8 @@ RETRY = 5
 """Seconds after which who was refused may try again."""
 _GLANCE = 0.2
 """Seconds between looks at whether a silent client is still there."""
+
+_PAGE = pathlib.Path(__file__).with_name("page")
 
 _PROBLEMS: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in (400, 413, 422)}
 _BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem}}
@@ -128,8 +131,12 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         """For Prometheus."""
         return Response(generate_latest(watch.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html")
+
     app.router.routes.extend(at_mcp.routes)
-    app.mount("/", StaticFiles(packages=[("deeprec.serve", "page")], html=True))
+    app.mount("/page", StaticFiles(directory=_PAGE))
     return app
 
 

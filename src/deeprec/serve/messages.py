@@ -35,7 +35,7 @@ def _untagged(text: str) -> str:
 Plain = Annotated[str, Field(max_length=WORDS), AfterValidator(_plain)]
 Name = Annotated[Plain, Field(min_length=1)]
 """An item's id or, where no item has this id, its title."""
-Places = Annotated[int, Field(ge=1, le=K)]
+Places = Annotated[int, Field(ge=1, le=K, strict=True)]
 
 
 class _Message(BaseModel):
@@ -56,10 +56,10 @@ class Recommend(_Message):
     user: Name | None = Field(None, description="a user of the data, in place of a history")
     k: Places = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
-    max_calls: int | None = Field(None, ge=1, le=20, description="budget of tool calls; at most the server's")
-    trust: float | None = Field(None, ge=0, le=1, description="how far preferences are believed")
+    max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="budget of tool calls; at most the server's")
+    trust: float | None = Field(None, ge=0, le=1, strict=True, description="how far preferences are believed")
     calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
-    stream: bool = Field(False, description="answer with server-sent events: text, turn, ranking")
+    stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
 
     def given(self) -> list[str]:
         """The first calls as a policy would have written them."""
@@ -80,7 +80,7 @@ class RetrieveQuery(_Message):
     history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
     preference: Plain = ""
     exclude: tuple[Name, ...] = Field((), max_length=HISTORY, description="beside the history")
-    trust: float | None = Field(None, ge=0, le=1)
+    trust: float | None = Field(None, ge=0, le=1, strict=True)
 
 
 class Retrieve(_Message):
@@ -161,12 +161,15 @@ class Details(Item):
     description: str
 
 
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
 class Space(BaseModel):
     """Items on a plane; places lie in the unit square."""
 
     ids: tuple[str, ...]
     titles: tuple[str, ...]
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
 
 
 class Problem(BaseModel):

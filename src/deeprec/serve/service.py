@@ -93,8 +93,8 @@ class Service:
 
     @cached_property
     def space(self) -> messages.Space:
-        points = [(round(float(x), 4), round(float(y), 4)) for x, y in self.points_I2]
-        return messages.Space(ids=self.catalog.ids, titles=self.catalog.titles, points=tuple(points))
+        points = tuple(self.points_I2.astype(float).round(4).tolist())
+        return messages.Space(ids=self.catalog.ids, titles=self.catalog.titles, points=points)
 
     def find(self, name: str) -> ItemIdx:
         """
