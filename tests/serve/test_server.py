@@ -7,16 +7,18 @@ import re
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 
 import processes
 from deeprec.errors import DeepRecError
 from deeprec.serve.server import TOKEN, token_for
 from deeprec.serve.space import plane
-from test_cli import site, stand_in  # noqa: F401 (fixtures)
+from test_cli import deeprec, site, stand_in  # noqa: F401 (fixtures)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -50,6 +52,22 @@ def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
     assert "Traceback" not in out + log
     assert process.returncode in (0, 130, -sign)
     assert (site.trained / "map.safetensors").exists()
+
+
+def test_the_containers_options_are_options() -> None:
+    """No image is built here; what it would run is read by the real command line."""
+    root = Path(__file__).parents[2]
+    entry = next(line for line in (root / "Dockerfile").read_text().splitlines() if line.startswith("ENTRYPOINT "))
+    program, *options = json.loads(entry.removeprefix("ENTRYPOINT "))
+    assert program == "deeprec"
+    services = yaml.safe_load((root / "compose.yaml").read_text())["services"]
+    more = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", services["deeprec-gpu"]["command"]).split()
+    for arguments in (options, options + more):
+        told = deeprec(*arguments, "--dry-run")
+        assert told.code == 0, told.err
+        assert 'host = "0.0.0.0"' in told.out
+    assert ":?" in services["deeprec"]["environment"][TOKEN]
+    assert 'kind = "openai"' in told.out
 
 
 def test_a_taken_port_is_said(site):  # noqa: F811

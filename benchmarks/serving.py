@@ -1,0 +1,147 @@
+"""The server under load, on loopback: `/retrieve` by many clients, explorations at once and one after another, and past
+capacity.
+
+Starts `deeprec serve` with the options after `--`; a TRM of that configuration that is not there is trained first.
+Clients ask for users of the data, each with two categories of the catalogue as the preference. Explorations at once and
+one after another are of the same users, in two rounds in turn. Past capacity, half as many again as there are slots and
+places to wait ask together.
+
+    python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [-- --config FILE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from deeprec.runs import environment
+
+SLOTS, QUEUE = 16, 16
+
+
+async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tuple[httpx.Response, float]:
+    started = time.perf_counter()
+    answer = await client.post(path, json=body)
+    return answer, time.perf_counter() - started
+
+
+async def retrieve(
+    client: httpx.AsyncClient, bodies: list[dict[str, Any]], clients: int, seconds: float
+) -> dict[str, Any]:
+    """Each client asks again as soon as it is answered."""
+    until = time.perf_counter() + seconds
+    spent: list[float] = []
+    statuses: Counter[int] = Counter()
+
+    async def customer(number: int) -> None:
+        rng = random.Random(number)
+        while time.perf_counter() < until:
+            answer, took = await ask(client, "/retrieve", rng.choice(bodies))
+            statuses[answer.status_code] += 1
+            spent.append(took)
+
+    await asyncio.gather(*(customer(number) for number in range(clients)))
+    p50, p99 = np.percentile(spent, [50, 99])
+    return {
+        "requests": len(spent),
+        "statuses": dict(statuses),
+        "requests a second": round(len(spent) / seconds, 1),
+        "p50 ms": round(1000 * p50, 1),
+        "p99 ms": round(1000 * p99, 1),
+        "p99 / p50": round(p99 / p50, 2),
+    }
+
+
+async def explore(client: httpx.AsyncClient, users: list[str], rounds: int) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for user in users:
+            (await ask(client, "/recommend", {"user": user}))[0].raise_for_status()
+        alone = time.perf_counter() - started
+        started = time.perf_counter()
+        answers = await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in users))
+        together = time.perf_counter() - started
+        for answer, _ in answers:
+            answer.raise_for_status()
+        found.append(
+            {"one by one s": round(alone, 1), "at once s": round(together, 1), "ratio": round(alone / together, 2)}
+        )
+    return {"explorations": len(users), "rounds": found}
+
+
+async def past_capacity(client: httpx.AsyncClient, users: list[str]) -> dict[str, Any]:
+    asked = [users[place % len(users)] for place in range((SLOTS + QUEUE) * 3 // 2)]
+    answers = [each for each, _ in await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in asked))]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    after, _ = await ask(client, "/recommend", {"user": users[0]})
+    return {
+        "asked": len(asked),
+        "statuses": dict(Counter(answer.status_code for answer in answers)),
+        "refusals with Retry-After": sum("retry-after" in answer.headers for answer in refused),
+        "answers with ten items": sum(
+            len(answer.json()["ranking"]["items"]) == 10 for answer in answers if answer.status_code == 200
+        ),
+        "status afterwards": after.status_code,
+    }
+
+
+async def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+        ready = (await client.get("/ready")).json()
+        histories = [(await client.get(f"/users/{user}")).json()["items"] for user in ready["users"]]
+        words = sorted({name for items in histories for item in items for name in item["categories"]})
+        rng = random.Random(0)
+        bodies = [
+            {
+                "queries": [{"history": [item["id"] for item in items], "preference": "; ".join(rng.sample(words, 2))}],
+                "k": 10,
+            }
+            for items in histories
+            for _ in range(10)
+        ]
+        return {
+            "retrieve": await retrieve(client, bodies, args.clients, args.seconds),
+            "explore": await explore(client, ready["users"][: args.explorations], args.rounds),
+            "past capacity": await past_capacity(client, ready["users"]),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--explorations", type=int, default=16, help="users; at most 16")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("options", nargs="*", help="of deeprec serve, after --")
+    args = parser.parse_args()
+    limits = ["serve.port=0", f"serve.slots={SLOTS}", f"serve.queue={QUEUE}", "serve.seconds=600"]
+    settings = [part for limit in limits for part in ("--set", limit)]
+    command = [str(Path(sys.executable).with_name("deeprec")), "serve", *args.options, *settings]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url = next((found[0] for line in server.stdout if (found := re.findall(r"http://[\d.]+:\d+", line))), None)
+            if url is None:
+                sys.exit(f"the server does not start: {' '.join(command)}")
+            found = asyncio.run(measure(url, args))
+        finally:
+            server.terminate()
+    print(json.dumps({"environment": environment(sys.argv), "command": command[1:]} | found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
