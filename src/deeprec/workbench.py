@@ -200,8 +200,7 @@ class Workbench:
         from deeprec.policies.scripted import ScriptedWriter
         from deeprec.policies.text import TextPolicy
 
-        explore = self.config.explore
-        return TextPolicy(ScriptedWriter(explore.answer_size, min(3, explore.max_calls)))
+        return TextPolicy(ScriptedWriter(self.config.explore.answer_size))
 
     def policy(self) -> Policy:
         """The policy of the configuration.

@@ -82,6 +82,7 @@ def test_a_budget_of_calls_is_kept(site: Site) -> None:
     for n in (1, 2):
         told = site.client.post("/recommend", json={"history": HISTORY, "max_calls": n}).json()
         assert len(told["turns"]) <= n
+        assert told["ranking"]["stop"] == "answered"
 
 
 def test_the_trm_alone_is_a_policy(site: Site) -> None:
@@ -168,6 +169,32 @@ def test_a_token_is_asked_for_where_there_is_one(service: Service) -> None:
                 assert "token" in answer.json()["detail"]
         assert client.get("/ready", headers={"Authorization": "Bearer sesame"}).status_code == 200
     next(running, None)
+
+
+def test_names_that_lead_here_from_elsewhere_are_refused(site: Site, service: Service) -> None:
+    for name, status in {"evil.example": 400, "localhost:1": 200, "127.0.0.1": 200, "[::1]:9": 200}.items():
+        assert site.client.get("/ready", headers={"Host": name}).status_code == status
+    running = serve(service, token="sesame")  # behind a proxy: a token makes up for the name
+    headers = {"Host": "films.example", "Authorization": "Bearer sesame"}
+    assert httpx.get(f"{next(running)}/ready", headers=headers).status_code == 200
+    next(running, None)
+
+
+def test_what_breaks_the_server_is_said_in_a_sentence(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(site.service), "search", lambda *_: 1 / 0)
+    answer = site.client.get("/items", params={"query": "film"})
+    assert (answer.status_code, answer.json()) == (500, {"detail": "The server failed; its log says why."})
+
+
+def test_a_silent_model_is_heard_to_be_alive(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deeprec.serve.exploration._BEAT", 0.05)
+    body = {"history": HISTORY, "policy": "held", "stream": True}
+    beat = ["event: text", 'data: {"text": ""}', ""]
+    with site.client.stream("POST", "/recommend", json=body) as answer:
+        lines = answer.iter_lines()
+        assert [next(lines) for _ in range(6)] == [*beat, *beat]
+        site.gate.open.set()
+        assert "event: ranking" in list(lines)
 
 
 HOSTILE: dict[str, Any] = {

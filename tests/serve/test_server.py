@@ -106,3 +106,4 @@ def test_the_map_is_kept_and_made_again_when_it_is_cut_off(tmp_path, n):
     assert path.stat().st_mtime_ns == stamp
     path.write_bytes(path.read_bytes()[:40])
     assert np.allclose(plane(vectors, path), points, atol=1e-3)
+    assert np.allclose(plane(vectors, tmp_path / "not there" / "map.safetensors"), points, atol=1e-3)

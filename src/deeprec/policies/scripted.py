@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from deeprec.explore import protocol
 
 _ITEM = re.compile(r"^\d+\. (?P<title>.+)(?:\n  - categories: (?P<categories>.+))?", re.MULTILINE)
+_BUDGET = re.compile(r"up to (\d+) (?:calls|times)")
 _YEAR = re.compile(r"\((\d{3})\d\)$")
 _RECENT = 5
 
@@ -32,7 +33,7 @@ class ScriptedWriter:
 
     Attributes:
         answer_size: the number of titles to recommend.
-        calls: tool calls to make before answering, at most 3.
+        calls: tool calls to make before answering, at most 3, and no more than the prompt allows.
     """
 
     answer_size: int = 10
@@ -42,7 +43,8 @@ class ScriptedWriter:
         history_text, rest = _split(conversation)
         history, lists = _items(history_text), _lists(rest)
         asked = {part.partition(protocol.END_PREFERENCE)[0] for part in rest.split(protocol.PREFERENCE)[1:]}
-        if len(lists) < self.calls:
+        allowed = _BUDGET.search(conversation)
+        if len(lists) < min(self.calls, int(allowed[1]) if allowed else self.calls):
             preference = self._preference(history, lists)
             if preference not in asked:
                 return protocol.call_text(self._thought(len(lists)), preference)

@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from deeprec import __version__
 from deeprec.errors import DeepRecError
@@ -75,9 +76,12 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DeepRecError, _refused)
     app.add_exception_handler(BusyError, _busy)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(LimitBodies)
     if token is not None:
         app.add_middleware(Guard, token=token)
+    else:  # else any page that the user opens could have a name of its own lead here
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
     app.add_middleware(watch.middleware)
 
     @app.post("/recommend", responses=_PROBLEMS | _BUSY, response_model=Recommended)
@@ -181,6 +185,10 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": str(error)}, 422)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": "The server failed; its log says why."}, 500)
 
 
 async def _busy(_: Request, error: Exception) -> Response:

@@ -15,6 +15,9 @@ from deeprec.serve.desk import Broken, Event, Text, Ticket
 from deeprec.serve.messages import Ranking, Recommend, Recommended, TurnMessage
 from deeprec.serve.service import Service
 
+_BEAT = 15
+"""Seconds of silence after which an empty text says that the connection lives."""
+
 
 class Exploration:
     """See the module. `begin`, then `events` or `whole`.
@@ -63,7 +66,10 @@ class Exploration:
                 return
             calls = 0
             while True:
-                event = await self._events.get()
+                try:
+                    event: Event = await asyncio.wait_for(self._events.get(), _BEAT)
+                except TimeoutError:
+                    event = Text("")
                 if isinstance(event, Turn):
                     calls += 1
                     yield self.service.turn(calls, event)

@@ -56,7 +56,9 @@ class Recommend(_Message):
     user: Name | None = Field(None, description="a user of the data, in place of a history")
     k: Places = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
-    max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="budget of tool calls; at most the server's")
+    max_calls: int | None = Field(
+        None, ge=1, le=20, strict=True, description="budget of tool calls; at most the server's"
+    )
     trust: float | None = Field(None, ge=0, le=1, strict=True, description="how far preferences are believed")
     calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ _NEIGHBOURS = 20_000
 
 
 def plane(vectors_ID: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Places (I, 2) in the unit square, near each other where vectors are; kept at `path`."""
+    """Places (I, 2) in the unit square, near each other where vectors are; kept at `path` if that can be."""
     try:
         points_I2: NDArray[np.float32] = load_file(path)["points"]
         if points_I2.shape == (len(vectors_ID), 2):
@@ -28,8 +29,9 @@ def plane(vectors_ID: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
     low_2, high_2 = points_I2.min(0), points_I2.max(0)
     points_I2 = ((points_I2 - low_2) / np.maximum(high_2 - low_2, 1e-9)).astype(np.float32)
     part = path.with_suffix(".part")
-    save_file({"points": points_I2}, part)
-    os.replace(part, path)
+    with suppress(OSError, SafetensorError):  # a folder that may not be written to: made again next time
+        save_file({"points": points_I2}, part)
+        os.replace(part, path)
     return points_I2
 
 

@@ -44,7 +44,9 @@ async function takeUser() {
   const user = part("user").value;
   if (!user) return;
   try {
-    history = (await api.historyOf(user)).items;
+    const { items } = await api.historyOf(user);
+    if (part("user").value !== user) return;
+    history = items;
     showHistory();
     complain("");
   } catch (error) {
@@ -117,16 +119,17 @@ function save() {
 }
 
 async function replay(file) {
-  let kept;
+  const controller = new AbortController();
   try {
-    kept = JSON.parse(await file.text());
-    history = kept.history.map(({ id, title }) => ({ id: String(id), title: String(title) }));
+    const kept = JSON.parse(await file.text());
+    const seen = kept.history.map(({ id, title }) => ({ id: String(id), title: String(title) }));
+    const policies = [...new Set(kept.events.map(({ policy }) => policy))];
+    running?.abort();
+    busy(controller);
+    history = seen;
     recorded = kept.events;
     showHistory();
-    const explorations = begin([...new Set(recorded.map(({ policy }) => policy))]);
-    running?.abort();
-    const controller = new AbortController();
-    busy(controller);
+    const explorations = begin(policies);
     const started = performance.now();
     for (const { after, policy, name, data } of recorded) {
       const wait = Math.min(after, 60000) - (performance.now() - started);
@@ -137,7 +140,7 @@ async function replay(file) {
     if (running === controller) busy(null);
   } catch {
     complain(`${file.name} is no saved exploration: choose a file that Save made.`);
-    busy(null);
+    if (running === controller) busy(null);
   }
 }
 

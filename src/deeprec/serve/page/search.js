@@ -10,6 +10,7 @@ export function searchBox(input, list, choose, complain) {
   let timer;
 
   const close = () => {
+    asking.abort();
     found = [];
     active = -1;
     list.hidden = true;
@@ -36,10 +37,13 @@ export function searchBox(input, list, choose, complain) {
   const look = async () => {
     asking.abort();
     asking = new AbortController();
+    const { signal } = asking;
     const query = input.value.trim();
     if (!query) return close();
     try {
-      found = await search(query, asking.signal);
+      const items = await search(query, signal);
+      if (signal.aborted) return;
+      found = items;
     } catch (error) {
       if (error.name !== "AbortError") complain(error.message);
       return;
