@@ -73,7 +73,7 @@ def trends(curves: Curves) -> Iterator[tuple[str, str, Trend]]:
     """Stage, name and trend of what says most: rewards, and how the policy explored."""
     for stage, numbers in curves.items():
         for name, values_T in numbers.items():
-            made = name.startswith("fault/") and np.nanmax(values_T, initial=0) > 0
+            made = name.startswith(("fault/", "stop/")) and np.nanmax(values_T, initial=0) > 0
             if (name in _SHOWN or name.startswith("reward/") or made) and np.isfinite(values_T).any():
                 yield stage, name, trend(values_T)
 

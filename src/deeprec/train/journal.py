@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from deeprec.config import ExploreConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.protocol import Fault
-from deeprec.explore.trace import Trace
+from deeprec.explore.trace import Stop, Trace
 from deeprec.rewards.rubric import Scored
 
 _ROOM = 1 << 29
@@ -80,6 +80,8 @@ def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, floa
     repeats = [len(trace.turns) - len({turn.preference for turn in trace.turns}) for trace in traces]
     for fault in Fault:
         numbers[f"fault/{fault.value}"] = float(np.mean([fault in trace.faults for trace in traces]))
+    for stop in Stop:
+        numbers[f"stop/{stop.value}"] = float(np.mean([trace.stop is stop for trace in traces]))
     return numbers | {
         "well-formed": float(np.mean([trace.well_formed for trace in traces])),
         "turns": float(np.mean([len(trace.turns) for trace in traces])),
