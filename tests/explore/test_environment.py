@@ -14,7 +14,16 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment, resolve_lines
-from deeprec.explore.protocol import ANSWER, END_ANSWER, END_PREFERENCE, PREFERENCE, Fault, answer_text, call_text
+from deeprec.explore.protocol import (
+    ANSWER,
+    END_ANSWER,
+    END_PREFERENCE,
+    NO_CALLS,
+    PREFERENCE,
+    Fault,
+    answer_text,
+    call_text,
+)
 from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Finish
 from deeprec.trm.retriever import Hit, Query
@@ -121,6 +130,16 @@ def test_a_faultless_exploration(catalog: Catalog) -> None:
     assert trace.thought == "Well."
     assert trace.turns == (Turn("Hm.", "war; drama", hits(1, 6)), Turn("More.", "space", hits(7)))
     assert (trace.task, trace.user, trace.history) == (TASK.id, TASK.user, TASK.history)
+
+
+@pytest.mark.parametrize("max_calls", [1, 3])
+def test_the_last_result_says_that_it_is_the_last(catalog: Catalog, max_calls: int) -> None:
+    env = environment(catalog, max_calls=max_calls)
+    shown = []
+    for number in range(max_calls):
+        env.receive(call_text("Hm.", f"war {number}"), Finish.STOP)
+        shown.append(env.answer_call(hits(number + 1)))
+    assert [NO_CALLS in text for text in shown] == [False] * (max_calls - 1) + [True]
 
 
 def test_the_configured_trust_is_asked_for(catalog: Catalog) -> None:

@@ -264,6 +264,7 @@ def test_items_are_numbered_and_have_categories_where_there_are_any() -> None:
     assert lines == "1. A (1990)\n  - categories: War, Drama\n2. B\n"
     assert item_lines([], []) == ""
     assert tool_result(lines) == f"\n\n{ITEMS}\n{lines}{END_ITEMS}\n\n"
+    assert tool_result(lines, last=True) == f"\n\n{ITEMS}\n{lines}{END_ITEMS}\n\nNo calls are left.\n\n"
 
 
 def test_the_prompt_shows_the_history_the_limits_and_every_tag() -> None:

@@ -80,7 +80,8 @@ class Environment:
         self._call = None
         items = [hit.item for hit in hits]
         self._shown.update(items)
-        return protocol.tool_result(item_lines(self.catalog, items))
+        last = len(self.turns) == self.config.max_calls
+        return protocol.tool_result(item_lines(self.catalog, items), last=last)
 
     def abort(self, stop: Stop, error: str | None = None) -> None:
         """End from outside: no room left in the context, or the policy failed."""

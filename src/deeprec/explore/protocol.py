@@ -19,6 +19,7 @@ ANSWER, END_ANSWER = "<recommendation_list>", "</recommendation_list>"
 PREFERENCE, END_PREFERENCE = "<|begin_of_preference|>", "<|end_of_preference|>"
 ITEMS, END_ITEMS = "<|begin_of_item_list|>", "<|end_of_item_list|>"
 
+NO_CALLS = "No calls are left."
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS)
 RERANK_START = "1."
 """The prompt of the one-shot baseline ends with the answer's first characters."""
@@ -154,9 +155,9 @@ def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: in
     )
 
 
-def tool_result(items: str) -> str:
-    """What the environment appends after a call. `items` comes from `item_lines`."""
-    return f"\n\n{ITEMS}\n{items}{END_ITEMS}\n\n"
+def tool_result(items: str, *, last: bool = False) -> str:
+    """What the environment appends after a call. `items` comes from `item_lines`; after the last call it says so."""
+    return f"\n\n{ITEMS}\n{items}{END_ITEMS}\n\n" + (f"{NO_CALLS}\n\n" if last else "")
 
 
 def rerank_prompt(history: str, candidates: str, *, answer_size: int) -> str:
