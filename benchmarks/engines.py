@@ -2,8 +2,9 @@
 
 The scripted explorer explores for some users, in the tokens of the language model. Then every engine goes the same way:
 for each call it continues its own context greedily by as many tokens as the script wrote, whatever they are, and reads
-the list that the script got. So prompts, lengths and the moments of waiting are the same, and what an engine keeps
-between turns counts. Engines: `transformers` (policy.kind = "transformers"), `llama.cpp` (policy.kind = "openai" before
+the list that the script got. So prompts and the moments of waiting are the same, and what an engine keeps between turns
+counts; `transformers` and `llama.cpp` end earlier where the model ends its text, and llama.cpp's tokens are pieces that
+its server sends. Engines: `transformers` (policy.kind = "transformers"), `llama.cpp` (policy.kind = "openai" before
 llama.cpp's own server in this process) with the asset's 4-bit weights and with 16-bit ones, and `openvino`, OpenVINO
 GenAI with prefix caching, 16-bit (pip install openvino-genai), which takes a whole batch at a time.
 

@@ -31,6 +31,7 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
+from deeprec.explore.protocol import PROTOCOL
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
@@ -143,6 +144,7 @@ class Workbench:
                 self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint
             )
             if known is None:
+                run.record(protocol=PROTOCOL)
                 self._take_over(run, dataset, sections)
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
@@ -385,6 +387,7 @@ class Workbench:
             except (DeepRecError, OSError, ValueError):
                 continue
             same = all(written.get(name) == wanted[name] for name in sections)
+            same &= kind != "train" or run.manifest.get("protocol") == PROTOCOL
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 yield run
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -219,6 +221,15 @@ def test_a_torn_line_is_explored_again(tmp_path, explorer):
     log = JsonLines(path)
     assert len(list(log)) == 8
     assert log.dropped == 1
+
+
+def test_whom_the_policy_failed_is_explored_for_again(tmp_path, explorer):
+    unbroken = explorer.run(explorer.tasks)
+    log = JsonLines(tmp_path / "traces.jsonl")
+    for trace in unbroken[:3]:
+        log.append({"system": "llm", "trace": replace(trace, stop=Stop.FAILED, error="no server").to_json()})
+    assert resume(explorer.tasks, "llm", log, stream(explorer), lambda _: None) == unbroken
+    assert len(explorer.asked) == 8
 
 
 def test_systems_share_a_log_without_mixing(tmp_path, explorer):

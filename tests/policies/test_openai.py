@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode())
         self.wfile.flush()
 
-    def pieces(self, texts: list[str], *, finish: str = "stop", usage: Any = None, chat: bool = False) -> None:
+    def pieces(self, texts: list[str], *, finish: str | None = "stop", usage: Any = None, chat: bool = False) -> None:
         self.begin()
         for place, text in enumerate(texts, 1):
             choice = {"index": 0, "finish_reason": finish if place == len(texts) else None}
@@ -228,9 +228,10 @@ def test_a_busy_server_is_asked_again(server: _Server) -> None:
         (lambda handler, _: handler.answer(400, {"error": {"message": "too long"}}), "too long"),
         (lambda handler, _: time.sleep(5), "timed out"),
         (lambda handler, _: (handler.begin(), handler.event("{no json")), "JSON"),
+        (lambda handler, _: handler.pieces(["half of"], finish=None), "broke off"),
         (lambda handler, _: (handler.begin(), handler.event({"error": {"message": "the GPU is gone"}})), "GPU is gone"),
     ],
-    ids=["500", "400", "silent", "no json", "error in the stream"],
+    ids=["500", "400", "silent", "no json", "cut off", "error in the stream"],
 )
 def test_a_server_that_fails_ends_its_explorations_with_a_sentence(server: _Server, reply: Reply, said: str) -> None:
     server.reply = reply
@@ -253,9 +254,48 @@ def test_a_server_that_knows_no_stream_options_is_spared_them(server: _Server) -
 
     server.reply = reply
     ours = policy(server)
-    for _ in range(2):
-        assert ours.decode(segment(ours).tokens) == "fine"
-    assert ["stream_options" in asked for asked in server.asked] == [True, False, False]
+    ours.submit(
+        [Request(f"{n}", tuple(ours.encode("x")), (), 5) for n in range(8)]
+    )  # all begin before the first refusal
+    ends = [chunk.finish for _ in range(100) for chunk in ours.step() if chunk.finish]
+    assert ends == [Finish.END] * 8
+    before = len(server.asked)
+    assert ours.decode(segment(ours).tokens) == "fine"
+    assert ["stream_options" in asked for asked in server.asked[before:]] == [False]
+
+
+def test_a_chat_that_thinks_unseen_has_its_limit(server: _Server) -> None:
+    def reply(handler: _Handler, _: Any) -> None:
+        handler.begin()
+        for _ in range(10**6):
+            choice = {"index": 0, "finish_reason": None, "delta": {"reasoning_content": "hm "}}
+            handler.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice]})
+
+    server.reply = reply
+    found = segment(policy(server, api="chat"), limit=9)
+    assert (found.tokens, found.finish) == ((), Finish.LENGTH)
+    assert server.asked[0]["max_completion_tokens"] == 9
+
+
+def test_who_is_released_is_hung_up_on(server: _Server) -> None:
+    gone = threading.Event()
+
+    def reply(handler: _Handler, _: Any) -> None:
+        handler.begin()
+        try:
+            while True:
+                handler.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": []})
+                time.sleep(0.05)
+        except OSError:
+            gone.set()
+
+    server.reply = reply
+    ours = policy(server, timeout=60.0)
+    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
+    time.sleep(0.5)
+    ours.release(["a"])
+    assert gone.wait(5)
+    assert ours.step() == []
 
 
 def test_one_who_waits_for_the_server_holds_nobody_up(server: _Server) -> None:
@@ -318,6 +358,8 @@ def test_no_server_is_said_in_a_sentence() -> None:
         port = taken.getsockname()[1]
     with pytest.raises(DeepRecError, match=rf"policy\.url='http://127\.0\.0\.1:{port}/v1' does not answer"):
         OpenAIPolicy.load(PolicyConfig(kind="openai", url=f"http://127.0.0.1:{port}/v1", model="m", retries=0))
+    with pytest.raises(DeepRecError, match=r"let the server of policy\.url load it"):
+        OpenAIPolicy.load(PolicyConfig(kind="openai", model="m", adapter="somewhere"))
     with pytest.raises(DeepRecError, match=r"needs policy\.url"):
         OpenAIPolicy.load(PolicyConfig(kind="openai", model="m"))
 

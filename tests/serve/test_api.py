@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 from deeprec.explore.protocol import PREFERENCE
 from deeprec.policies.scripted import ScriptedWriter
+from deeprec.serve.desk import LATE
 from deeprec.serve.gates import BODY
 from deeprec.serve.service import Service
 from serve.conftest import DATASET, SECONDS, Site, explorer, serve
@@ -176,7 +178,12 @@ def test_names_that_lead_here_from_elsewhere_are_refused(site: Site, service: Se
         assert site.client.get("/ready", headers={"Host": name}).status_code == status
     running = serve(service, token="sesame")  # behind a proxy: a token makes up for the name
     headers = {"Host": "films.example", "Authorization": "Bearer sesame"}
-    assert httpx.get(f"{next(running)}/ready", headers=headers).status_code == 200
+    url = next(running)
+    assert httpx.get(f"{url}/ready", headers=headers).status_code == 200
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    accept = {"Accept": "application/json, text/event-stream"}
+    assert httpx.post(f"{url}/mcp", json=asked, headers=headers | accept).status_code not in (401, 403, 421)
+    assert httpx.post(f"{site.url}/mcp", json=asked, headers={"Host": "films.example"} | accept).status_code == 400
     next(running, None)
 
 
@@ -195,6 +202,16 @@ def test_a_silent_model_is_heard_to_be_alive(site: Site, monkeypatch: pytest.Mon
         assert [next(lines) for _ in range(6)] == [*beat, *beat]
         site.gate.open.set()
         assert "event: ranking" in list(lines)
+
+
+def test_what_a_policy_says_of_the_servers_behind_it_stays_here(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    (trace,) = explorer(ScriptedWriter(3)).run(DATASET.tasks("test")[:1])
+    told = service.ranking(replace(trace, error="http://user:secret@inner/v1: boom"), 3, 0.0)
+    assert told.error == "the policy failed; the server's log says why"
+    assert "secret@inner" in caplog.text
+    assert service.ranking(replace(trace, error=f"{LATE} 5 s"), 3, 0.0).error == "it took more than 5 s"
 
 
 HOSTILE: dict[str, Any] = {

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 import processes
 from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
+from deeprec.explore.protocol import PROTOCOL
 from deeprec.train.rehearsal import shares
+from deeprec.workbench import Workbench
 from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
 from tiny_models import bytes_tokenizer, tiny
 
@@ -103,6 +105,17 @@ def test_a_finished_training_is_found_again(trained, config):
     assert again.code == 0
     assert list(runs.glob("*-train")) == [run]
     assert str(run / "one") in again.out
+
+
+def test_a_training_in_another_protocol_is_not_gone_on_with(trained, config, tmp_path):
+    _, runs, run = trained
+    shutil.copytree(runs, tmp_path / "runs")
+    bench = Workbench(load_config(config), tmp_path / "runs")
+    sections = ("data", "trm", "policy", "explore", "rewards", "train")
+    assert bench._run("train", bench.dataset(), sections).path.name == run.name
+    copy = tmp_path / "runs" / run.name / "manifest.json"
+    copy.write_text(copy.read_text().replace(f'"protocol": {PROTOCOL}', '"protocol": 1'))
+    assert bench._run("train", bench.dataset(), sections) is None
 
 
 def test_what_began_the_same_is_taken_over(trained, config):

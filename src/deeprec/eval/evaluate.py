@@ -13,7 +13,7 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.metrics import coverage, ranks_of
 from deeprec.eval.report import SystemResult
-from deeprec.explore.trace import Origin, Trace
+from deeprec.explore.trace import Origin, Stop, Trace
 from deeprec.runs import JsonLines
 from deeprec.trm.retriever import Query, Retriever
 
@@ -92,6 +92,7 @@ def resume(
     A run that was killed goes on where it was when it is started again on its folder.
     """
     done = {entry["trace"]["task"]: Trace.from_json(entry["trace"]) for entry in log if entry["system"] == system}
+    done = {task: trace for task, trace in done.items() if trace.stop is not Stop.FAILED}
     missing = [task for task in tasks if task.id not in done]
     on_done(len(tasks) - len(missing))
     for _, trace in explore(missing) if missing else _nothing():

@@ -19,6 +19,8 @@ ANSWER, END_ANSWER = "<recommendation_list>", "</recommendation_list>"
 PREFERENCE, END_PREFERENCE = "<|begin_of_preference|>", "<|end_of_preference|>"
 ITEMS, END_ITEMS = "<|begin_of_item_list|>", "<|end_of_item_list|>"
 
+PROTOCOL = 2
+"""Raised when what models read or must write changes: trainings of another are not gone on with."""
 NO_CALLS = "No calls are left."
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS)
 RERANK_START = "1."

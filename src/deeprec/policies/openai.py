@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 KEY = "OPENAI_API_KEY"
+_COUNTS: tuple[dict[str, Any], ...] = (
+    {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    {"stream_options": {"include_usage": True}},
+    {},
+)
+"""How a server may be asked to count, most telling first; not all know each."""
 _MILLION = 1_000_000
 _GLANCE = 0.1
 """Seconds that `step` waits for a silent server."""
@@ -47,6 +53,7 @@ class _Job:
 
     request: Request
     gone: bool = False
+    stream: Any = None
 
 
 class OpenAIPolicy:
@@ -80,7 +87,7 @@ class OpenAIPolicy:
         self._news: queue.SimpleQueue[tuple[_Job, _News]] = queue.SimpleQueue()
         self._own: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         """By key, where in the context the segments are that this policy wrote."""
-        self._options: dict[str, Any] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        self._counts = 0
 
     @classmethod
     def load(cls, config: PolicyConfig) -> OpenAIPolicy:
@@ -93,6 +100,8 @@ class OpenAIPolicy:
             from openai import APIStatusError, OpenAI, OpenAIError
         except ImportError:
             raise DeepRecError("policy.kind='openai' needs the client: pip install 'deeprec[openai]'.") from None
+        if config.adapter is not None:
+            raise DeepRecError("policy.adapter is for models in this process: let the server of policy.url load it.")
         if config.url is None:
             raise DeepRecError("policy.kind='openai' needs policy.url, as in http://127.0.0.1:8000/v1.")
         client = OpenAI(
@@ -155,6 +164,8 @@ class OpenAIPolicy:
         job = self._jobs.pop(key, None)
         if job is not None:
             job.gone = True
+            if job.stream is not None:
+                job.stream.close()
 
     def _chunk(self, job: _Job, news: _News) -> Chunk:
         key = job.request.key
@@ -181,6 +192,7 @@ class OpenAIPolicy:
         }
         if not self.chat:
             return asked | {"prompt": self.decode(request.context), "max_tokens": request.max_new_tokens}
+        asked["max_completion_tokens"] = request.max_new_tokens
         messages, place = [], 0
         for start, end in [*self._own[request.key], (len(request.context), len(request.context))]:
             for role, span in (("user", request.context[place:start]), ("assistant", request.context[start:end])):
@@ -198,9 +210,11 @@ class OpenAIPolicy:
             self._news.put((job, _News(finish=Finish.FAILED, error=f"{self.client.base_url}: {brief(error)}")))
 
     def _segment(self, job: _Job, asked: dict[str, Any]) -> Iterator[_News]:
-        request, text, written, finish = job.request, "", 0, Finish.END
+        request, text, written = job.request, "", 0
+        finish: Finish | None = None
         told: Any = None
         with self._open(asked) as stream:
+            job.stream = stream
             for event in stream:
                 if job.gone:
                     return
@@ -209,31 +223,35 @@ class OpenAIPolicy:
                     continue
                 choice = event.choices[0]
                 piece = (choice.delta.content if self.chat else choice.text) or ""
-                if choice.finish_reason == "length":
-                    finish = Finish.LENGTH
+                hidden = self.chat and getattr(choice.delta, "reasoning_content", None)
+                if choice.finish_reason is not None:
+                    finish = Finish.LENGTH if choice.finish_reason == "length" else Finish.END
                 ends = [at + len(stop) for stop in request.stops if (at := (text + piece).find(stop)) >= 0]
                 if ends:
                     piece, finish = piece[: min(ends) - len(text)], Finish.STOP
                 text += piece
-                written += bool(piece)
+                written += bool(piece or hidden)
                 if not ends and written == request.max_new_tokens:
                     finish = Finish.LENGTH
                 if piece:
                     yield _News(piece)
                 if ends or written == request.max_new_tokens:
                     break
+        if finish is None:
+            raise ConnectionError("the stream broke off")
         read, written = (told.prompt_tokens, told.completion_tokens) if told else (len(request.context), written)
         cost = (read * self.prices[0] + written * self.prices[1]) / _MILLION
         yield _News(finish=finish, usage=Usage(read, written, cost))
 
     def _open(self, asked: dict[str, Any]) -> Any:
-        from openai import BadRequestError
+        from openai import BadRequestError, UnprocessableEntityError
 
         create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
-        try:
-            return create(**asked, **self._options)
-        except BadRequestError as error:
-            if not self._options or "stream_options" not in str(error):
-                raise
-            self._options = {}  # a server that counts at the end, if at all
-            return create(**asked)
+        for place in range(self._counts, len(_COUNTS)):
+            try:
+                return create(**asked, **_COUNTS[place])
+            except (BadRequestError, UnprocessableEntityError) as error:
+                if "stream_options" not in str(error):
+                    raise
+                self._counts = max(self._counts, place + 1)  # of several threads the furthest counts
+        raise ValueError("the server refuses stream_options that were not sent")

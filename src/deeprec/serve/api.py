@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from mcp.server.transport_security import TransportSecuritySettings
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -57,7 +58,9 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         host: where it listens. On a loopback address /mcp takes only requests that were sent to one.
     """
     agents = create_mcp(service)
-    at_mcp = agents.streamable_http_app(host=host)
+    # A token makes up for the name by which a client came here; without one the protocol's server looks at it too.
+    security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if token is not None else None
+    at_mcp = agents.streamable_http_app(host=host, transport_security=security)
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:

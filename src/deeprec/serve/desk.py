@@ -38,6 +38,8 @@ class Broken:
 
 
 FAILED = Broken("the policy failed; the server's log says why")
+LATE = "it took more than"
+"""So the error of an exploration begins that was ended for its time."""
 Event = Text | Turn | Trace | Broken
 """What a caller hears: texts and turns in order, and last a trace, or that there is none."""
 
@@ -156,7 +158,7 @@ class Desk:
                 continue
             if now > ticket.deadline:
                 ticket.deadline = math.inf
-                self.explorer.abort(ticket.key, f"it took more than {self.seconds:g} s")
+                self.explorer.abort(ticket.key, f"{LATE} {self.seconds:g} s")
         finished = dict(self.explorer.step()) if self._open else {}
         for ticket in self._open:
             trace = finished.get(ticket.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,10 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Origin, Stop, Trace, Turn
 from deeprec.serve import messages
-from deeprec.serve.desk import Desk
+from deeprec.serve.desk import FAILED, LATE, Desk
 from deeprec.trm.retriever import Hit, Query, Retriever
 
+_LOG = logging.getLogger("deeprec.serve")
 ALONE = "trm-alone"
 """The policy that asks the TRM once, without a word."""
 
@@ -171,7 +173,7 @@ class Service:
             origin=origin.value,
             stop=trace.stop.value,
             faults=tuple(fault.value for fault in trace.faults),
-            error=trace.error,
+            error=_told(trace.error),
             thought=trace.thought,
             tokens=trace.policy_tokens,
             usage=trace.usage,
@@ -196,3 +198,11 @@ class Service:
     def _ranked(self, item: ItemIdx, by: tuple[int, Turn] | None) -> messages.Ranked:
         call, preference = (by[0], by[1].preference) if by else (None, None)
         return messages.Ranked(**self.item(item).model_dump(), call=call, preference=preference)
+
+
+def _told(error: str | None) -> str | None:
+    """What a client hears of an error: a policy's own words may name a server behind this one, and more."""
+    if error is None or error.startswith(LATE):
+        return error
+    _LOG.warning("a policy failed: %s", error)
+    return FAILED.error
