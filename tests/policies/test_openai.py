@@ -25,7 +25,7 @@ from deeprec.policies.policy import Chunk, Finish, Request, Usage
 from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
-EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=60, history=3, guidance="task")
+EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=24, history=3, guidance="task")
 
 
 @pytest.fixture(scope="module")
