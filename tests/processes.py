@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 DEEPREC = [sys.executable, "-c", "import test_cli; test_cli.slow_main()"]
 """`deeprec` with the stand-in for MiniLM."""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def environment() -> dict[str, str]:

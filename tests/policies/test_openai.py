@@ -23,6 +23,7 @@ from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies.openai import KEY, OpenAIPolicy
 from deeprec.policies.policy import Chunk, Finish, Request, Usage
 from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+from processes import free_port
 
 DATASET = toy_dataset()
 EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=24, history=3, guidance="task")
@@ -36,14 +37,11 @@ def llama() -> Iterator[str]:
         return
     import xllamacpp
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     params = xllamacpp.CommonParams()
     (weights,) = assets.fetch("smollm2-135m-instruct").glob("*.gguf")
     params.model.path = str(weights)
     params.model_alias = {"smollm2"}
-    params.port, params.n_parallel, params.n_ctx, params.verbosity = port, 1, 4096, -1
+    params.port, params.n_parallel, params.n_ctx, params.verbosity = free_port(), 1, 4096, -1
     server = xllamacpp.Server(params)
     yield f"{server.listening_address}/v1"
     del server

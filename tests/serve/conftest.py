@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from deeprec.serve.api import create_app
 from deeprec.serve.desk import Desk
 from deeprec.serve.service import Service
 from deeprec.testing import RecordingRetriever, toy_dataset
+from processes import free_port
 
 DATASET = toy_dataset()
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
@@ -65,9 +65,7 @@ class Site:
 
 def serve(service: Service, **options: object) -> Iterator[str]:
     """The address of a server that runs until the caller goes on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     app = create_app(service, **options)  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

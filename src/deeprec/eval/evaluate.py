@@ -91,8 +91,8 @@ def resume(
 
     A run that was killed goes on where it was when it is started again on its folder.
     """
-    done = {entry["trace"]["task"]: Trace.from_json(entry["trace"]) for entry in log if entry["system"] == system}
-    done = {task: trace for task, trace in done.items() if trace.stop is not Stop.FAILED}
+    traces = (entry["trace"] for entry in log if entry["system"] == system)
+    done = {trace["task"]: Trace.from_json(trace) for trace in traces if trace["stop"] != Stop.FAILED}
     missing = [task for task in tasks if task.id not in done]
     on_done(len(tasks) - len(missing))
     for _, trace in explore(missing) if missing else _nothing():

@@ -54,6 +54,7 @@ class _Job:
     request: Request
     gone: bool = False
     stream: Any = None
+    written: int = 0
 
 
 class OpenAIPolicy:
@@ -169,16 +170,12 @@ class OpenAIPolicy:
 
     def _chunk(self, job: _Job, news: _News) -> Chunk:
         key = job.request.key
+        tokens = (self._words.token(news.piece),) if news.piece else ()
+        job.written += len(tokens)
         if news.finish is not None:
             del self._jobs[key]
-        tokens = (self._words.token(news.piece),) if news.piece else ()
-        if tokens:
-            end = len(job.request.context)
-            spans = self._own[key]
-            if spans and spans[-1][0] == end:
-                spans[-1] = (end, spans[-1][1] + 1)
-            else:
-                spans.append((end, end + 1))
+            start = len(job.request.context)
+            self._own[key].append((start, start + job.written))
         return Chunk(key, tokens, (), news.finish, news.error, news.usage)
 
     def _asked(self, request: Request) -> dict[str, Any]:
