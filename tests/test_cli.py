@@ -70,8 +70,16 @@ VERBS = (
     ["runs", "show", FOLDER],
     ["runs", "compare", FOLDER, FOLDER],
     ["runs", "curves", FOLDER],
+    ["experiment", "run"],
+    ["experiment", "report", FOLDER],
     ["doctor"],
 )
+
+
+def words(verb):
+    """Those of a verb itself, without arguments."""
+    groups = ("data", "assets", "trm", "runs", "experiment")
+    return tuple(verb[: 2 if verb[0] in groups else 1])
 
 
 class Words:
@@ -204,7 +212,7 @@ def test_help_of_every_verb_imports_nothing_heavy():
     code = f"""
 import sys
 from deeprec.cli import main
-for verb in {[[], *[verb[:2] if verb[0] in ("data", "assets", "trm", "runs") else verb[:1] for verb in VERBS]]!r}:
+for verb in {[[], *[list(words(verb)) for verb in VERBS]]!r}:
     sys.argv = ["deeprec", *verb, "--help"]
     try:
         main()
@@ -230,7 +238,7 @@ def test_every_verb_takes_the_same_options():
     from typer.main import get_command
 
     found = dict(commands(get_command(cli.app)))
-    listed = {tuple(word for word in verb if word.isalpha() and word != FOLDER) for verb in VERBS}
+    listed = set(map(words, VERBS))
     assert found.keys() == listed, "VERBS lists every verb"
     for path, command in found.items():
         options = {option for parameter in command.params for option in parameter.opts}

@@ -48,8 +48,10 @@ ALLOWED = {
     "serve": {"deeprec", *TOP},
     "testing": {*EXPLORE, "explore", "policies"},
     "workbench": {*TOP, "serve"},
+    "experiments": {*TOP, "workbench"},
+    "options": {"config", "workbench"},
     "render": {*TOP, "doctor", "workbench"},
-    "cli": {"deeprec", *TOP, "doctor", "serve", "workbench", "render"},
+    "cli": {"deeprec", *TOP, "doctor", "serve", "workbench", "render", "experiments", "options"},
 }
 
 

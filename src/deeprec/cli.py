@@ -6,15 +6,13 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from deeprec import __version__
 from deeprec.errors import DeepRecError
-
-if TYPE_CHECKING:
-    from deeprec.workbench import Workbench
+from deeprec.options import ConfigFile, DryRun, Items, Offline, Overrides, Runs, User, bench_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,18 +24,19 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at interactions and item
 assets_app = typer.Typer(no_args_is_help=True, help="Weights and data sets that DeepRec fetches.")
 trm_app = typer.Typer(no_args_is_help=True, help="The preference-aware recommender.")
 runs_app = typer.Typer(no_args_is_help=True, help="Run folders.")
+experiment_app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets, and one report.")
 app.add_typer(data_app, name="data")
 app.add_typer(assets_app, name="assets")
 app.add_typer(trm_app, name="trm")
 app.add_typer(runs_app, name="runs")
+app.add_typer(experiment_app, name="experiment")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `deeprec runs show` for one.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in --set trm.width=128.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
-User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
-Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in a new user's history, oldest first.")]
+# fmt: off
+_EXTRAS = {
+    "torch", "transformers", "safetensors", "gguf", "accelerate", "peft", "trl", "datasets",
+    "fastapi", "mcp", "uvicorn", "rapidfuzz", "prometheus_client", "sklearn",
+}
+# fmt: on
 
 
 @data_app.command("describe")
@@ -47,7 +46,7 @@ def data_describe(
     """Statistics of a data set, what was dropped from it, and titles that several items share."""
     from deeprec.render import show_dataset
 
-    bench = _bench(config, set_, dry_run, offline)
+    bench = bench_of(config, set_, dry_run, offline)
     show_dataset(bench.dataset(), bench.console)
 
 
@@ -56,7 +55,7 @@ def assets_list(config: ConfigFile = None, set_: Overrides = None, dry_run: DryR
     """Every asset: what it is for, its licence, and whether it is in the cache."""
     from deeprec.render import show_assets
 
-    show_assets(_bench(config, set_, dry_run, True).console)
+    show_assets(bench_of(config, set_, dry_run, True).console)
 
 
 @assets_app.command("get")
@@ -70,7 +69,7 @@ def assets_get(
     """Fetch assets into the cache, checked by sha256."""
     from deeprec import assets
 
-    bench = _bench(config, set_, dry_run, offline)
+    bench = bench_of(config, set_, dry_run, offline)
     for name in names or assets.ASSETS:
         bench.console.print(f"{name}: {assets.fetch(name, offline=offline, read_all=True)}", soft_wrap=True)
 
@@ -80,7 +79,7 @@ def assets_path(name: str, config: ConfigFile = None, set_: Overrides = None, dr
     """The folder of an asset that is in the cache."""
     from deeprec import assets
 
-    _bench(config, set_, dry_run, True)
+    bench_of(config, set_, dry_run, True)
     print(assets.fetch(name, offline=True))
 
 
@@ -94,7 +93,7 @@ def trm_train(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train the TRM, or go on with an interrupted training of the same configuration."""
-    bench = _bench(config, set_, dry_run, offline, runs)
+    bench = bench_of(config, set_, dry_run, offline, runs)
     _, folder = bench.trm(bench.dataset(), again=again)
     bench.console.print(f"The trained TRM lies in {folder / 'trm'}", soft_wrap=True)
 
@@ -113,7 +112,7 @@ def trm_recommend(
     """Recommend for any history, also a new user's, from a saved TRM; no data set is needed."""
     from deeprec.render import show_hits
 
-    bench = _bench(config, set_, dry_run, offline)
+    bench = bench_of(config, set_, dry_run, offline)
     from deeprec.trm.retriever import Query
     from deeprec.trm.trm import TRM
 
@@ -133,7 +132,7 @@ def train(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train the policy: warm start, then reinforcement learning in stages; goes on where it was interrupted."""
-    bench = _bench(config, set_, dry_run, offline, runs)
+    bench = bench_of(config, set_, dry_run, offline, runs)
     folder = bench.train(bench.dataset(), tensorboard=tensorboard)
     kind = "adapter" if bench.config.train.lora_rank else "model"
     settings = f"--config {folder.parent / 'config.toml'} --set policy.{kind}={folder}"
@@ -153,7 +152,7 @@ def explore(
     """Watch one user's whole exploration, live as it is written."""
     from deeprec.render import show_exploration
 
-    bench = _bench(config, set_, dry_run, offline, runs)
+    bench = bench_of(config, set_, dry_run, offline, runs)
     dataset = bench.dataset()
     task = bench.task(dataset, user, item or [])
     trm, _ = bench.trm(dataset)
@@ -173,7 +172,7 @@ def play(
     """Be the policy yourself: state preferences, look at what comes back, rank."""
     from deeprec.render import show_game
 
-    bench = _bench(config, set_, dry_run, offline, runs)
+    bench = bench_of(config, set_, dry_run, offline, runs)
     dataset = bench.dataset()
     task = bench.task(dataset, user, item or [])
     trm, _ = bench.trm(dataset)
@@ -189,7 +188,7 @@ def serve(
     runs: Runs = Path("runs"),
 ) -> None:
     """Answer over HTTP, and show explorations on a page, until Ctrl-C."""
-    bench = _bench(config, set_, dry_run, offline, runs)
+    bench = bench_of(config, set_, dry_run, offline, runs)
     from deeprec.serve.server import listen, open_listener, token_for
 
     token = token_for(bench.config.serve.host)
@@ -206,7 +205,7 @@ def mcp(
     runs: Runs = Path("runs"),
 ) -> None:
     """Be a tool of an agent: the Model Context Protocol over stdin and stdout (`deeprec serve` has it at /mcp)."""
-    bench = _bench(config, set_, dry_run, offline, runs)
+    bench = bench_of(config, set_, dry_run, offline, runs)
     from rich.console import Console
 
     from deeprec.serve.mcp import create_mcp
@@ -237,7 +236,7 @@ def evaluate(
                 "--resume takes its configuration from the run's folder: leave out --config, --set, --users."
             )
         config = Run.open(resume).config_path
-    bench = _bench(config, overrides, dry_run, offline, runs)
+    bench = bench_of(config, overrides, dry_run, offline, runs)
     dataset = bench.dataset()
     if resume is not None:
         run = Run.open(resume)
@@ -269,7 +268,7 @@ def demo(
     """The main job from end to end: data, TRM, one live exploration, and an evaluation with its report."""
     from deeprec.render import run_demo
 
-    run_demo(_bench(config, [f"eval.users={users}", *(set_ or [])], dry_run, offline, runs))
+    run_demo(bench_of(config, [f"eval.users={users}", *(set_ or [])], dry_run, offline, runs))
 
 
 @runs_app.command("list")
@@ -279,7 +278,7 @@ def runs_list(
     """All runs, oldest first."""
     from deeprec.render import show_runs
 
-    show_runs(_bench(config, set_, dry_run, True, runs))
+    show_runs(bench_of(config, set_, dry_run, True, runs))
 
 
 @runs_app.command("show")
@@ -288,7 +287,7 @@ def runs_show(folder: Path, config: ConfigFile = None, set_: Overrides = None, d
     from deeprec.render import show_run
     from deeprec.runs import Run
 
-    show_run(Run.open(folder), _bench(config, set_, dry_run, True).console)
+    show_run(Run.open(folder), bench_of(config, set_, dry_run, True).console)
 
 
 @runs_app.command("compare")
@@ -302,7 +301,7 @@ def runs_compare(
     """Two evaluations, system by system, with paired intervals on the same users; or two trainings."""
     from deeprec.render import compare_runs
 
-    compare_runs(ours, theirs, _bench(config, set_, dry_run, True).console)
+    compare_runs(ours, theirs, bench_of(config, set_, dry_run, True).console)
 
 
 @runs_app.command("curves")
@@ -316,7 +315,45 @@ def runs_curves(
     """What a training's rewards did in each stage, with a test of whether they rose."""
     from deeprec.render import show_curves
 
-    show_curves(folder, plot, _bench(config, set_, dry_run, True).console)
+    show_curves(folder, plot, bench_of(config, set_, dry_run, True).console)
+
+
+PlanFile = Annotated[Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")]
+Folder = Annotated[Path | None, typer.Option("--out", help="Folder of the experiment; default: in the runs folder.")]
+
+
+@experiment_app.command("run")
+def experiment_run(
+    plan: PlanFile = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Take these sets for the experiment's own.")] = None,
+    out: Folder = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    offline: Offline = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run what is missing of an experiment, part by part, and write its report; goes on where it was interrupted."""
+    bench = bench_of(config, set_, dry_run, offline, runs)
+    from deeprec.experiments.run import run_experiment
+
+    report, page = run_experiment(bench, plan, data or [], out)
+    bench.console.print(f"Report: {report}, and as one file for a browser: {page}", soft_wrap=True)
+
+
+@experiment_app.command("report")
+def experiment_report(
+    folder: Annotated[Path, typer.Argument(help="Folder of an experiment, finished or not.")],
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the report anew, from what is finished."""
+    bench = bench_of(config, set_, dry_run, True)
+    from deeprec.experiments.report import write_report
+
+    report, page = write_report(folder)
+    bench.console.print(f"Report: {report}, and as one file for a browser: {page}", soft_wrap=True)
 
 
 @app.command()
@@ -324,7 +361,7 @@ def doctor(config: ConfigFile = None, set_: Overrides = None, dry_run: DryRun = 
     """Versions, processor, GPU, assets, and what is missing."""
     from deeprec.render import show_findings
 
-    show_findings(_bench(config, set_, dry_run, True).console)
+    show_findings(bench_of(config, set_, dry_run, True).console)
 
 
 @app.callback(invoke_without_command=True)
@@ -332,23 +369,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit
-
-
-def _bench(
-    config: Path | None,
-    overrides: list[str] | None,
-    dry_run: bool,
-    offline: bool,
-    runs: Path = Path("runs"),
-) -> Workbench:
-    from deeprec.config import dump_config, load_config
-    from deeprec.workbench import Workbench
-
-    bench = Workbench(load_config(config, overrides or []), runs, offline)
-    if dry_run:
-        print(dump_config(bench.config), end="")
-        raise typer.Exit
-    return bench
 
 
 def main() -> None:
@@ -373,22 +393,7 @@ def main() -> None:
         print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in (
-            "torch",
-            "transformers",
-            "safetensors",
-            "gguf",
-            "accelerate",
-            "fastapi",
-            "mcp",
-            "uvicorn",
-            "rapidfuzz",
-            "prometheus_client",
-            "sklearn",
-            "peft",
-            "trl",
-            "datasets",
-        ):
+        if (error.name or "").partition(".")[0] not in _EXTRAS:
             raise
         print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
         sys.exit(2)

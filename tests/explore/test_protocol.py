@@ -305,10 +305,10 @@ def test_the_demonstration_is_an_exploration_without_faults() -> None:
 def test_the_rerank_prompt_ends_inside_the_answer() -> None:
     history, candidates = item_lines(["H"], [("War",)]), item_lines(["A", "B"], [(), ("Drama",)])
     text = rerank_prompt(history, candidates, answer_size=2)
-    assert text.endswith(f"Assistant:\n{ANSWER}\n{protocol.RERANK_START}")
+    assert text.endswith(f"Assistant:\n{ANSWER}\n{protocol.ONE_SHOT_START}")
     assert f"User:\n{history}" in text
     assert f"Candidates:\n{candidates}" in text
     assert "exactly 2 of their titles" in text
     assert not any(tag in text for tag in (PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS, THINK))
-    titles, faults = parse_lines(f"{protocol.RERANK_START} B\n2. A\n", answer_size=2)
+    titles, faults = parse_lines(f"{protocol.ONE_SHOT_START} B\n2. A\n", answer_size=2)
     assert (titles, faults) == (("B", "A"), ())

@@ -1,86 +1,178 @@
-"""The language model without exploration: one look at the TRM's best items, one ranking."""
+"""The language model without exploration: one prompt, one ranking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deeprec.config import ExploreConfig
-from deeprec.data.catalog import Catalog
+from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
 from deeprec.explore.environment import item_lines, resolve_lines
-from deeprec.explore.protocol import END_ANSWER, Fault
-from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Chunk, Finish, Policy, Request
+from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
+from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
+from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
 from deeprec.trm.retriever import Query, Retriever
 
 CANDIDATES = 20
 
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts to vectors (N, E) of unit length."""
+
+_Read = Callable[[str, bool], tuple[tuple[Line, ...], tuple[Fault, ...]]]
+"""Lines and faults of what the policy wrote up to the end of the answer, and of whether that end was there."""
+
+_STOPS = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
+
 
 def rerank(
-    policy: Policy, retriever: Retriever, catalog: Catalog, tasks: Sequence[Task], config: ExploreConfig
+    policy: Policy,
+    retriever: Retriever,
+    catalog: Catalog,
+    tasks: Sequence[Task],
+    config: ExploreConfig,
+    candidates: int = CANDIDATES,
 ) -> Iterator[tuple[int, Trace]]:
-    """One-shot reranking: the policy sees the history and the retriever's top 20, and ranks them.
+    """One-shot reranking: the policy sees the history and the retriever's best items, and ranks them.
 
     A trace has one turn without a preference, which holds the candidates. Yields `(place of the task, trace)`.
     """
+    size = config.answer_size
+
+    def read_of(task: Task, turn: Turn) -> _Read:
+        def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
+            # An answer that was cut off is none, as in an exploration; its last line may name another item.
+            titles, faults = protocol.parse_lines(body, answer_size=size) if closed else ((), (Fault.NO_ANSWER,))
+            lines = resolve_lines(titles, catalog, [hit.item for hit in turn.hits], task.history)
+            return lines, (*faults, *(line.fault for line in lines if line.fault is not None))
+
+        return read
+
     for start in range(0, len(tasks), config.batch_size):
         batch = tasks[start : start + config.batch_size]
         queries = [Query(task.history, exclude=frozenset(task.history)) for task in batch]
-        turns = [Turn("", "", tuple(hits)) for hits in retriever.retrieve(queries, CANDIDATES)]
-        prompts = []
-        for task, turn in zip(batch, turns, strict=True):
-            history = item_lines(catalog, task.history[-config.history :])
-            candidates = item_lines(catalog, [hit.item for hit in turn.hits])
-            prompts.append(protocol.rerank_prompt(history, candidates, answer_size=config.answer_size))
-        contexts = [policy.encode(prompt, first=True) for prompt in prompts]
-        keys = [f"rerank:{start + place}" for place in range(len(batch))]
+        turns = [Turn("", "", tuple(hits)) for hits in retriever.retrieve(queries, candidates)]
+        prompts = [
+            protocol.rerank_prompt(
+                item_lines(catalog, task.history[-config.history :]),
+                item_lines(catalog, [hit.item for hit in turn.hits]),
+                answer_size=size,
+            )
+            for task, turn in zip(batch, turns, strict=True)
+        ]
+        reads = list(map(read_of, batch, turns))
+        traces = _one_shot(policy, batch, prompts, [(turn,) for turn in turns], reads, config, start)
+        yield from enumerate(traces, start)
+
+
+def recall_titles(
+    policy: Policy,
+    encode: Encode,
+    titles_IE: NDArray[np.float32],
+    catalog: Catalog,
+    tasks: Sequence[Task],
+    config: ExploreConfig,
+) -> Iterator[tuple[int, Trace]]:
+    """No tool and no candidates: the policy writes titles from memory, and each becomes an item of the catalogue.
+
+    A title that is in the catalogue is that item, any other the item whose title's vector is nearest (as BIGRec grounds
+    them; Bao et al., 2023); the history, and items of earlier lines, are passed over. Whole lines count also where the
+    answer has no end. A trace has no turn.
+
+    Args:
+        titles_IE: vectors of the catalogue's titles, by the same encoder.
+    """
+    size = config.answer_size
+
+    def read_of(task: Task) -> _Read:
+        def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
+            whole = body if closed else body.rpartition("\n")[0]
+            written, faults = protocol.parse_lines(whole, answer_size=size)
+            lines = _nearest(written[:size], task, catalog, encode, titles_IE)
+            return lines, faults if closed else (*faults, Fault.NO_ANSWER)
+
+        return read
+
+    for start in range(0, len(tasks), config.batch_size):
+        batch = tasks[start : start + config.batch_size]
+        prompts = [
+            protocol.titles_prompt(item_lines(catalog, task.history[-config.history :]), answer_size=size)
+            for task in batch
+        ]
+        traces = _one_shot(policy, batch, prompts, [()] * len(batch), list(map(read_of, batch)), config, start)
+        yield from enumerate(traces, start)
+
+
+def _nearest(
+    titles: Sequence[str], task: Task, catalog: Catalog, encode: Encode, titles_IE: NDArray[np.float32]
+) -> tuple[Line, ...]:
+    if not titles:
+        return ()
+    taken = set(task.history)
+    lines = []
+    for title, scores_I in zip(titles, encode(titles) @ titles_IE.T, strict=True):
+        item = catalog.resolve(title).item
+        if item is None or item in taken:
+            scores_I[list(taken)] = -np.inf
+            item = ItemIdx(int(scores_I.argmax()))
+        taken.add(item)
+        lines.append(Line(title, item, False, None))
+    return tuple(lines)
+
+
+def _one_shot(
+    policy: Policy,
+    tasks: Sequence[Task],
+    prompts: Sequence[str],
+    turns: Sequence[tuple[Turn, ...]],
+    reads: Sequence[_Read],
+    config: ExploreConfig,
+    start: int,
+) -> list[Trace]:
+    """A batch of prompts that end with `ONE_SHOT_START`, each answered by one segment; `start` numbers the first."""
+    contexts = [policy.encode(prompt, first=True) for prompt in prompts]
+    keys = [f"one-shot:{start + place}" for place in range(len(tasks))]
+    written: dict[str, list[Chunk]] = {key: [] for key in keys}
+    try:
         policy.submit(
             [
                 Request(key, tuple(context), (END_ANSWER,), config.segment_tokens)
                 for key, context in zip(keys, contexts, strict=True)
             ]
         )
-        written: dict[str, list[Chunk]] = {key: [] for key in keys}
-        try:
-            while chunks := policy.step():
-                for chunk in chunks:
-                    written[chunk.key].append(chunk)
-        finally:
-            policy.release(keys)
-        for place, (task, turn, key) in enumerate(zip(batch, turns, keys, strict=True)):
-            asked = Segment(Author.ENVIRONMENT, tuple(contexts[place]), (), prompts[place])
-            tokens = tuple(token for chunk in written[key] for token in chunk.tokens)
-            logprobs = tuple(value for chunk in written[key] for value in chunk.logprobs)
-            said = Segment(Author.POLICY, tokens, logprobs, policy.decode(tokens))
-            yield start + place, _trace(task, turn, (asked, said), written[key][-1], catalog, config)
-
-
-def _trace(
-    task: Task,
-    turn: Turn,
-    segments: tuple[Segment, Segment],
-    last: Chunk,
-    catalog: Catalog,
-    config: ExploreConfig,
-) -> Trace:
-    body, closed, _ = f"{protocol.RERANK_START}{segments[1].text}".partition(END_ANSWER)
-    # An answer that was cut off is none, as in an exploration; its last line may name another item.
-    titles, faults = protocol.parse_lines(body, answer_size=config.answer_size) if closed else ((), (Fault.NO_ANSWER,))
-    lines = resolve_lines(titles, catalog, [hit.item for hit in turn.hits], task.history)
-    stops = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
-    stop = Stop.ANSWERED if closed else stops.get(last.finish or Finish.LENGTH, Stop.SEGMENT_LIMIT)
-    return Trace(
-        task=task.id,
-        user=task.user,
-        history=task.history,
-        segments=segments,
-        turns=(turn,),
-        thought="",
-        answer=lines,
-        spare=(),
-        stop=stop,
-        faults=(*faults, *(line.fault for line in lines if line.fault is not None)),
-        answer_size=config.answer_size,
-        error=last.error,
-    )
+        while chunks := policy.step():
+            for chunk in chunks:
+                written[chunk.key].append(chunk)
+    finally:
+        policy.release(keys)
+    traces = []
+    for place, (task, key) in enumerate(zip(tasks, keys, strict=True)):
+        tokens = tuple(token for chunk in written[key] for token in chunk.tokens)
+        logprobs = tuple(value for chunk in written[key] for value in chunk.logprobs)
+        asked = Segment(Author.ENVIRONMENT, tuple(contexts[place]), (), prompts[place])
+        said = Segment(Author.POLICY, tokens, logprobs, policy.decode(tokens))
+        body, closed, _ = f"{ONE_SHOT_START}{said.text}".partition(END_ANSWER)
+        answer, faults = reads[place](body, bool(closed))
+        last = written[key][-1]
+        used = [chunk.usage for chunk in written[key] if chunk.usage is not None]
+        traces.append(
+            Trace(
+                task=task.id,
+                user=task.user,
+                history=task.history,
+                segments=(asked, said),
+                turns=turns[place],
+                thought="",
+                answer=answer,
+                spare=(),
+                stop=Stop.ANSWERED if closed else _STOPS.get(last.finish or Finish.LENGTH, Stop.SEGMENT_LIMIT),
+                faults=faults,
+                answer_size=config.answer_size,
+                error=last.error,
+                usage=sum(used, Usage()) if used else None,
+            )
+        )
+    return traces

@@ -23,8 +23,8 @@ PROTOCOL = 2
 """Raised when what models read or must write changes: trainings of another are not gone on with."""
 NO_CALLS = "No calls are left."
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS)
-RERANK_START = "1."
-"""The prompt of the one-shot baseline ends with the answer's first characters."""
+ONE_SHOT_START = "1."
+"""The prompts of the one-shot baselines end with the answer's first characters."""
 
 STOPS = (END_PREFERENCE, END_ANSWER)
 """A segment of the policy ends with one of these, at the end of its text, or at a limit."""
@@ -168,7 +168,16 @@ def rerank_prompt(history: str, candidates: str, *, answer_size: int) -> str:
         f"Recommend the {answer_size} items that a user is most likely to choose next. Rank the candidates below: give "
         f"exactly {answer_size} of their titles, best first, each once:\n{ANSWER}\n1. {_EXAMPLE_TITLE}\n...\n"
         f"{answer_size}. title\n{END_ANSWER}\n\n"
-        f"User:\n{history}\nCandidates:\n{candidates}\nAssistant:\n{ANSWER}\n{RERANK_START}"
+        f"User:\n{history}\nCandidates:\n{candidates}\nAssistant:\n{ANSWER}\n{ONE_SHOT_START}"
+    )
+
+
+def titles_prompt(history: str, *, answer_size: int) -> str:
+    """The prompt of the baseline that knows nothing but the history: titles from memory, in the same form."""
+    return (
+        f"Recommend the {answer_size} items that a user is most likely to choose next. Give exactly {answer_size} "
+        f"titles that you know, none from the history, best first, each once:\n{ANSWER}\n1. {_EXAMPLE_TITLE}\n...\n"
+        f"{answer_size}. title\n{END_ANSWER}\n\nUser:\n{history}\nAssistant:\n{ANSWER}\n{ONE_SHOT_START}"
     )
 
 

@@ -1,0 +1,171 @@
+"""What an experiment is: sets, systems and seeds, read from TOML."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from deeprec.config import Config, Section, parse_config
+from deeprec.errors import DeepRecError
+
+Kind = Literal["popularity", "transitions", "ease", "trm", "themes", "script", "titles", "rerank", "explore", "lists"]
+"""
+popularity, transitions, ease
+    Trained on the set's training sequences; EASE's regularisation is chosen on validation.
+trm, themes
+    The TRM without a preference, and with the history's commonest phrases as one.
+script
+    The scripted explorer.
+titles, rerank, explore
+    A language model: titles from memory, a ranking of the TRM's best, or the exploration.
+lists
+    Rankings of a system of your own, from a file of lines `user<TAB>item<TAB>item...`, best first.
+"""
+WITH_MODEL = ("titles", "rerank", "explore")
+
+PLAN_FILE = "experiment.toml"
+"""In the folder of an experiment: its plan as it was run last."""
+
+
+class SetPlan(Section):
+    """A data set."""
+
+    source: str = Field(description="as `data.source`")
+    name: str | None = Field(None, min_length=1, description="default: the source's last part")
+    config: dict[str, Any] = Field({}, description="configuration of every system on this set")
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.source).stem
+
+
+class SystemPlan(Section):
+    """A row of the tables."""
+
+    name: str = Field(min_length=1)
+    kind: Kind
+    users: int | None = Field(None, ge=1, description="sample of the test users; default: all")
+    config: dict[str, Any] = Field({}, description="laid over the configuration of the experiment and of the set")
+    train: str | None = Field(None, description="explore with the weights of this part of the [train] configuration")
+    train_on: str | None = Field(None, description="of a training on another set of the experiment")
+    file: str | None = Field(None, description="of `lists`; {set} and {seed} are filled in")
+    candidates: int = Field(20, ge=1, description="that `rerank` shows")
+    sets: tuple[str, ...] | None = Field(None, description="run on these sets only")
+    note: str = Field("", description="shown under the tables")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SystemPlan:
+        if (self.file is not None) != (self.kind == "lists"):
+            raise ValueError(f"system {self.name!r}: `file` belongs to kind 'lists', and that needs one")
+        if self.train is not None and self.kind not in WITH_MODEL:
+            raise ValueError(f"system {self.name!r}: `train` is for the kinds {', '.join(WITH_MODEL)}")
+        if self.train_on is not None and self.train is None:
+            raise ValueError(f"system {self.name!r}: `train_on` needs `train`")
+        return self
+
+
+class Plan(Section):
+    """An experiment."""
+
+    name: str = Field(min_length=1)
+    about: str = Field("", description="stands at the top of the report")
+    sets: tuple[SetPlan, ...] = Field(min_length=1)
+    systems: tuple[SystemPlan, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of TRM, training and sampling")
+    baseline: str = Field("TRM alone", description="the system that all others are compared with")
+    config: dict[str, Any] = Field({}, description="of every system")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Plan:
+        for what, names in (
+            ("sets", [each.label for each in self.sets]),
+            ("systems", [each.name for each in self.systems]),
+            ("seeds", list(self.seeds)),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two of the {what} are called alike: {names}")
+        if self.baseline not in [system.name for system in self.systems]:
+            raise ValueError(f"baseline {self.baseline!r} is none of the systems")
+        known = {each.label for each in self.sets}
+        for system in self.systems:
+            if unknown := {*(system.sets or ()), *([system.train_on] if system.train_on else [])} - known:
+                raise ValueError(f"system {system.name!r} speaks of sets that are not there: {sorted(unknown)}")
+        return self
+
+    def systems_of(self, set_: SetPlan) -> list[SystemPlan]:
+        return [system for system in self.systems if system.sets is None or set_.label in system.sets]
+
+    def config_of(self, set_: SetPlan, system: SystemPlan, seed: int) -> Config:
+        """The configuration of a system on a set: the experiment's, the set's and the system's, each over the last.
+
+        Raises:
+            DeepRecError: it is not valid.
+        """
+        seeds = {section: {"seed": seed} for section in ("trm", "train", "explore")}
+        tree: dict[str, Any] = {}
+        for part in (self.config, set_.config, {"data": {"source": set_.source}}, seeds, system.config):
+            _lay_over(tree, part)
+        return parse_config(tree, where=f"experiment {self.name!r}, set {set_.label!r}, system {system.name!r}")
+
+
+def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
+    """Read a plan.
+
+    Args:
+        config: what was set in it is laid over the plan's configuration; where the plan names no set, its own is taken.
+        sources: take the place of the plan's sets.
+
+    Raises:
+        DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DeepRecError(f"There is no experiment {path}: check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
+    if sources or not tree.get("sets"):
+        tree["sets"] = [{"source": source} for source in sources or [config.data.source]]
+    try:
+        plan = Plan.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DeepRecError(f"{path}{f', key {key}' if key else ''}: {first['msg']}.") from None
+    settings = _copy(plan.config)
+    _lay_over(settings, config.model_dump(mode="json", exclude_unset=True, exclude={"data": {"source"}}))
+    plan = plan.model_copy(update={"config": settings})
+    for set_ in plan.sets:
+        for system in plan.systems_of(set_):
+            plan.config_of(set_, system, plan.seeds[0])
+    return plan
+
+
+def slug(name: str) -> str:
+    """A name for files; different names stay different."""
+    plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=2).hexdigest()}"
+
+
+def dump_plan(plan: Plan) -> str:
+    """The plan as TOML; `load_plan` gives the equal plan back."""
+    return tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
+
+
+def _lay_over(tree: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for name, value in part.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
+            _lay_over(tree[name], value)
+        else:
+            tree[name] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value

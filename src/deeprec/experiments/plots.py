@@ -1,0 +1,96 @@
+"""The plots of a report, as SVG. Each function gives the file, or None where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deeprec.errors import DeepRecError
+from deeprec.experiments.figures import Outcome, by_turn
+
+
+def plot_quality(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+    """A dot and its interval for each system."""
+    figure, axes = _axes(8, 1 + 0.32 * len(outcomes))
+    for place, outcome in enumerate(reversed(outcomes)):
+        found = outcome.mean(metric)
+        axes.plot([found.low, found.high], [place, place], color="0.4", linewidth=1.5)
+        axes.plot(found.mean, place, "o", color="C0" if not outcome.explorations else "C1")
+    axes.set_yticks(range(len(outcomes)), [f"{each.name} ({len(each.users):,})" for each in reversed(outcomes)])
+    axes.set_xlabel(f"{metric} with interval (orange: explorers; number of users in parentheses)")
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    return _saved(figure, path)
+
+
+def plot_turns(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+    """Share of targets retrieved, and quality of what was retrieved, after each call."""
+    lines = [(outcome.name, found) for outcome in outcomes if len(found := by_turn(outcome)) > 1]
+    if not lines:
+        return None
+    figure, axes_2 = _axes(10, 4, columns=2)
+    for number, (name, found) in enumerate(lines):
+        turns = [after.turn for after in found]
+        for axes, values in ((axes_2[0], [a.pool_hit for a in found]), (axes_2[1], [a.ndcg for a in found])):
+            errors = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
+            axes.errorbar(
+                turns, [v.mean for v in values], yerr=errors, marker="o", capsize=3, color=f"C{number % 10}", label=name
+            )
+    for axes, title in zip(
+        axes_2, ("target among what was retrieved, share", f"{metric}, list after list"), strict=True
+    ):
+        axes.set_xlabel("after call")
+        axes.set_ylabel(title)
+        axes.set_xticks(range(1, 1 + max(len(found) for _, found in lines)))
+        axes.grid(alpha=0.3)
+    axes_2[0].legend(fontsize="small")
+    return _saved(figure, path)
+
+
+def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+    """Seconds a user against quality; systems that no other beats in both are joined."""
+    points = [(outcome.seconds_per_user, outcome.mean(metric), outcome.name) for outcome in outcomes]
+    known = sorted((seconds, found, name) for seconds, found, name in points if seconds)
+    if len(known) < 2:
+        return None
+    figure, axes = _axes(8, 4.5)
+    best, front = -1.0, []
+    for seconds, found, name in known:
+        axes.errorbar(
+            seconds,
+            found.mean,
+            yerr=[[found.mean - found.low], [found.high - found.mean]],
+            marker="o",
+            color="C0",
+            alpha=0.8,
+        )
+        axes.annotate(name, (seconds, found.mean), textcoords="offset points", xytext=(6, 4), fontsize="x-small")
+        if found.mean > best:
+            best = found.mean
+            front.append((seconds, found.mean))
+    axes.plot(*zip(*front, strict=True), color="C2", alpha=0.5, zorder=0)
+    axes.set_xscale("log")
+    axes.margins(x=0.25)
+    axes.set_xlabel("seconds a user (as measured; line: nothing is both cheaper and better)")
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.3)
+    return _saved(figure, path)
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DeepRecError("The report's plots need matplotlib: pip install matplotlib.") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    # Without these two, the file would differ from one writing to the next.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "deeprec"}):
+        figure.savefig(path, metadata={"Date": None})
+    return path

@@ -1,0 +1,292 @@
+"""An experiment from end to end on a toy table: retrievers, the scripted explorer, rankings of one's own."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import test_cli
+from deeprec.config import Config, load_config
+from deeprec.data.sources import load_dataset
+from deeprec.errors import DeepRecError
+from deeprec.experiments.parts import load_part, load_population, part_file, population_file
+from deeprec.experiments.plan import Plan, dump_plan, load_plan
+from deeprec.experiments.report import write_report
+from deeprec.experiments.run import BUILT_IN, Experiment, read_lists
+from deeprec.workbench import Workbench
+from test_cli import deeprec, site, stand_in  # noqa: F401  # fixtures
+
+PLAN = """\
+name = "toy <experiment>"
+about = "A toy."
+seeds = [0, 1]
+
+[config.trm]
+epochs = 3
+
+[[sets]]
+source = {table!r}
+name = "toy set"
+
+[[systems]]
+name = "popularity"
+kind = "popularity"
+
+[[systems]]
+name = "EASE"
+kind = "ease"
+
+[[systems]]
+name = "TRM alone"
+kind = "trm"
+
+[[systems]]
+name = "themes"
+kind = "themes"
+
+[[systems]]
+name = "script | one call"
+kind = "script"
+users = 20
+config.explore.max_calls = 1
+
+[[systems]]
+name = "script"
+kind = "script"
+
+[[systems]]
+name = "mine"
+kind = "lists"
+file = {lists!r}
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(site, tmp_path_factory):  # noqa: F811
+    """A finished experiment: its folder, its plan's file, and what the command printed."""
+    root = tmp_path_factory.mktemp("experiment")
+    dataset = load_dataset(load_config(site.config).data)
+    targets = dataset.targets("test")
+    lines = [f"{task.user}\t{dataset.catalog.ids[targets[task.id]]}" for task in dataset.tasks("test")]
+    (root / "lists-0.tsv").write_text("\n".join(lines) + "\n")  # seed 0 knows it all, seed 1 nothing
+    (root / "lists-1.tsv").write_text("\n".join(line.split("\t")[0] for line in lines) + "\n")
+    plan = root / "plan.toml"
+    plan.write_text(PLAN.format(table=str(site.root / "table.csv"), lists=str(root / "lists-{seed}.tsv")))
+    result = site("experiment", "run", plan, "--out", root / "out")
+    assert result.code == 0, result.err
+    return root / "out", plan, result.out
+
+
+def parts(folder):
+    plan = load_plan(folder / "experiment.toml", Config())
+    found = {}
+    for system in plan.systems:
+        for seed in plan.seeds:
+            found[system.name, seed] = load_part(part_file(folder, plan.sets[0], system, seed))
+    return found
+
+
+def test_every_part_is_made_once_and_reported(experiment, site):  # noqa: F811
+    folder, plan, printed = experiment
+    assert printed.count("NDCG@3") == 14
+    found = parts(folder)
+    assert all(part is not None for part in found.values())
+    assert {len(part.users) for (name, _), part in found.items() if name != "script | one call"} == {60}
+    assert len(found["script | one call", 0].users) == 20
+    before = test_cli.files(folder / "parts")
+    again = site("experiment", "run", plan, "--out", folder)
+    assert again.out.count("done before") == 14
+    after = test_cli.files(folder / "parts")
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert all("population" in name or "toy-set" in name for name in changed)
+
+
+def test_the_tables_hold_what_the_parts_say(experiment):
+    folder, _, _ = experiment
+    found = parts(folder)
+    text = (folder / "report.md").read_text()
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    mine = next(line for line in text.splitlines() if line.startswith("| mine |"))
+    assert mine.startswith("| mine | 60 | 2 | 0.5000 [0.5000, 0.5000] | 0.5000")  # the mean of its two seeds
+    means = [np.mean([1 / np.log2(r + 2) if 0 <= r < 3 else 0 for r in found["script", s].ranks]) for s in (0, 1)]
+    assert f"| script | 60 | 2 | {np.mean(means):.4f} [" in text
+    assert "script \\| one call" in text  # a title's bar is no column
+    assert rows["TRM alone"]
+    assert re.search(r"- By NDCG@3, better than TRM alone on the same users: .*mine", text)
+    assert text.count("regularisation") >= 1
+    assert "hardware" not in text
+    assert "machines: " in text
+
+
+def test_explorations_are_kept_call_by_call(experiment):
+    folder, _, _ = experiment
+    found = parts(folder)
+    one, several = found["script | one call", 0].explorations, found["script", 0].explorations
+    assert {len(calls) for calls in one.retrieved} == {1}
+    assert {len(calls) for calls in several.retrieved} <= {1, 2, 3}
+    assert max(len(calls) for calls in several.retrieved) > 1
+    for rank, pooled, first in zip(found["script", 0].ranks, several.pooled, several.found, strict=True):
+        assert (pooled < 0) == (first == 0)
+        assert rank < 0 or pooled >= 0, "what is served was retrieved"
+    traces = list((folder / "parts").rglob("*.traces.jsonl"))
+    assert len(traces) == 4
+
+
+def test_the_page_is_one_file_that_loads_nothing(experiment):
+    folder, _, _ = experiment
+    page = (folder / "report.html").read_text()
+    assert "toy &lt;experiment&gt;" in page
+    assert "<experiment>" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert page.count("<table>") == (folder / "report.md").read_text().count("| --- |") >= 5
+
+
+def test_a_report_is_written_again_from_what_is_there(experiment):
+    folder, _, _ = experiment
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert deeprec("experiment", "report", folder).code == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_configuration_makes_what_it_touches_anew(experiment, site, tmp_path):  # noqa: F811
+    _, plan, _ = experiment
+    bench = Workbench(load_config(site.config), runs=site.runs)
+    loaded = load_plan(plan, load_config(site.config, ["explore.items_per_call=4"]))
+    keys = {}
+    for which in (load_plan(plan, bench.config), loaded):
+        made = {}
+
+        class Keys(Experiment):
+            def _part(self, set_, system, seed, dataset, made=made):
+                from deeprec.experiments import run
+
+                config = self.plan.config_of(set_, system, seed)
+                made[system.name] = run._key(system, seed, dataset, config, dataset.tasks("test"))
+
+        Keys(which, tmp_path / "keys", bench).run()
+        keys[which.config["explore"]["items_per_call"]] = made
+    differing = {name for name in keys[4] if keys[4][name] != keys[5][name]}
+    assert differing == {"themes", "script", "script | one call"}
+
+
+def test_an_interrupted_exploration_goes_on(site, tmp_path):  # noqa: F811
+    """What the log of a part holds already is not explored again."""
+    plan_file = tmp_path / "plan.toml"
+    plan_file.write_text(
+        'name = "short"\n[[systems]]\nname = "TRM alone"\nkind = "trm"\n[[systems]]\nname = "script"\nkind = "script"\n'
+    )
+    out = tmp_path / "out"
+    assert site("experiment", "run", plan_file, "--out", out).code == 0
+    plan = load_plan(out / "experiment.toml", Config())
+    path = part_file(out, plan.sets[0], plan.systems[1], 0)
+    whole = load_part(path)
+    (log,) = path.parent.glob("script-0-*.traces.jsonl")
+    lines = log.read_text().splitlines()
+    assert len(lines) == 60
+    log.write_text("\n".join(lines[:25]) + "\n" + lines[25][:40])  # and one torn by a kill
+    path.unlink()
+    assert site("experiment", "run", plan_file, "--out", out).code == 0
+    again = load_part(path)
+    assert again.rankings == whole.rankings
+    assert log.read_text().splitlines()[:25] == lines[:25]
+    assert len(log.read_text().splitlines()) == 61
+
+
+def test_the_built_in_plan_runs_on_any_table(site, tmp_path):  # noqa: F811
+    """Its language models take the configuration's policy, which is a script here, so they are left out."""
+    text = BUILT_IN.read_text()
+    plan = load_plan(BUILT_IN, load_config(site.config))
+    assert plan.sets[0].source == str(site.root / "table.csv")
+    assert [system.kind for system in plan.systems if system.kind in ("titles", "rerank", "explore")] == [
+        "titles",
+        "rerank",
+        "explore",
+    ]
+    cheap = text.partition('[[systems]]\nname = "language model, titles')[0]
+    (tmp_path / "cheap.toml").write_text(cheap)
+    out = tmp_path / "out"
+    result = site("experiment", "run", tmp_path / "cheap.toml", "--data", site.root / "table.csv", "--out", out)
+    assert result.code == 0, result.err
+    text = (out / "report.md").read_text()
+    assert "SASRec with item text: the TRM trained without neighbours and preferences" in text
+    population = load_population(population_file(out, load_plan(out / "experiment.toml", Config()).sets[0]))
+    assert sum(population.item_counts) == 60 * 10
+
+
+def test_a_plan_survives_its_own_file(site):  # noqa: F811
+    plan = load_plan(BUILT_IN, load_config(site.config, ["explore.trust=0.5"]))
+    assert plan.config["explore"]["trust"] == 0.5
+    assert "source" not in plan.config["data"]
+    assert Plan.model_validate(tomllib.loads(dump_plan(plan))) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name = 3", "name"),
+        ('name = "x"', "systems"),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "magic" }]', "kind"),
+        ('name = "x"\nsystems = [{ name = "other", kind = "trm" }]', "baseline 'TRM alone' is none of the systems"),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "lists" }]', "needs one"),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "trm", train = "cold-start" }]', "`train` is for"),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "explore", train_on = "y" }]', "`train_on` needs"),
+        (
+            'name = "x"\nsystems = [{ name = "TRM alone", kind = "explore", train = "a", train_on = "y" }]',
+            "not there: ['y']",
+        ),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "trm", config.trm.widht = 3 }]', "'trm.widht'"),
+        (
+            'name = "x"\nsystems = [{ name = "TRM alone", kind = "trm" }, { name = "TRM alone", kind = "ease" }]',
+            "alike",
+        ),
+        ("name = ", "not readable TOML"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, text, told):
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    with pytest.raises(DeepRecError, match=re.escape(told)) as caught:
+        load_plan(path, Config())
+    assert "\n" not in str(caught.value)
+
+
+def test_commands_refuse_what_is_no_experiment(tmp_path, site):  # noqa: F811
+    for args, told in (
+        (("experiment", "report", tmp_path), "is not an experiment's folder"),
+        (("experiment", "run", tmp_path / "absent.toml"), "There is no experiment"),
+    ):
+        result = deeprec(*args)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert told in result.err
+    (tmp_path / "experiment.toml").write_text('name = "x"\nsystems = [{ name = "TRM alone", kind = "trm" }]\n')
+    with pytest.raises(DeepRecError, match="no finished 'TRM alone' yet"):
+        write_report(tmp_path)
+
+
+def test_rankings_of_ones_own_are_read_with_care(site, tmp_path):  # noqa: F811
+    dataset = load_dataset(load_config(site.config).data)
+    path = tmp_path / "mine.tsv"
+    for text, told in (
+        ("u0\ti1\tnothing", "line 1: .* no item 'nothing'"),
+        ("u0\ti1\nu0\ti2", "line 2: user 'u0'"),
+        ("u0\ti1\ti1", "comes twice"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DeepRecError, match=told):
+            read_lists(path, dataset)
+    with pytest.raises(DeepRecError, match="check the path"):
+        read_lists(Path("absent.tsv"), dataset)
+
+
+def test_a_damaged_part_is_named(experiment, tmp_path):
+    path = tmp_path / "part.json"
+    path.write_text(json.dumps({"key": "x"})[:-3])
+    with pytest.raises(DeepRecError, match=r"part\.json is damaged"):
+        load_part(path)

@@ -1,0 +1,94 @@
+"""The analyses against tables made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deeprec.experiments.figures import Outcome, by_turn, gini, reach, thirds
+from deeprec.experiments.parts import Explorations, Part, Population
+
+BOOTSTRAP = {"confidence": 0.95, "resamples": 200, "seed": 0}
+
+
+def part(ranks, rankings=None, explorations=None, users=None):
+    n = len(ranks)
+    return Part(
+        key="",
+        users=tuple(users or (f"u{u}" for u in range(n))),
+        ranks=tuple(ranks),
+        rankings=tuple(rankings or ((),) * n),
+        seconds_per_user=1.0,
+        note="",
+        environment={},
+        explorations=explorations,
+    )
+
+
+def outcome(*parts, cutoffs=(1, 10)):
+    return Outcome("x", parts, cutoffs, BOOTSTRAP)
+
+
+def test_metrics_are_means_over_seeds_of_each_user():
+    found = outcome(part([0, -1, 2]), part([0, 0, -1]))
+    assert found.metrics["NDCG@10"].tolist() == [1.0, 0.5, 0.25]  # 1 / log2(4) = 0.5, half of it
+    assert found.metrics["Recall@1"].tolist() == [1.0, 0.5, 0.0]
+    assert found.mean("NDCG@10").mean == pytest.approx(1.75 / 3)
+
+
+def test_a_comparison_is_on_common_users_whatever_their_order():
+    ours = outcome(part([0, -1], users=["b", "a"]))
+    theirs = outcome(part([-1, 0, 0], users=["a", "c", "b"]))
+    change = ours.against(theirs, "NDCG@10")
+    assert (change.users, change.difference) == (2, 0.0)
+    assert ours.against(outcome(part([0], users=["z"])), "NDCG@10") is None
+
+
+def test_what_explorations_had_after_each_call():
+    """Four users; targets came in call 1 at place 0, in call 2 at place 3, never, and in call 1 at place 1."""
+    explorations = Explorations(
+        answered=(0, -1, -1, 1),
+        pooled=(0, 3, -1, 1),
+        found=(1, 2, 0, 1),
+        retrieved=((3, 2), (3, 3), (3,), (3, 1)),
+        tokens=(10, 10, 10, 10),
+        well_formed=(True,) * 4,
+        fallback=(False,) * 4,
+        stops={"answered": 4},
+        cost=0.0,
+    )
+    first, second = by_turn(outcome(part([0, 3, -1, 1], explorations=explorations)))
+    assert (first.share, first.new, first.pool_hit.mean) == (1.0, 3.0, 0.5)
+    assert first.ndcg.mean == pytest.approx((1 + 1 / np.log2(3)) / 4)
+    assert (second.share, second.new, second.pool_hit.mean) == (0.75, 2.0, 0.75)
+    assert second.ndcg.mean == pytest.approx((1 + 1 / np.log2(3) + 1 / np.log2(5)) / 4)
+    assert by_turn(outcome(part([0]))) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([1, 1, 1, 1], 0.0), ([0, 0, 0, 4], 0.75), ([1, 3], 0.25), ([0, 0], 0.0)],
+)
+def test_gini(counts, expected):
+    assert gini(np.array(counts)) == pytest.approx(expected)
+
+
+def test_reach_is_of_the_users_that_are_asked_for():
+    population = Population("toy", "", ("u0", "u1"), (1, 1), (0, 0), (3, 0, 0, 1))
+    found = reach(outcome(part([0, 0], rankings=[(0, 3), (1, 2)])), frozenset({"u0"}), population, 2)
+    assert found.coverage == 0.5
+    # One is added to each count: shares 4/8 and 2/8, so 1 and 2 bits.
+    assert found.novelty == pytest.approx(1.5)
+    assert found.gini == pytest.approx(0.5)
+
+
+def test_thirds_keep_equal_values_together():
+    values = {"a": 1, "b": 1, "c": 1, "d": 5, "e": 9, "f": 9}
+    bounds, groups = thirds(values, ["f", "a", "d"])
+    assert bounds == [(1, 1), (5, 5), (9, 9)]
+    assert [group.tolist() for group in groups] == [[False, True, False], [False, False, True], [True, False, False]]
+    bounds, groups = thirds(dict.fromkeys("abc", 4), ["a", "c"])
+    assert bounds == [(4, 4)]
+    assert [group.tolist() for group in groups] == [[True, True]]
+    bounds, _ = thirds({str(n): n for n in range(9)}, ["0"])
+    assert bounds == [(0, 2), (3, 5), (6, 8)]
