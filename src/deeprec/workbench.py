@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # torch stays out of commands that need none
     from deeprec.trm.trm import TRM
 
 
+TRAINED_BY = ("data", "trm", "policy", "explore", "rewards", "train")
+"""Sections that decide what a training of the policy gives."""
 _SHOWN = ("reward", "well-formed", "turns", "loss")
 """Of a training step's numbers, those that the progress bar shows."""
 
@@ -74,7 +76,7 @@ class Workbench:
         from deeprec.trm.training import Epoch
         from deeprec.trm.trm import TRM
 
-        known = None if again else self._run("trm", dataset, ("data", "trm"))
+        known = None if again else self.latest("trm", dataset, ("data", "trm"))
         if known is not None and known.manifest["status"] == "finished":
             return TRM.load(known.path / "trm", offline=self.offline), known.path
         with self.timed("load MiniLM"):
@@ -138,14 +140,11 @@ class Workbench:
             self._see_that_contexts_fit(policy.context_limit)
             sampler = TransformersPolicy if kind == "transformers" else VllmSampler(self._vllm(training=True))
             rehearsal = self.rehearsal(dataset)
-            sections = ("data", "trm", "policy", "explore", "rewards")
-            known = self._run("train", dataset, (*sections, "train"))
-            run = known or Run.create(
-                self.runs, None, self.config, sys.argv, kind="train", fingerprint=dataset.fingerprint
-            )
+            known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
+            run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
                 run.record(protocol=PROTOCOL)
-                self._take_over(run, dataset, sections)
+                self._take_over(run, dataset, TRAINED_BY[:-1])
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
@@ -371,11 +370,11 @@ class Workbench:
         with Progress(*columns, console=self.console) as bar:
             yield bar, bar.add_task(text, total=total)
 
-    def _run(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
+    def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
+        """The latest run of a kind on this data, whole or not, with these sections of the configuration."""
         return next(self._runs(kind, dataset, sections), None)
 
     def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Iterator[Run]:
-        """Runs of a kind on this data, latest first, whole or not, with these sections of the configuration."""
         wanted = tomllib.loads(dump_config(self.config))
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != kind:

@@ -28,7 +28,7 @@ from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.runs import JsonLines, environment
 from deeprec.trm.retriever import PopularityRetriever, Query, Retriever, TransitionRetriever
-from deeprec.workbench import Workbench
+from deeprec.workbench import TRAINED_BY, Workbench
 
 if TYPE_CHECKING:  # torch stays out of a report
     from deeprec.policies.policy import Policy
@@ -210,11 +210,14 @@ class Experiment:
         return self._policy[1]
 
     def _trained(self, set_: SetPlan, system: SystemPlan, seed: int) -> Config:
-        """The system's configuration with the weights of a training, which is done first where it is not yet."""
+        """The system's configuration with the weights of a training, which first goes on if it has not come so far."""
         on = next(each for each in self.plan.sets if each.label == (system.train_on or set_.label))
         bench = replace(self.bench, config=self.plan.config_of(on, system, seed))
         dataset = bench.dataset()
-        weights = bench.train(dataset).parent / str(system.train)
+        known = bench.latest("train", dataset, TRAINED_BY)
+        weights = (known.path if known is not None else Path()) / str(system.train)
+        if known is None or not weights.is_dir():
+            weights = bench.train(dataset).parent / str(system.train)
         if not weights.is_dir():
             raise DeepRecError(
                 f"System {system.name!r}: the training in {weights.parent} has no part {system.train!r}."
