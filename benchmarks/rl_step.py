@@ -1,11 +1,11 @@
-"""Seconds of a step of reinforcement learning and where they go: our exploring against plain `generate`, in one run.
+"""Seconds of a step of reinforcement learning, and where they go: ours against plain `generate` and TRL's loss.
 
 The plain way is what one writes first with TRL: in every turn all open explorations are padded to one length, encoded
-anew from their first token, and continued by one call of transformers' `generate` until the last of them stops.
-Model, tasks, prompts, limits, sampling, rewards and the trainer's own part are the same. Samples differ, since the
-random numbers do: read the seconds beside the tokens written.
+anew from their first token, and continued by one call of transformers' `generate` until the last of them stops; and
+TRL's trainer computes the logits of all tokens (ours those of the policy's own). Model, tasks, prompts, limits,
+sampling and rewards are the same. Samples differ, since the random numbers do: read the seconds beside the tokens.
 
-    python benchmarks/rl_step.py RUN [--rounds 2] [--output FILE.json]
+    python benchmarks/rl_step.py RUN [--rounds 2] [--tasks 4] [--output FILE.json]
 
 RUN is the folder of a `deeprec train` whose warm start is finished.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl import GRPOTrainer
 
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
@@ -29,9 +30,9 @@ from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
+from deeprec.train import stages
 from deeprec.train.journal import Journal
 from deeprec.train.rehearsal import WARM_START
-from deeprec.train.stages import run_stage
 from deeprec.train.trainer import adapted, load_weights, rubrics_of
 from deeprec.workbench import Workbench
 
@@ -80,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tasks", type=int, help="of a step, each explored in a group; default: the training's")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     run = Run.open(args.run)
@@ -96,14 +98,17 @@ def main() -> None:
     plain = PlainPolicy(policy.model, policy.tokenizer)
     plain.submit([Request("warm-up", tuple(plain.encode("Warm-up.")), STOPS, 1, temperature=1.0)])
     plain.step()
+    own = stages.OwnTokensTrainer
     found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
     for round_ in range(args.rounds):
-        for name, kind in (("ours", TransformersPolicy), ("plain", PlainPolicy)):
+        for name, kind, trainer in (("ours", TransformersPolicy, own), ("plain", PlainPolicy, GRPOTrainer)):
+            stages.OwnTokensTrainer = trainer  # type: ignore[misc]
             load_weights(model, run.path / WARM_START)
-            settings = config.train.model_copy(update={"seed": round_, "replacements": 0})
+            tasks = args.tasks or config.train.tasks_per_step
+            settings = config.train.model_copy(update={"seed": round_, "replacements": 0, "tasks_per_step": tasks})
             journal = _Hears(stage.name)
             with tempfile.TemporaryDirectory() as folder:
-                run_stage(
+                stages.run_stage(
                     model,
                     policy.tokenizer,
                     rehearsal,

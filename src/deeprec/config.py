@@ -59,6 +59,16 @@ class DataConfig(Section):
     )
     max_bad_share: float = Field(0.01, ge=0, le=1, description="refuse the load past this share of bad rows")
     title_chars: int = Field(80, ge=8, description="longer titles are cut at a word")
+    time_split: tuple[float, float] | None = Field(
+        None, description="shares of the interactions, by time: train before the first, validate before the second"
+    )
+
+    @field_validator("time_split")
+    @classmethod
+    def _shares_rise(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] < value[1] < 1:
+            raise ValueError("time_split is two rising shares between 0 and 1, as in [0.8, 0.9]")
+        return value
 
 
 class TRMConfig(Section):

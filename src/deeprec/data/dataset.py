@@ -58,6 +58,8 @@ class Dataset:
     items_N: ItemIdx of all interactions, user after user (int32). starts_U1: where each user's begin, and N
     (int64). times_N: seconds since 1970, or the source's own counter, aligned with items_N; None where the
     source has positions only. Equal times keep the order of the source's rows.
+    cuts: times before which is training, and validation, for all users alike; None where each user's last two items
+    are left out.
     """
 
     name: str
@@ -67,15 +69,17 @@ class Dataset:
     starts_U1: npt.NDArray[np.int64]
     times_N: npt.NDArray[np.float64] | None
     report: LoadReport
+    cuts: tuple[float, float] | None = None
 
     def sequence(self, u: int) -> npt.NDArray[np.int32]:
         """All items of user number `u` in order (int32, a view)."""
         return self._sequences[u]
 
     def train_sequences(self) -> Sequences:
-        """What may be trained on: all but each user's last two items, or all of them of fewer than three."""
+        """What may be trained on: all but each user's last two items, or all of them of fewer than three; with `cuts`,
+        what came before the first, which of some users is nothing."""
         lengths_U = np.diff(self.starts_U1)
-        kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U)
+        kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U) if self.cuts is None else self._before(self.cuts[0])
         place_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
         starts_U1 = np.concatenate([[0], np.cumsum(kept_U)]).astype(np.int64)
         return Sequences(self.items_N[place_N < np.repeat(kept_U, lengths_U)], starts_U1)
@@ -84,25 +88,20 @@ class Dataset:
         """Leave one out: the history is everything before the target.
 
         The target of 'test' is a user's last item, of 'validation' the second last, for users with at least three
-        interactions. Ids are '{split}:{user}'.
+        interactions. With `cuts`, it is a user's first item after the second cut, or between the two, for users who
+        have one and something before it. Ids are '{split}:{user}'.
         """
         # One list of Python ints for all histories: their slices share the objects.
         items = self.items_N.tolist()
         starts = self.starts_U1.tolist()
-        from_end = _FROM_END[split]
         return [
-            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : starts[u + 1] - from_end]))
-            for u in self._evaluated()
+            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : place]))
+            for u, place in self._left_out(split)
         ]
 
     def targets(self, split: Split) -> dict[str, ItemIdx]:
         """The item that each task of `tasks(split)` leaves out, by task id."""
-        users_T = self._evaluated()
-        targets_T = self.items_N[self.starts_U1[users_T + 1] - _FROM_END[split]]
-        return {
-            f"{split}:{self.users[u]}": ItemIdx(target)
-            for u, target in zip(users_T.tolist(), targets_T.tolist(), strict=True)
-        }
+        return {f"{split}:{self.users[u]}": ItemIdx(int(self.items_N[place])) for u, place in self._left_out(split)}
 
     def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
         """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
@@ -147,13 +146,15 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the ids of users and items and all sequences; titles and times do not enter."""
+        """sha256 (hex) over the ids of users and items, all sequences, and `cuts`; titles and times do not enter."""
         digest = hashlib.sha256()
         for part in (self.users, self.catalog.ids):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update("\n".join(part).encode("utf-8", "surrogatepass"))
         digest.update(self.starts_U1.astype("<i8").tobytes())
         digest.update(self.items_N.astype("<i4").tobytes())
+        if self.cuts is not None:
+            digest.update(np.array(self.cuts, dtype="<f8").tobytes())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -193,8 +194,24 @@ class Dataset:
     def _sequences(self) -> Sequences:
         return Sequences(self.items_N, self.starts_U1)
 
-    def _evaluated(self) -> npt.NDArray[np.intp]:
-        return np.flatnonzero(np.diff(self.starts_U1) >= 3)
+    def _left_out(self, split: Split) -> list[tuple[int, int]]:
+        """Users, and the place in `items_N` of the item that the split leaves out of each."""
+        if self.cuts is None:
+            users_T = np.flatnonzero(np.diff(self.starts_U1) >= 3)
+            places_T = self.starts_U1[users_T + 1] - _FROM_END[split]
+        else:
+            first, second = map(self._before, self.cuts)
+            ends_U = np.diff(self.starts_U1)
+            begin_U, end_U = (first, second) if split == "validation" else (second, ends_U)
+            users_T = np.flatnonzero((begin_U < end_U) & (begin_U > 0))
+            places_T = self.starts_U1[users_T] + begin_U[users_T]
+        return list(zip(users_T.tolist(), places_T.tolist(), strict=True))
+
+    def _before(self, time: float) -> npt.NDArray[np.int64]:
+        """How many interactions of each user (U,) came before a time."""
+        assert self.times_N is not None, "cuts are of times"
+        counts_N1 = np.concatenate([[0], np.cumsum(self.times_N < time)])
+        return np.diff(counts_N1[self.starts_U1])
 
     def _dates(self) -> tuple[str | None, str | None]:
         if self.times_N is None or not _EARLIEST_DATE <= self.times_N.min() <= self.times_N.max() < 2e11:

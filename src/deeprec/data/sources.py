@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from deeprec.config import DataConfig
 from deeprec.data.amazon import read_amazon2023
@@ -185,13 +186,15 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         ledger.notes.append(
             f"{titles.empty:,} items of {raw.items_file} have no title, {titles.empty_examples[0]!r} first"
         )
+    times_N = coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None
     return Dataset(
         name=name,
         catalog=catalog,
         users=tuple(map(UserId, users["user"].to_list())),
         items_N=coded["item_number"].to_numpy().astype(np.int32),
         starts_U1=np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64),
-        times_N=coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None,
+        times_N=times_N,
+        cuts=_cuts(times_N, config, raw),
         report=LoadReport(
             rows=dict(ledger.rows),
             bad=ledger.bad,
@@ -203,6 +206,21 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
             notes=tuple(ledger.notes),
         ),
     )
+
+
+def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> tuple[float, float] | None:
+    """The times at which the interactions are divided."""
+    if config.time_split is None:
+        return None
+    if times_N is None:
+        raise DeepRecError(f"{raw.interactions_file} has no times to split by: leave out data.time_split.")
+    first, second = np.quantile(times_N, config.time_split, method="higher").tolist()
+    if not times_N.min() < first < second:
+        raise DeepRecError(
+            f"The times of {raw.interactions_file} are too few to split at {list(config.time_split)}: leave out "
+            "data.time_split, or choose other shares."
+        )
+    return first, second
 
 
 def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
