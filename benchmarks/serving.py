@@ -3,10 +3,10 @@ capacity.
 
 Starts `deeprec serve` with the options after `--`; a TRM of that configuration that is not there is trained first.
 Clients ask for users of the data, each with two categories of the catalogue as the preference. Explorations at once and
-one after another are of the same users, in two rounds in turn. Past capacity, half as many again as there are slots and
+one after another are of the same users, or of some of them, in two rounds in turn. Past capacity, half as many again as there are slots and
 places to wait ask together.
 
-    python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [-- --config FILE ...]
+    python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [--alone 16] [-- --config FILE ...]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import httpx
 import numpy as np
 
 from deeprec.runs import environment
+from deeprec.serve.messages import HISTORY
 
 SLOTS, QUEUE = 16, 16
 
@@ -37,20 +38,20 @@ async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tup
     return answer, time.perf_counter() - started
 
 
-async def retrieve(
-    client: httpx.AsyncClient, bodies: list[dict[str, Any]], clients: int, seconds: float
-) -> dict[str, Any]:
-    """Each client asks again as soon as it is answered."""
+async def retrieve(url: str, bodies: list[dict[str, Any]], clients: int, seconds: float) -> dict[str, Any]:
+    """Each client has a connection of its own, and asks again as soon as it is answered."""
     until = time.perf_counter() + seconds
     spent: list[float] = []
     statuses: Counter[int] = Counter()
 
     async def customer(number: int) -> None:
         rng = random.Random(number)
-        while time.perf_counter() < until:
-            answer, took = await ask(client, "/retrieve", rng.choice(bodies))
-            statuses[answer.status_code] += 1
-            spent.append(took)
+        # One pool for all would look through all its connections at every request, and be what is measured.
+        async with httpx.AsyncClient(base_url=url, timeout=600, verify=False) as client:
+            while time.perf_counter() < until:
+                answer, took = await ask(client, "/retrieve", rng.choice(bodies))
+                statuses[answer.status_code] += 1
+                spent.append(took)
 
     await asyncio.gather(*(customer(number) for number in range(clients)))
     p50, p99 = np.percentile(spent, [50, 99])
@@ -64,11 +65,11 @@ async def retrieve(
     }
 
 
-async def explore(client: httpx.AsyncClient, users: list[str], rounds: int) -> dict[str, Any]:
+async def explore(client: httpx.AsyncClient, users: list[str], alone_for: int, rounds: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for _ in range(rounds):
         started = time.perf_counter()
-        for user in users:
+        for user in users[:alone_for]:
             (await ask(client, "/recommend", {"user": user}))[0].raise_for_status()
         alone = time.perf_counter() - started
         started = time.perf_counter()
@@ -77,9 +78,13 @@ async def explore(client: httpx.AsyncClient, users: list[str], rounds: int) -> d
         for answer, _ in answers:
             answer.raise_for_status()
         found.append(
-            {"one by one s": round(alone, 1), "at once s": round(together, 1), "ratio": round(alone / together, 2)}
+            {
+                "one by one, s each": round(alone / alone_for, 2),
+                "at once, s each": round(together / len(users), 2),
+                "ratio": round(alone / alone_for / (together / len(users)), 2),
+            }
         )
-    return {"explorations": len(users), "rounds": found}
+    return {"explorations": len(users), "one by one": alone_for, "rounds": found}
 
 
 async def past_capacity(client: httpx.AsyncClient, users: list[str]) -> dict[str, Any]:
@@ -107,15 +112,20 @@ async def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
         rng = random.Random(0)
         bodies = [
             {
-                "queries": [{"history": [item["id"] for item in items], "preference": "; ".join(rng.sample(words, 2))}],
+                "queries": [
+                    {
+                        "history": [item["id"] for item in items][-HISTORY:],
+                        "preference": "; ".join(rng.sample(words, 2)),
+                    }
+                ],
                 "k": 10,
             }
             for items in histories
             for _ in range(10)
         ]
         return {
-            "retrieve": await retrieve(client, bodies, args.clients, args.seconds),
-            "explore": await explore(client, ready["users"][: args.explorations], args.rounds),
+            "retrieve": await retrieve(url, bodies, args.clients, args.seconds),
+            "explore": await explore(client, ready["users"][: args.explorations], args.alone, args.rounds),
             "past capacity": await past_capacity(client, ready["users"]),
         }
 
@@ -125,6 +135,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--explorations", type=int, default=16, help="users; at most 16")
+    parser.add_argument("--alone", type=int, default=16, help="how many of these are also explored one after another")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("options", nargs="*", help="of deeprec serve, after --")
     args = parser.parse_args()

@@ -190,12 +190,7 @@ class Run:
         Raises:
             DeepRecError: another process is at work in it. A killed one leaves nothing that would say so.
         """
-        self._lock = open(self.path / ".lock", "w")  # held until the run ends
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise DeepRecError(f"Another process is at work in {self.path}: wait for it, or stop it.") from None
+        self._lock = lock(self.path)  # held until the run ends
         if self.manifest["status"] != "running":
             self.record(status="running", error=None)
         return self
@@ -297,6 +292,21 @@ def environment(command: Sequence[str]) -> dict[str, str]:
     }
     revision = commit()
     return lines | ({"commit": revision} if revision else {})
+
+
+def lock(folder: Path) -> IO[str]:
+    """Take a folder for this process, until the file is closed or the process ends, however it ends.
+
+    Raises:
+        DeepRecError: another process is at work in it.
+    """
+    held = open(folder / ".lock", "w")  # noqa: SIM115  # the caller closes it
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise DeepRecError(f"Another process is at work in {folder}: wait for it, or stop it.") from None
+    return held
 
 
 def _new_folder(root: Path, name: str) -> Path:

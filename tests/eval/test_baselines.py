@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.eval.baselines import CANDIDATES, rerank
+from deeprec.eval.baselines import CANDIDATES, recall_titles, rerank
 from deeprec.explore.protocol import END_ANSWER, END_PREFERENCE, Fault, item_lines
 from deeprec.explore.trace import Author, Origin, Stop, Trace
 from deeprec.policies.policy import Chunk, Finish, Request
@@ -198,3 +199,50 @@ class TestRecording(RetrieverContract):
 def test_the_recorder_never_returns_what_it_shall_not() -> None:
     (hits,) = RecordingRetriever(10, never=[0, 2]).retrieve([Query((), exclude=[ItemIdx(1)])], 3)
     assert [hit.item for hit in hits] == [3, 4, 5]
+
+
+# Titles from memory
+
+
+def bag(texts: Sequence[str]) -> Any:
+    """Unit vectors of letter counts, as an encoder's."""
+    counts = np.array([[text.lower().count(chr(c)) for c in range(48, 123)] for text in texts], dtype=np.float32)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def recalled(text: str, task: Task) -> Trace:
+    """The trace of a policy that goes on after `1.` with a text."""
+    policy = Recording(lambda conversation: text)
+    ((_, trace),) = recall_titles(policy, bag, bag(CATALOG.titles), CATALOG, [task], CONFIG)
+    assert "Candidates" not in policy.read[0]
+    return trace
+
+
+def test_titles_from_memory_become_items_of_the_catalogue() -> None:
+    task = TASKS[0]
+    new = [ItemIdx(item) for item in range(len(CATALOG)) if item not in task.history]
+    seen = CATALOG.titles[task.history[0]]
+    trace = recalled(f" {CATALOG.titles[new[3]]}\n2. {seen}\n3. {CATALOG.titles[new[3]]}\n{END_ANSWER}", task)
+    assert trace.answered[0] == new[3]
+    assert len(set(trace.answered)) == 3
+    assert not set(trace.answered) & set(task.history)  # a title of the history gives way to the next in text
+    assert trace.well_formed
+    assert trace.turns == ()
+
+
+def test_whole_lines_of_an_answer_without_an_end_count() -> None:
+    task = TASKS[1]
+    new = [ItemIdx(item) for item in range(len(CATALOG)) if item not in task.history]
+    trace = recalled(f" {CATALOG.titles[new[0]]}\n2. {CATALOG.titles[new[1]]}\n3. Fil", task)
+    assert trace.answered == (new[0], new[1])
+    assert trace.stop is Stop.END_OF_TEXT or trace.stop is Stop.SEGMENT_LIMIT
+    assert Fault.NO_ANSWER in trace.faults
+    assert recalled("", task).answered == ()
+
+
+def test_a_title_that_nobody_knows_is_the_nearest_in_text() -> None:
+    task = TASKS[2]
+    trace = recalled(f" The Film of Films\n{END_ANSWER}", task)
+    scores = bag(["The Film of Films"])[0] @ bag(CATALOG.titles).T
+    scores[list(task.history)] = -1
+    assert trace.answered == (ItemIdx(int(scores.argmax())),)

@@ -15,6 +15,8 @@ def part(ranks, rankings=None, explorations=None, users=None):
     n = len(ranks)
     return Part(
         key="",
+        plan="",
+        fingerprint="",
         users=tuple(users or (f"u{u}" for u in range(n))),
         ranks=tuple(ranks),
         rankings=tuple(rankings or ((),) * n),
@@ -25,8 +27,23 @@ def part(ranks, rankings=None, explorations=None, users=None):
     )
 
 
+def explored(answered, pooled=None, found=None, retrieved=None):
+    n = len(answered)
+    return Explorations(
+        answered=tuple(answered),
+        pooled=tuple(pooled or (-1,) * n),
+        found=tuple(found or (0,) * n),
+        retrieved=tuple(retrieved or ((),) * n),
+        tokens=(10,) * n,
+        well_formed=(True,) * n,
+        fallback=(False,) * n,
+        stops={"answered": n},
+        cost=0.0,
+    )
+
+
 def outcome(*parts, cutoffs=(1, 10)):
-    return Outcome("x", parts, cutoffs, BOOTSTRAP)
+    return Outcome("x", tuple(range(len(parts))), parts, cutoffs, BOOTSTRAP)
 
 
 def test_metrics_are_means_over_seeds_of_each_user():
@@ -44,25 +61,37 @@ def test_a_comparison_is_on_common_users_whatever_their_order():
     assert ours.against(outcome(part([0], users=["z"])), "NDCG@10") is None
 
 
+def test_a_comparison_is_on_common_seeds():
+    """Theirs is 1 with seed 0 and 0 with seed 1; ours was run with seed 1 alone, and is 0.5."""
+    ours = Outcome("x", (1,), (part([2]),), (10,), BOOTSTRAP)
+    theirs = outcome(part([0]), part([-1]), cutoffs=(10,))
+    assert ours.against(theirs, "NDCG@10").difference == 0.5
+    assert ours.against(theirs.on(frozenset({0})), "NDCG@10") is None
+
+
+def test_what_was_answered_is_told_apart_from_what_was_served():
+    served = outcome(
+        part([0, 1], explorations=explored(answered=(0, -1))), part([0, 1], explorations=explored((-1, 0)))
+    )
+    assert served.answered.tolist() == [0.5, 0.5]
+    assert outcome(part([0])).answered is None
+
+
 def test_what_explorations_had_after_each_call():
     """Four users; targets came in call 1 at place 0, in call 2 at place 3, never, and in call 1 at place 1."""
-    explorations = Explorations(
-        answered=(0, -1, -1, 1),
-        pooled=(0, 3, -1, 1),
-        found=(1, 2, 0, 1),
-        retrieved=((3, 2), (3, 3), (3,), (3, 1)),
-        tokens=(10, 10, 10, 10),
-        well_formed=(True,) * 4,
-        fallback=(False,) * 4,
-        stops={"answered": 4},
-        cost=0.0,
-    )
+    explorations = explored((0, -1, -1, 1), (0, 3, -1, 1), (1, 2, 0, 1), ((3, 2), (3, 3), (3,), (3, 1)))
     first, second = by_turn(outcome(part([0, 3, -1, 1], explorations=explorations)))
     assert (first.share, first.new, first.pool_hit.mean) == (1.0, 3.0, 0.5)
     assert first.ndcg.mean == pytest.approx((1 + 1 / np.log2(3)) / 4)
     assert (second.share, second.new, second.pool_hit.mean) == (0.75, 2.0, 0.75)
     assert second.ndcg.mean == pytest.approx((1 + 1 / np.log2(3) + 1 / np.log2(5)) / 4)
     assert by_turn(outcome(part([0]))) == []
+    assert by_turn(outcome(part([0], explorations=explored((0,))))) == []  # one look, no call
+    nothing = explored((-1,) * 4, retrieved=((3,),) * 4)
+    first, second = by_turn(
+        outcome(part([0, 3, -1, 1], explorations=explorations), part([-1] * 4, explorations=nothing))
+    )
+    assert (first.pool_hit.mean, second.pool_hit.mean, second.share) == (0.25, 0.375, 0.375)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +103,7 @@ def test_gini(counts, expected):
 
 
 def test_reach_is_of_the_users_that_are_asked_for():
-    population = Population("toy", "", ("u0", "u1"), (1, 1), (0, 0), (3, 0, 0, 1))
+    population = Population("toy", "", "test", ("u0", "u1"), (1, 1), (0, 0), (3, 0, 0, 1))
     found = reach(outcome(part([0, 0], rankings=[(0, 3), (1, 2)])), frozenset({"u0"}), population, 2)
     assert found.coverage == 0.5
     # One is added to each count: shares 4/8 and 2/8, so 1 and 2 bits.

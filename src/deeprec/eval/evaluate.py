@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from deeprec.config import EvalConfig
+from deeprec.config import TRUST, EvalConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
@@ -46,11 +46,25 @@ def evaluate_retriever(
 ) -> SystemResult:
     """Rank the whole catalogue for each task, the history excluded."""
     k = max(config.cutoffs)
-    rankings: list[list[int]] = []
+    return score_rankings(name, tasks, rankings_of(retriever, tasks, k), targets, n_items, k, note=note)
+
+
+def rankings_of(
+    retriever: Retriever,
+    tasks: Sequence[Task],
+    k: int,
+    preference: Callable[[Task], str] = lambda task: "",
+    trust: float = TRUST,
+    on_done: Tick = lambda count: None,
+) -> list[list[ItemIdx]]:
+    """The retriever's best `k` items for each task, the history excluded."""
+    rankings: list[list[ItemIdx]] = []
     for start in range(0, len(tasks), _BATCH):
-        queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks[start : start + _BATCH]]
+        batch = tasks[start : start + _BATCH]
+        queries = [Query(task.history, preference(task), frozenset(task.history), trust) for task in batch]
         rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
-    return score_rankings(name, tasks, rankings, targets, n_items, k, note=note)
+        on_done(len(batch))
+    return rankings
 
 
 def evaluate_traces(

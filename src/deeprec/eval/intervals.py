@@ -36,7 +36,7 @@ class PairedInterval:
     """Mean of ours minus theirs over the same users, with its interval.
 
     `ratio` is the relative change, difference / mean of theirs (0.1 is ten per cent better); nan if that mean
-    is 0. `users` is how many users were paired.
+    is 0. `users` is how many users were paired. `base` is the mean of theirs.
     """
 
     difference: float
@@ -44,6 +44,7 @@ class PairedInterval:
     high: float
     ratio: float
     users: int
+    base: float
 
 
 def mean_interval(values_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:
@@ -89,7 +90,7 @@ def paired_interval(
     change = mean_interval(ours_U - theirs_U, confidence=confidence, resamples=resamples, seed=seed)
     base = float(np.mean(theirs_U))
     ratio = change.mean / base if base else math.nan
-    return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U))
+    return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U), base)
 
 
 def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:

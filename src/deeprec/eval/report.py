@@ -31,16 +31,17 @@ AS_ANSWERED = (
 )
 
 
-def _share(value: float) -> str:
+def share_text(value: float) -> str:
+    """Of 1, in per cent."""
     return f"{100 * value:.1f} %"
 
 
 # The order, heading and format of known extras; any other is shown behind them under its own name.
 _EXTRAS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "well_formed": ("well-formed", _share),
-    "fallback": ("fallback", _share),
+    "well_formed": ("well-formed", share_text),
+    "fallback": ("fallback", share_text),
     "calls": ("calls", "{:.2f}".format),
-    "pool hit": ("pool hit", _share),
+    "pool hit": ("pool hit", share_text),
     "tokens": ("tokens", "{:,.0f}".format),
 }
 
@@ -181,8 +182,8 @@ class Report:
             main.add_column(heading, justify="left" if heading == "system" else "right")
         for system in self.systems:
             metrics = self.intervals[system.name]
-            cells = [_interval(metrics[f"{name}@{k}"], "\n") for name in ("NDCG", "Recall", "MRR")]
-            row = [system.name, str(len(system.users)), *cells, _share(system.coverage)]
+            cells = [interval_text(metrics[f"{name}@{k}"], "\n") for name in ("NDCG", "Recall", "MRR")]
+            row = [system.name, str(len(system.users)), *cells, share_text(system.coverage)]
             main.add_row(*map(Text, row), Text(self._comparison(system, "\n")))
         page = Table.grid()
         page.add_row(main)
@@ -208,8 +209,8 @@ class Report:
             [
                 system.name,
                 str(len(system.users)),
-                *(_interval(self.intervals[system.name][name], " ") for name in names),
-                _share(system.coverage),
+                *(interval_text(self.intervals[system.name][name], " ") for name in names),
+                share_text(system.coverage),
                 self._comparison(system, " "),
             ]
             for system in self.systems
@@ -231,7 +232,7 @@ class Report:
             lines += ["", "## How the explorers ran", "", *markdown_table(headings, rows)]
         if len(self.cutoffs) > 1:
             table = [
-                [system.name, *(_interval(self.intervals[system.name][name], " ") for name in every)]
+                [system.name, *(interval_text(self.intervals[system.name][name], " ") for name in every)]
                 for system in self.systems
             ]
             lines += ["", "## Every cutoff", "", *markdown_table(["system", *every], table)]
@@ -328,8 +329,9 @@ class Report:
         return headings, rows
 
 
-def _interval(interval: Interval, gap: str) -> str:
-    return f"{interval.mean:.4f}{gap}{_bounds(interval.low, interval.high, '.4f')}"
+def interval_text(interval: Interval, gap: str = " ", form: str = ".4f") -> str:
+    """A mean and its bounds in brackets."""
+    return f"{interval.mean:{form}}{gap}{_bounds(interval.low, interval.high, form)}"
 
 
 def _bounds(low: float, high: float, form: str) -> str:

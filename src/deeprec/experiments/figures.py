@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from deeprec.eval.intervals import Interval, PairedInterval, mean_interval, pair
 from deeprec.eval.metrics import Floats, Ints, per_user
 from deeprec.experiments.parts import Explorations, Part, Population
 
-Bootstrap = Mapping[str, float]
+Bootstrap = dict[str, Any]
 """`confidence`, `resamples` and `seed` of the intervals."""
 
 
@@ -21,6 +22,7 @@ class Outcome:
     """One system on one set: its parts, one for each seed, on the same users."""
 
     name: str
+    seeds: tuple[int, ...]
     parts: tuple[Part, ...]
     cutoffs: tuple[int, ...]
     bootstrap: Bootstrap
@@ -41,10 +43,25 @@ class Outcome:
 
     def mean(self, metric: str, chosen_U: np.ndarray | None = None) -> Interval:
         values_U = self.metrics[metric] if chosen_U is None else self.metrics[metric][chosen_U]
-        return mean_interval(values_U, **self.bootstrap)  # type: ignore[arg-type]
+        return mean_interval(values_U, **self.bootstrap)
+
+    @cached_property
+    def answered(self) -> Floats | None:
+        """NDCG at the last cutoff of each user's answer alone (U,), a failed answer being a miss; None without one."""
+        k = max(self.cutoffs)
+        each = [per_user(np.array(run.answered, dtype=np.int64), (k,))[f"NDCG@{k}"] for run in self.explorations]
+        return np.mean(each, axis=0) if each else None
+
+    def on(self, seeds: frozenset[int]) -> Outcome:
+        """The same with these seeds alone."""
+        kept = [(seed, part) for seed, part in zip(self.seeds, self.parts, strict=True) if seed in seeds]
+        return replace(self, seeds=tuple(seed for seed, _ in kept), parts=tuple(part for _, part in kept))
 
     def against(self, other: Outcome, metric: str) -> PairedInterval | None:
-        """Ours less theirs on the users that both ran on; None where there are none."""
+        """Ours less theirs on the users and the seeds that both ran on; None where there are none."""
+        if self.seeds != other.seeds:
+            common = frozenset(self.seeds) & frozenset(other.seeds)
+            return self.on(common).against(other.on(common), metric) if common else None
         theirs = dict(zip(other.users, other.metrics[metric].tolist(), strict=True))
         pairs = [
             (value, theirs[user])
@@ -54,7 +71,7 @@ class Outcome:
         if not pairs:
             return None
         ours_U, theirs_U = np.array(pairs).T
-        return paired_interval(ours_U, theirs_U, **self.bootstrap)  # type: ignore[arg-type]
+        return paired_interval(ours_U, theirs_U, **self.bootstrap)
 
     @property
     def seconds_per_user(self) -> float | None:
@@ -101,7 +118,7 @@ def by_turn(outcome: Outcome) -> list[AfterTurn]:
             ranks_U = np.where(there_U, np.array(run.pooled), -1).astype(np.int64)
             hits.append(there_U.astype(float))
             gains.append(per_user(ranks_U, (k,))[f"NDCG@{k}"])
-        intervals = [mean_interval(np.mean(v, axis=0), **outcome.bootstrap) for v in (hits, gains)]  # type: ignore[arg-type]
+        intervals = [mean_interval(np.mean(v, axis=0), **outcome.bootstrap) for v in (hits, gains)]
         found.append(AfterTurn(turn, share, float(np.mean(new)), *intervals))
     return found
 
@@ -121,8 +138,13 @@ class Reach:
     novelty: float
 
 
+def common_users(outcomes: Sequence[Outcome]) -> frozenset[str]:
+    """Those that all systems ran on."""
+    return frozenset.intersection(*(frozenset(outcome.users) for outcome in outcomes))
+
+
 def reach(outcome: Outcome, users: frozenset[str], population: Population, k: int) -> Reach:
-    """Over the given users; the mean over the seeds."""
+    """Over the given users, at least one; the mean over the seeds."""
     counts_I = np.array(population.item_counts, dtype=np.float64) + 1
     bits_I = -np.log2(counts_I / counts_I.sum())
     each = []

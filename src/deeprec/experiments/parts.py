@@ -18,7 +18,7 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.metrics import ranks_of
 from deeprec.experiments.plan import SetPlan, SystemPlan, slug
-from deeprec.explore.trace import Origin, Trace
+from deeprec.explore.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Population:
 
     dataset: str
     fingerprint: str
+    split: str
     users: tuple[str, ...]
     histories: tuple[int, ...]
     target_counts: tuple[int, ...]
@@ -46,6 +47,7 @@ class Population:
         return cls(
             dataset=dataset.name,
             fingerprint=dataset.fingerprint,
+            split=config.split,
             users=tuple(task.id for task in tasks),
             histories=tuple(len(task.history) for task in tasks),
             target_counts=tuple(counts[targets[task.id]] for task in tasks),
@@ -55,12 +57,13 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class Explorations:
-    """Of a language model or a script, user by user, in the order of the part's users.
+    """Of a language model or a script, user by user, in the order of the part's users. One-shot systems make no calls.
 
     Attributes:
         answered: rank of the target in the answer alone, -1 where it is not there.
         pooled: place of the target among all that was retrieved, in the order in which it came; -1 where it was not.
         found: the call that retrieved the target first, from 1; 0 where none did.
+        fallback: whether the answer was filled up, for fewer items were answered than served.
         retrieved: items that each call brought.
         tokens: written by the policy.
         stops: how many ended for each reason.
@@ -78,19 +81,20 @@ class Explorations:
     cost: float
 
     @classmethod
-    def of(cls, traces: Sequence[Trace], targets: Mapping[str, ItemIdx]) -> Explorations:
+    def of(
+        cls, traces: Sequence[Trace], rankings: Sequence[Sequence[int]], targets: Mapping[str, ItemIdx], calls: bool
+    ) -> Explorations:
+        """`rankings` are those served; `calls` says whether what was retrieved was asked for by the policy."""
         wanted = [targets[trace.task] for trace in traces]
         first = [trace.first_found() for trace in traces]
         return cls(
             answered=_ranks([list(trace.answered) for trace in traces], wanted),
             pooled=_ranks([list(trace.pool) for trace in traces], wanted),
-            found=tuple(
-                calls[target][0] if target in calls else 0 for calls, target in zip(first, wanted, strict=True)
-            ),
-            retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) for trace in traces),
+            found=tuple(seen[target][0] if target in seen else 0 for seen, target in zip(first, wanted, strict=True)),
+            retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
             tokens=tuple(trace.policy_tokens for trace in traces),
             well_formed=tuple(trace.well_formed for trace in traces),
-            fallback=tuple(trace.served()[1] is not Origin.ANSWER for trace in traces),
+            fallback=tuple(len(t.answered) < len(ranking) for t, ranking in zip(traces, rankings, strict=True)),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             cost=sum(trace.usage.cost for trace in traces if trace.usage is not None),
         )
@@ -102,13 +106,17 @@ class Part:
 
     Attributes:
         key: digest of everything that decides the result; a part with another is made anew.
+        plan: digest of what the plan said of it (`Plan.digest`); a report leaves a part with another out.
         ranks: 0-based place of each user's target in what the user was served, -1 where it is not there.
         rankings: the items served.
         seconds_per_user: of asking, training apart; None where nobody was left to ask after an interruption.
+        fingerprint: of the data.
         note: what the run found out about itself, as a parameter that was chosen on validation.
     """
 
     key: str
+    plan: str
+    fingerprint: str
     users: tuple[str, ...]
     ranks: tuple[int, ...]
     rankings: tuple[tuple[int, ...], ...]
@@ -121,23 +129,27 @@ class Part:
     def of(
         cls,
         key: str,
+        plan: str,
+        fingerprint: str,
         tasks: Sequence[Task],
         rankings: Sequence[Sequence[int]],
         targets: Mapping[str, ItemIdx],
         seconds_per_user: float | None,
         note: str,
         environment: dict[str, str],
-        traces: Sequence[Trace] | None = None,
+        explorations: Explorations | None = None,
     ) -> Part:
         return cls(
             key=key,
+            plan=plan,
+            fingerprint=fingerprint,
             users=tuple(task.id for task in tasks),
             ranks=_ranks(rankings, [targets[task.id] for task in tasks]),
             rankings=tuple(tuple(int(item) for item in ranking) for ranking in rankings),
             seconds_per_user=seconds_per_user,
             note=note,
             environment=environment,
-            explorations=Explorations.of(traces, targets) if traces is not None else None,
+            explorations=explorations,
         )
 
 
@@ -166,16 +178,20 @@ def load_part(path: Path) -> Part | None:
     tree = _tree(path)
     if tree is None:
         return None
-    explorations = tree.pop("explorations")
-    return Part(
-        **_tuples(tree), explorations=Explorations(**_tuples(explorations)) if explorations is not None else None
-    )
+    try:
+        explored = tree.pop("explorations")
+        return Part(**_tuples(tree), explorations=None if explored is None else Explorations(**_tuples(explored)))
+    except (TypeError, KeyError, AttributeError):
+        raise _damaged(path) from None
 
 
 def load_population(path: Path) -> Population | None:
     """Likewise."""
     tree = _tree(path)
-    return None if tree is None else Population(**_tuples(tree))
+    try:
+        return None if tree is None else Population(**_tuples(tree))
+    except (TypeError, AttributeError):
+        raise _damaged(path) from None
 
 
 def _tree(path: Path) -> Any:
@@ -184,7 +200,11 @@ def _tree(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise DeepRecError(f"{path} is damaged: remove it, and run the experiment again.") from None
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> DeepRecError:
+    return DeepRecError(f"{path} is damaged, or of another version: remove it, and run the experiment again.")
 
 
 def _tuples(tree: Mapping[str, Any]) -> dict[str, Any]:

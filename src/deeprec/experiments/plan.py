@@ -30,6 +30,9 @@ lists
 """
 WITH_MODEL = ("titles", "rerank", "explore")
 
+_NAME = r"^[^\W_][\w .,:;()+=%&/@#'’–-]*$"
+"""Plain text in tables, plots, files and terminals alike."""
+
 PLAN_FILE = "experiment.toml"
 """In the folder of an experiment: its plan as it was run last."""
 
@@ -38,23 +41,27 @@ class SetPlan(Section):
     """A data set."""
 
     source: str = Field(description="as `data.source`")
-    name: str | None = Field(None, min_length=1, description="default: the source's last part")
+    name: str | None = Field(None, pattern=_NAME, description="default: the source's last part")
     config: dict[str, Any] = Field({}, description="configuration of every system on this set")
 
     @property
     def label(self) -> str:
-        return self.name or Path(self.source).stem
+        path = Path(self.source)
+        return self.name or (path.resolve().name if path.is_dir() else path.stem)
 
 
 class SystemPlan(Section):
     """A row of the tables."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=_NAME)
     kind: Kind
     users: int | None = Field(None, ge=1, description="sample of the test users; default: all")
     config: dict[str, Any] = Field({}, description="laid over the configuration of the experiment and of the set")
-    train: str | None = Field(None, description="explore with the weights of this part of the [train] configuration")
-    train_on: str | None = Field(None, description="of a training on another set of the experiment")
+    train: str | None = Field(
+        None, description="ask with the weights of this part of a training: warm-start, or a stage"
+    )
+    train_on: str | None = Field(None, description="name of the set to train on; default: the set that is asked")
+    training: dict[str, Any] = Field({}, description="configuration of that training, which `config` is no part of")
     file: str | None = Field(None, description="of `lists`; {set} and {seed} are filled in")
     candidates: int = Field(20, ge=1, description="that `rerank` shows")
     sets: tuple[str, ...] | None = Field(None, description="run on these sets only")
@@ -66,8 +73,10 @@ class SystemPlan(Section):
             raise ValueError(f"system {self.name!r}: `file` belongs to kind 'lists', and that needs one")
         if self.train is not None and self.kind not in WITH_MODEL:
             raise ValueError(f"system {self.name!r}: `train` is for the kinds {', '.join(WITH_MODEL)}")
-        if self.train_on is not None and self.train is None:
-            raise ValueError(f"system {self.name!r}: `train_on` needs `train`")
+        if self.train is None and (self.train_on is not None or self.training):
+            raise ValueError(f"system {self.name!r}: `train_on` and `training` need `train`")
+        if split := {"data", "eval"} & {*self.config, *self.training}:
+            raise ValueError(f"system {self.name!r}: {sorted(split)} is of a set or of the experiment, not of a system")
         return self
 
 
@@ -93,6 +102,9 @@ class Plan(Section):
                 raise ValueError(f"two of the {what} are called alike: {names}")
         if self.baseline not in [system.name for system in self.systems]:
             raise ValueError(f"baseline {self.baseline!r} is none of the systems")
+        for set_ in self.sets:
+            if self.baseline not in [system.name for system in self.systems_of(set_)]:
+                raise ValueError(f"baseline {self.baseline!r} is not run on set {set_.label!r}")
         known = {each.label for each in self.sets}
         for system in self.systems:
             if unknown := {*(system.sets or ()), *([system.train_on] if system.train_on else [])} - known:
@@ -108,11 +120,39 @@ class Plan(Section):
         Raises:
             DeepRecError: it is not valid.
         """
+        return self._config(set_, system.name, seed, system.config)
+
+    def training_of(self, set_: SetPlan, system: SystemPlan, seed: int) -> Config:
+        """The configuration of the training whose weights a system has; its own part is no part of it.
+
+        Raises:
+            DeepRecError: it is not valid, or has no such part.
+        """
+        on = next(each for each in self.sets if each.label == (system.train_on or set_.label))
+        config = self._config(on, system.name, seed, system.training)
+        parts = ["warm-start", *(stage.name for stage in config.train.stages)]
+        if system.train not in parts:
+            raise DeepRecError(
+                f"System {system.name!r} has train = {system.train!r}: its training has {', '.join(parts)}."
+            )
+        if config.policy.kind in ("scripted", "openai"):
+            raise DeepRecError(f"System {system.name!r}: policy.kind={config.policy.kind!r} can't be trained.")
+        return config
+
+    def digest(self, set_: SetPlan, system: SystemPlan, seed: int) -> str:
+        """Of all that the plan says of a system on a set."""
+        configs = [self.config_of(set_, system, seed)]
+        if system.train is not None:
+            configs.append(self.training_of(set_, system, seed))
+        said = [system.model_dump_json(exclude={"name", "note", "sets"}), *(each.model_dump_json() for each in configs)]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+    def _config(self, set_: SetPlan, system: str, seed: int, own: Mapping[str, Any]) -> Config:
         seeds = {section: {"seed": seed} for section in ("trm", "train", "explore")}
         tree: dict[str, Any] = {}
-        for part in (self.config, set_.config, {"data": {"source": set_.source}}, seeds, system.config):
+        for part in (self.config, set_.config, {"data": {"source": set_.source}}, own, seeds):
             _lay_over(tree, part)
-        return parse_config(tree, where=f"experiment {self.name!r}, set {set_.label!r}, system {system.name!r}")
+        return parse_config(tree, where=f"experiment {self.name!r}, set {set_.label!r}, system {system!r}")
 
 
 def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
@@ -131,6 +171,9 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
         raise DeepRecError(f"There is no experiment {path}: check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
+    said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    if own := [f"{section}.seed" for section in ("trm", "train", "explore") if "seed" in said.get(section, {})]:
+        raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
     if sources or not tree.get("sets"):
         tree["sets"] = [{"source": source} for source in sources or [config.data.source]]
     try:
@@ -140,18 +183,20 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
         key = ".".join(str(part) for part in first["loc"])
         raise DeepRecError(f"{path}{f', key {key}' if key else ''}: {first['msg']}.") from None
     settings = _copy(plan.config)
-    _lay_over(settings, config.model_dump(mode="json", exclude_unset=True, exclude={"data": {"source"}}))
+    said.get("data", {}).pop("source", None)
+    _lay_over(settings, said)
     plan = plan.model_copy(update={"config": settings})
     for set_ in plan.sets:
         for system in plan.systems_of(set_):
-            plan.config_of(set_, system, plan.seeds[0])
+            for seed in plan.seeds:
+                plan.digest(set_, system, seed)  # reads it all
     return plan
 
 
 def slug(name: str) -> str:
     """A name for files; different names stay different."""
     plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
-    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=2).hexdigest()}"
+    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def dump_plan(plan: Plan) -> str:

@@ -6,28 +6,30 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.markup import escape
 
 from deeprec.config import Config
-from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import recall_titles, rerank
-from deeprec.eval.evaluate import evaluation_tasks, resume
+from deeprec.eval.evaluate import evaluation_tasks, rankings_of, resume
 from deeprec.eval.metrics import ndcg_at, ranks_of
-from deeprec.experiments.parts import Part, Population, load_part, part_file, population_file, save
+from deeprec.experiments.lists import lists_file, read_lists
+from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
 from deeprec.experiments.plan import PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, load_plan, slug
 from deeprec.experiments.report import write_report
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.runs import JsonLines, environment
-from deeprec.trm.retriever import PopularityRetriever, Query, Retriever, TransitionRetriever
+from deeprec.explore.trace import Stop, Trace
+from deeprec.runs import JsonLines, environment, lock
+from deeprec.trm.retriever import PopularityRetriever, Retriever, TransitionRetriever
 from deeprec.workbench import TRAINED_BY, Workbench
 
 if TYPE_CHECKING:  # torch stays out of a report
@@ -36,21 +38,30 @@ if TYPE_CHECKING:  # torch stays out of a report
 
 BUILT_IN = Path(__file__).with_name("comparison.toml")
 
-_BATCH = 256
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
-_READS = {
-    "popularity": (),
-    "transitions": (),
-    "ease": (),
-    "lists": (),
-    "trm": ("trm",),
-    "themes": ("trm", "explore"),
-    "script": ("trm", "explore"),
-    "titles": ("policy", "explore"),
-    "rerank": ("trm", "policy", "explore"),
-    "explore": ("trm", "policy", "explore"),
+_CLOCK = "clock"
+"""The system of the lines of a log that hold seconds, not traces."""
+
+_ONE_SHOT = {"history", "answer_size", "segment_tokens", "context_tokens"}
+_READS: dict[str, dict[str, set[str] | None]] = {
+    "popularity": {},
+    "transitions": {},
+    "ease": {},
+    "lists": {},
+    "trm": {"trm": None},
+    "themes": {"trm": None, "explore": {"trust"}},
+    "script": {"trm": None, "explore": None},
+    "titles": {"policy": None, "explore": _ONE_SHOT},
+    "rerank": {"trm": None, "policy": None, "explore": _ONE_SHOT},
+    "explore": {"trm": None, "policy": None, "explore": None},
 }
-"""Sections of the configuration that decide what a kind of system does."""
+"""Sections of the configuration that decide what a kind of system does, and which of their keys where not all do."""
+_DECIDES_NOTHING = {
+    "policy": {"adapter", "gpu_share", "url", "timeout", "retries", "price_read", "price_written"},
+    "explore": {"batch_size"},
+}
+
+Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
 
 
 def run_experiment(
@@ -59,15 +70,22 @@ def run_experiment(
     """Run what is missing of the plan in a file, or of the built-in one, and write its report; the report's two files.
 
     Raises:
-        DeepRecError: the plan, or one of its systems, can't be run; what was done before is kept.
+        DeepRecError: the plan is wrong, or some of its systems could not be run. The others are, and are reported.
     """
     found = load_plan(plan or BUILT_IN, bench.config, sources)
-    folder = folder or bench.runs / f"experiment-{slug(found.name)}"
+    names = [found.name, *([] if plan is not None and not sources else [set_.label for set_ in found.sets])]
+    folder = folder or bench.runs / "-".join(["experiment", *map(slug, names)])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN_FILE).write_text(dump_plan(found), encoding="utf-8")
-    bench.console.print(f"Experiment in {folder}; if interrupted, the same command goes on", soft_wrap=True)
-    Experiment(found, folder, bench).run()
-    return write_report(folder)
+    with lock(folder):
+        (folder / PLAN_FILE).write_text(dump_plan(found), encoding="utf-8")
+        bench.console.print(f"Experiment in {folder}; if interrupted, the same command goes on", soft_wrap=True)
+        failed = Experiment(found, folder, bench).run()
+        report = write_report(folder)
+    if failed:
+        raise DeepRecError(
+            f"{len(failed)} of the experiment's parts failed, the others are in {report[0]}: {failed[0]}"
+        )
+    return report
 
 
 @dataclass
@@ -84,12 +102,13 @@ class Experiment:
     _trms: dict[str, TRM] = field(default_factory=dict)
     _policy: tuple[str, Policy] | None = None
 
-    def run(self) -> None:
-        """Make all parts that are missing or were made otherwise.
-
-        Raises:
-            DeepRecError: a system can't be run; what was done before it is kept.
-        """
+    def run(self) -> list[str]:
+        """Make all parts that are missing or were made otherwise; says what went wrong with those that failed."""
+        for set_ in self.plan.sets:
+            for system in self.plan.systems_of(set_):
+                for seed in self.plan.seeds if system.file is not None else ():
+                    lists_file(system, set_, seed)  # before hours are spent on others
+        failed = []
         for set_ in self.plan.sets:
             systems = self.plan.systems_of(set_)
             config = self.plan.config_of(set_, systems[0], self.plan.seeds[0])
@@ -98,58 +117,64 @@ class Experiment:
             self._trms.clear()
             for seed in self.plan.seeds:
                 for system in systems:
-                    self._part(set_, system, seed, dataset)
+                    where = f"{set_.label}, seed {seed}: {system.name}"
+                    try:
+                        told = self._part(set_, system, seed, dataset, where)
+                    except DeepRecError as error:
+                        told = f"failed: {error}"
+                        failed.append(f"{where}: {error}")
+                    self.bench.console.print(f"{escape(where)}: {escape(told)}", soft_wrap=True)
+        return failed
 
-    def _part(self, set_: SetPlan, system: SystemPlan, seed: int, dataset: Dataset) -> None:
-        path = part_file(self.folder, set_, system, seed)
-        bench = replace(self.bench, config=self.plan.config_of(set_, system, seed), seconds={})
+    def _part(self, set_: SetPlan, system: SystemPlan, seed: int, dataset: Dataset, where: str) -> str:
+        """Make a part where it is not there yet; says how it went."""
+        config = self.plan.config_of(set_, system, seed)
         if system.train is not None:
-            bench = replace(bench, config=self._trained(set_, system, seed))
-        config = bench.config
-        users = config.eval.model_copy(update={"users": system.users})
-        tasks = evaluation_tasks(dataset, users)[1]
-        key = _key(system, seed, dataset, config, tasks)
-        old = load_part(path)
-        where = f"{set_.label}, seed {seed}: {system.name}"
-        if old is not None and old.key == key:
-            self.bench.console.print(f"{where}: done before", soft_wrap=True)
-            return
-        targets, k = dataset.targets(config.eval.split), max(config.eval.cutoffs)
-        log = JsonLines(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with bench.progress(f"{where}, users", len(tasks)) as (bar, mark):
-            advance = partial(bar.advance, mark)
-            if system.kind in ("script", *WITH_MODEL):
-                explore, note = self._explore(bench, system, dataset), ""
-                started, before = time.perf_counter(), sum(1 for _ in log)
-                traces = resume(tasks, system.name, log, explore, advance)
-                done = sum(1 for _ in log) - before  # what an interrupted run had explored took time of its own
-                rankings: Sequence[Sequence[int]] = [trace.served()[0] for trace in traces]
-                if system.kind == "titles":
-                    rankings = [trace.answered for trace in traces]
-            else:
-                ask, note = self._ask(bench, system, dataset, set_, seed)
-                started, traces, rankings, done = time.perf_counter(), None, [], len(tasks)
-                for first in range(0, len(tasks), _BATCH):
-                    rankings = [*rankings, *ask(tasks[first : first + _BATCH], k)]
-                    advance(len(tasks[first : first + _BATCH]))
-        seconds = time.perf_counter() - started
-        part = Part.of(
-            key=key,
-            tasks=tasks,
-            rankings=[ranking[:k] for ranking in rankings],
-            targets=targets,
-            seconds_per_user=seconds / done if done else None,
-            note=note,
-            environment=environment(sys.argv),
-            traces=traces,
+            config = _with_weights(config, self._trained(set_, system, seed, dataset))
+        bench = replace(self.bench, config=config, seconds={})
+        users = config.eval.users if system.kind in WITH_MODEL and config.eval.users is not None else system.users
+        tasks = evaluation_tasks(dataset, config.eval.model_copy(update={"users": users}))[1]
+        key, plan = _key(system, set_, seed, dataset, config, tasks), self.plan.digest(set_, system, seed)
+        path = part_file(self.folder, set_, system, seed)
+        for other in dict.fromkeys((seed, *self.plan.seeds)):  # a system without a seed is run for the first alone
+            old = load_part(part_file(self.folder, set_, system, other))
+            if old is not None and old.key == key:
+                if other != seed or old.plan != plan:
+                    save(replace(old, plan=plan), path)
+                return "done before"
+        k, targets = max(config.eval.cutoffs), dataset.targets(config.eval.split)
+        part = partial(
+            Part.of, key, plan, dataset.fingerprint, tasks, targets=targets, environment=environment(sys.argv)
         )
-        save(part, path)
-        ndcg = ndcg_at(np.array(part.ranks), k).mean()
-        self.bench.console.print(f"{where}: NDCG@{k} {ndcg:.4f}, {seconds:.1f} s", soft_wrap=True)
+        if system.kind in ("script", *WITH_MODEL):
+            log = JsonLines(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = self._stream(bench, system, dataset)
+            with bench.progress(f"{escape(where)}, users", len(tasks)) as (bar, mark):
+                traces = resume(tasks, system.name, log, _clocked(stream, log), partial(bar.advance, mark))
+            if broken := [trace for trace in traces if trace.stop is Stop.FAILED]:
+                raise DeepRecError(
+                    f"{len(broken)} of {len(traces)} explorations failed (first: {broken[0].error}); they are explored "
+                    "again when the experiment is run again."
+                )
+            rankings = [trace.answered if system.kind == "titles" else trace.served()[0] for trace in traces]
+            rankings = [ranking[:k] for ranking in rankings]
+            explored = Explorations.of(traces, rankings, targets, calls=system.kind in ("script", "explore"))
+            made = part(rankings=rankings, seconds_per_user=_rate(log), note="", explorations=explored)
+        elif system.kind == "lists":
+            file = lists_file(system, set_, seed)
+            lists = read_lists(file, dataset, tasks)
+            made = part(rankings=[each[:k] for each in lists], seconds_per_user=None, note=f"from {file}")
+        else:
+            retriever, note = self._retriever(bench, system, dataset)
+            started = time.perf_counter()
+            found = rankings_of(retriever, tasks, k, _says(system, dataset), config.explore.trust)
+            made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
+        save(made, path)
+        return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
 
-    def _explore(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> Any:
-        """What gives `(place, trace)` of tasks."""
+    def _stream(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> Stream:
+        """What explores, or asks once, and yields `(place, trace)` of tasks."""
         config, catalog = bench.config.explore, dataset.catalog
         if system.kind == "script":
             return Explorer(bench.script(), self._trm(bench, dataset), catalog, config).stream
@@ -165,35 +190,16 @@ class Experiment:
         titles_IE = encode(catalog.titles)
         return lambda missing: recall_titles(policy, encode, titles_IE, catalog, missing, config)
 
-    def _ask(self, bench: Workbench, system: SystemPlan, dataset: Dataset, set_: SetPlan, seed: int) -> tuple[Any, str]:
-        """What ranks `k` items for tasks, and a note on it."""
-        if system.kind == "lists":
-            assert system.file is not None
-            lists = read_lists(Path(system.file.format(set=set_.label, seed=seed)), dataset)
-            return lambda tasks, k: [_of_user(lists, task)[:k] for task in tasks], f"from {system.file}"
-        sequences, n_items, note = dataset.train_sequences(), len(dataset.catalog), ""
-        retriever: Retriever
+    def _retriever(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> tuple[Retriever, str]:
+        """And a note on how it was made."""
+        sequences, n_items = dataset.train_sequences(), len(dataset.catalog)
         if system.kind == "popularity":
-            retriever = PopularityRetriever.fit(sequences, n_items)
-        elif system.kind == "transitions":
-            retriever = TransitionRetriever.fit(sequences, n_items)
-        elif system.kind == "ease":
-            retriever, note = _best_ease(dataset)
-        else:
-            retriever = self._trm(bench, dataset)
-        trust = bench.config.explore.trust
-
-        def ask(tasks: Sequence[Task], k: int) -> list[list[ItemIdx]]:
-            from deeprec.trm.preferences import themes
-
-            said = ["; ".join(themes(dataset.catalog, t.history)) if system.kind == "themes" else "" for t in tasks]
-            queries = [
-                Query(task.history, text, frozenset(task.history), trust)
-                for task, text in zip(tasks, said, strict=True)
-            ]
-            return [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
-
-        return ask, note
+            return PopularityRetriever.fit(sequences, n_items), ""
+        if system.kind == "transitions":
+            return TransitionRetriever.fit(sequences, n_items), ""
+        if system.kind == "ease":
+            return _best_ease(dataset)
+        return self._trm(bench, dataset), ""
 
     def _trm(self, bench: Workbench, dataset: Dataset) -> TRM:
         key = bench.config.trm.model_dump_json()
@@ -203,56 +209,61 @@ class Experiment:
 
     def _loaded(self, bench: Workbench) -> Policy:
         """The language model; the last one is kept, for most systems of a plan share one."""
-        key = bench.config.policy.model_dump_json()
+        limits = bench.config.explore.model_dump(include={"context_tokens", "batch_size", "answer_size"})
+        key = bench.config.policy.model_dump_json() + json.dumps(limits)
         if self._policy is None or self._policy[0] != key:
             self._policy = None
             self._policy = (key, bench.policy())
         return self._policy[1]
 
-    def _trained(self, set_: SetPlan, system: SystemPlan, seed: int) -> Config:
-        """The system's configuration with the weights of a training, which first goes on if it has not come so far."""
-        on = next(each for each in self.plan.sets if each.label == (system.train_on or set_.label))
-        bench = replace(self.bench, config=self.plan.config_of(on, system, seed))
-        dataset = bench.dataset()
+    def _trained(self, set_: SetPlan, system: SystemPlan, seed: int, dataset: Dataset) -> Path:
+        """The weights of a part of a training, which goes on first where it has not come so far."""
+        bench = replace(self.bench, config=self.plan.training_of(set_, system, seed))
+        if system.train_on not in (None, set_.label):
+            dataset = bench.dataset()
         known = bench.latest("train", dataset, TRAINED_BY)
-        weights = (known.path if known is not None else Path()) / str(system.train)
-        if known is None or not weights.is_dir():
-            weights = bench.train(dataset).parent / str(system.train)
-        if not weights.is_dir():
-            raise DeepRecError(
-                f"System {system.name!r}: the training in {weights.parent} has no part {system.train!r}."
-            )
-        key = "adapter" if bench.config.train.lora_rank else "model"
-        own = self.plan.config_of(set_, system, seed)
-        return own.model_copy(update={"policy": own.policy.model_copy(update={key: str(weights)})})
+        if known is not None and (known.path / str(system.train)).is_dir():
+            return known.path / str(system.train)
+        self._policy = None  # its memory is the training's now
+        return bench.train(dataset).parent / str(system.train)
 
 
-def read_lists(path: Path, dataset: Dataset) -> dict[str, list[ItemIdx]]:
-    """Rankings by user from a file of lines `user<TAB>item<TAB>item...`, by the ids of the data, best first.
-
-    Raises:
-        DeepRecError: there is no such file, an id is unknown, or a user comes twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeepRecError(f"{path} can't be read as rankings ({error}): check the path of `file`.") from None
-    places = {str(item): ItemIdx(place) for place, item in enumerate(dataset.catalog.ids)}
-    found: dict[str, list[ItemIdx]] = {}
-    for number, line in enumerate(lines, start=1):
-        user, *items = line.split("\t")
-        if unknown := [item for item in items if item not in places]:
-            raise DeepRecError(f"{path}, line {number}: {dataset.name} has no item {unknown[0]!r}.")
-        if user in found or len(set(items)) < len(items):
-            raise DeepRecError(f"{path}, line {number}: user {user!r}, or one of the items, comes twice.")
-        found[user] = [places[item] for item in items]
-    return found
+def _with_weights(config: Config, weights: Path) -> Config:
+    """A configuration that asks with an adapter, or with a whole model where the training made one."""
+    adapter = (weights / "adapter_config.json").is_file()
+    own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": None}
+    return config.model_copy(update={"policy": config.policy.model_copy(update=own)})
 
 
-def _of_user(lists: dict[str, list[ItemIdx]], task: Task) -> list[ItemIdx]:
-    if task.user not in lists:
-        raise DeepRecError(f"The file of rankings has no line for user {task.user!r}: it needs one for each.")
-    return lists[task.user]
+def _says(system: SystemPlan, dataset: Dataset) -> Callable[[Task], str]:
+    """The preference of each task."""
+    if system.kind != "themes":
+        return lambda task: ""
+    from deeprec.trm.preferences import themes
+
+    return lambda task: "; ".join(themes(dataset.catalog, task.history))
+
+
+def _clocked(stream: Stream, log: JsonLines) -> Stream:
+    """The same, with a line in the log for the seconds that it took and for how many: an experiment is interrupted."""
+
+    def clocked(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        started, done = time.perf_counter(), 0
+        try:
+            for pair in stream(tasks):
+                done += 1
+                yield pair
+        finally:
+            log.append({"system": _CLOCK, "seconds": time.perf_counter() - started, "explored": done})
+
+    return clocked
+
+
+def _rate(log: JsonLines) -> float | None:
+    """Seconds a user over all that the log knows the time of."""
+    lines = [entry for entry in log if entry["system"] == _CLOCK]
+    explored = sum(line["explored"] for line in lines)
+    return sum(line["seconds"] for line in lines) / explored if explored else None
 
 
 def _best_ease(dataset: Dataset) -> tuple[Retriever, str]:
@@ -261,15 +272,10 @@ def _best_ease(dataset: Dataset) -> tuple[Retriever, str]:
 
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
     wanted = [targets[task.id] for task in tasks]
-
     best: tuple[float, float, Retriever] | None = None
     for value in _EASE_GRID:
         retriever = EASERetriever.fit(dataset.train_sequences(), len(dataset.catalog), value)
-        lists = []
-        for first in range(0, len(tasks), _BATCH):
-            queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks[first : first + _BATCH]]
-            lists += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, 10)]
-        ndcg = float(ndcg_at(ranks_of(lists, wanted), 10).mean())
+        ndcg = float(ndcg_at(ranks_of(rankings_of(retriever, tasks, 10), wanted), 10).mean())
         if best is None or ndcg > best[0]:
             best = (ndcg, value, retriever)
     assert best is not None
@@ -277,29 +283,44 @@ def _best_ease(dataset: Dataset) -> tuple[Retriever, str]:
     return best[2], f"regularisation {best[1]:g} of {grid}, by validation NDCG@10"
 
 
-def _key(system: SystemPlan, seed: int, dataset: Dataset, config: Config, tasks: Sequence[Task]) -> str:
-    sections = config.model_dump(mode="json", include=set(_READS[system.kind]))
-    own = system.model_dump(mode="json", include={"kind", "file", "candidates"})
+def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config: Config, tasks: Sequence[Task]) -> str:
+    """Digest of all that decides what a part holds."""
+    reads = _READS[system.kind]
     record = {
-        "system": own,
-        "seed": seed if _READS[system.kind] else 0,
+        "kind": system.kind,
         "data": dataset.fingerprint,
-        "split": config.eval.split,
+        "users": [task.id for task in tasks],
         "cutoff": max(config.eval.cutoffs),
-        "users": hashlib.sha256("\n".join(task.id for task in tasks).encode()).hexdigest(),
-        "protocol": PROTOCOL,
-        "configuration": sections,
-        "weights": _weights(config) if "policy" in _READS[system.kind] else None,
+        "configuration": {
+            name: getattr(config, name).model_dump(mode="json", include=keys, exclude=_DECIDES_NOTHING.get(name))
+            for name, keys in reads.items()
+        },
     }
+    if reads:
+        frame = dataset.catalog.to_frame()
+        record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
+    if "explore" in reads:
+        record["protocol"] = PROTOCOL
+    if "policy" in reads:
+        record["weights"] = _weights(config)
+    if system.kind == "rerank":
+        record["candidates"] = system.candidates
+    if system.kind == "lists":
+        record["lists"] = hashlib.sha256(lists_file(system, set_, seed).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _weights(config: Config) -> str | None:
-    """Digest of the adapter: a name may stand for other weights tomorrow."""
-    if config.policy.adapter is None:
-        return None
-    path = Path(config.policy.adapter) / "adapter_model.safetensors"
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        raise DeepRecError(f"There is no adapter in {path.parent}: check policy.adapter.") from None
+def _weights(config: Config) -> list[str]:
+    """Digests of an adapter and of a model that lies in a folder: their names may stand for other weights tomorrow.
+
+    Raises:
+        DeepRecError: there is no such adapter.
+    """
+    found = []
+    for given, what in ((config.policy.adapter, "adapter"), (config.policy.model, "model")):
+        folder = Path(given).expanduser() if given is not None else None
+        files = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
+        if what == "adapter" and given is not None and not files:
+            raise DeepRecError(f"There is no adapter in {given}: check policy.adapter.")
+        found += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return found

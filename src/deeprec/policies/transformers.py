@@ -90,12 +90,14 @@ class TransformersPolicy(TokenizerCodec):
         if adapter := adapter_folder(config):
             try:
                 from peft import PeftModel
+
+                from deeprec.policies.folded import fold
             except ImportError:
                 raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
             try:
                 model = PeftModel.from_pretrained(model, adapter)
-                if model.dtype == torch.float32:  # in bfloat16, what an adapter changes would mostly be rounded away
-                    model = model.merge_and_unload()
+                # In bfloat16, what an adapter changes would mostly be rounded away.
+                model = model.merge_and_unload() if model.dtype == torch.float32 else fold(model)
             except Exception as error:  # noqa: BLE001 (as above)
                 raise DeepRecError(
                     f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}"

@@ -26,6 +26,8 @@ from deeprec.trm.trm import TRM
 TOKEN = "DEEPREC_TOKEN"
 _PARTING = 5
 """Seconds that open answers have when the server ends."""
+_IDLE = 75
+"""Seconds that an idle connection is kept. Under load, uvicorn's 5 closed some on which a request had just arrived."""
 
 
 def token_for(host: str) -> str | None:
@@ -78,11 +80,18 @@ def listen(service: Service, listener: socket.socket, token: str | None, say: Ca
     """Serve over HTTP until SIGINT or SIGTERM."""
     host, port = listener.getsockname()[:2]
     app = create_app(service, token=token, host=host)
-    settings = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=_PARTING)
+    settings = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_PARTING,
+    )
     # One JSON line a request, without what was asked or by whom.
     log = logging.getLogger("deeprec.serve")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
+    log.propagate = False  # what MCP's package makes of the root would write each line again
     say(f"Serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
     uvicorn.Server(settings).run(sockets=[listener])
 

@@ -13,7 +13,7 @@ from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.trm.retriever import Hit, Query, top_hits
 
-_MOST_ITEMS = 30_000  # a dense matrix of as many rows and columns is made
+_MOST_ITEMS = 20_000  # two dense matrices of as many rows and columns are made
 
 
 class EASERetriever:
@@ -38,8 +38,9 @@ class EASERetriever:
         seen_UI.data[:] = 1.0  # an interaction that is repeated is one
         gram_II = (seen_UI.T @ seen_UI).toarray()
         gram_II[np.diag_indices(n_items)] += regularization
-        inverse_II = inv(gram_II, overwrite_a=True, check_finite=False)
-        weights_II = inverse_II / -np.diag(inverse_II)
+        # Symmetric, so its transpose is itself, in the order that LAPACK inverts in place.
+        weights_II = inv(gram_II.T, overwrite_a=True, check_finite=False)
+        weights_II /= -np.diag(weights_II)
         np.fill_diagonal(weights_II, 0.0)
         return cls(weights_II.astype(np.float32))
 

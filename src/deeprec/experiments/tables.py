@@ -1,0 +1,186 @@
+"""One set's parts as tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from deeprec.config import EvalConfig
+from deeprec.eval.intervals import mean_interval
+from deeprec.eval.report import interval_text, markdown_table, share_text
+from deeprec.experiments.figures import Outcome, by_turn, common_users, reach, thirds
+from deeprec.experiments.parts import Part, Population, load_part, load_population, part_file, population_file
+from deeprec.experiments.plan import Plan, SetPlan
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """One set's parts as tables."""
+
+    label: str
+    plan: Plan
+    config: EvalConfig
+    population: Population
+    outcomes: tuple[Outcome, ...]
+    missing: tuple[str, ...]
+
+    @classmethod
+    def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
+        """What is finished of a set; None before its baseline is."""
+        population = load_population(population_file(folder, set_))
+        config = plan.config_of(set_, plan.systems_of(set_)[0], plan.seeds[0]).eval
+        bootstrap: dict[str, Any] = {
+            "confidence": config.confidence,
+            "resamples": config.bootstrap,
+            "seed": config.seed,
+        }
+        outcomes, missing = [], []
+        for system in plan.systems_of(set_):
+            done: dict[int, Part] = {}
+            for seed in plan.seeds:
+                part = load_part(part_file(folder, set_, system, seed))
+                # What was made for another plan, or of other data, is not shown as if it were of this.
+                if (
+                    part is not None
+                    and population is not None
+                    and part.plan == plan.digest(set_, system, seed)
+                    and part.fingerprint == population.fingerprint
+                    and (not done or part.users == next(iter(done.values())).users)
+                ):
+                    done[seed] = part
+            if done:
+                outcomes.append(Outcome(system.name, tuple(done), tuple(done.values()), config.cutoffs, bootstrap))
+            if len(done) < len(plan.seeds):
+                missing.append(f"{system.name} ({len(done)} of {len(plan.seeds)} seeds)")
+        if population is None or plan.baseline not in [outcome.name for outcome in outcomes]:
+            return None
+        return cls(set_.label, plan, config, population, tuple(outcomes), tuple(missing))
+
+    @property
+    def k(self) -> int:
+        return max(self.config.cutoffs)
+
+    @property
+    def headline(self) -> str:
+        return f"NDCG@{self.k}"
+
+    @cached_property
+    def baseline(self) -> Outcome:
+        return next(outcome for outcome in self.outcomes if outcome.name == self.plan.baseline)
+
+    def results(self) -> list[str]:
+        """The main table."""
+        rows = []
+        for outcome in self.outcomes:
+            shown = [interval_text(outcome.mean(f"{name}@{self.k}")) for name in ("NDCG", "Recall", "MRR")]
+            rows.append(
+                [outcome.name, f"{len(outcome.users):,}", str(len(outcome.parts)), *shown, self._change(outcome)]
+            )
+        names = [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
+        return markdown_table(["system", "users", "seeds", *names, f"{self.headline} to {self.plan.baseline}"], rows)
+
+    def sentences(self) -> list[str]:
+        """What the intervals allow to be said of every system, against the baseline."""
+        said: dict[str, list[str]] = {"better than": [], "worse than": [], "not to be told apart from": []}
+        for outcome in self.outcomes:
+            change = None if outcome is self.baseline else outcome.against(self.baseline, self.headline)
+            if change is None or math.isnan(change.low):
+                continue
+            verdict = (
+                "better than" if change.low > 0 else "worse than" if change.high < 0 else "not to be told apart from"
+            )
+            said[verdict].append(outcome.name)
+        return [
+            f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
+            for verdict, names in said.items()
+            if names
+        ]
+
+    def explorers(self) -> list[str]:
+        """How language models and scripts ran; empty without any."""
+        columns: dict[str, list[str]] = {"system": []}
+        ran = [outcome for outcome in self.outcomes if outcome.explorations]
+        for outcome in ran:
+            for heading, cell in self._ran(outcome).items():
+                columns.setdefault(heading, []).append(cell)
+        columns = {heading: cells for heading, cells in columns.items() if any(cells)}  # no cost without prices
+        return markdown_table(list(columns), list(zip(*columns.values(), strict=True))) if ran else []
+
+    def _ran(self, outcome: Outcome) -> dict[str, str]:
+        runs, answered_U = outcome.explorations, outcome.answered
+        users = sum(len(run.found) for run in runs)
+        calls = sum(len(calls) for run in runs for calls in run.retrieved)
+        stops: Counter[str] = sum((Counter(run.stops) for run in runs), Counter())
+        cost, seconds = sum(run.cost for run in runs), outcome.seconds_per_user
+        assert answered_U is not None
+        return {
+            "system": outcome.name,
+            f"{self.headline} as answered": interval_text(mean_interval(answered_U, **outcome.bootstrap)),
+            "well-formed": share_text(sum(sum(run.well_formed) for run in runs) / users),
+            "fallback": share_text(sum(sum(run.fallback) for run in runs) / users),
+            "calls": f"{calls / users:.2f}" if calls else "",
+            "pool hit": share_text(sum(sum(place > 0 for place in run.found) for run in runs) / users),
+            "tokens written": f"{outcome.tokens_per_user:,.0f}",
+            "seconds a user": "" if seconds is None else f"{seconds:.2f}",
+            "cost a user": f"{cost / users:.3g}" if cost else "",
+            "ends": ", ".join(f"{reason} {share_text(count / users)}" for reason, count in stops.most_common()),
+        }
+
+    def turns(self) -> list[str]:
+        rows = [
+            [
+                outcome.name,
+                str(after.turn),
+                share_text(after.share),
+                f"{after.new:.1f}",
+                interval_text(after.pool_hit, form=".3f"),
+                interval_text(after.ndcg),
+            ]
+            for outcome in self.outcomes
+            for after in by_turn(outcome)
+        ]
+        headings = ["system", "after call", "made by", "new items", "pool hit", f"{self.headline}, list after list"]
+        return markdown_table(headings, rows) if rows else []
+
+    def groups(self, title: str, values: dict[str, int]) -> list[str]:
+        """The headline metric by thirds of the users."""
+        bounds = thirds(values, self.baseline.users)[0]
+        rows = []
+        for outcome in self.outcomes:
+            _, groups = thirds(values, outcome.users)
+            cells = [
+                f"{interval_text(outcome.mean(self.headline, chosen_U))}, {int(chosen_U.sum()):,}"
+                if chosen_U.any()
+                else ""
+                for chosen_U in groups
+            ]
+            rows.append([outcome.name, *cells])
+        return markdown_table([f"{title}", *(f"{low:,} to {high:,}" for low, high in bounds)], rows)
+
+    def reaches(self) -> tuple[int, list[str]]:
+        """Of how many users, and a table on these; empty where no user is common to all systems."""
+        users = common_users(self.outcomes)
+        rows = []
+        for outcome in self.outcomes if users else ():
+            found = reach(outcome, users, self.population, self.k)
+            rows.append([outcome.name, share_text(found.coverage), f"{found.gini:.3f}", f"{found.novelty:.2f}"])
+        headings = ["system", f"coverage@{self.k}", "Gini", "novelty, bits"]
+        return len(users), markdown_table(headings, rows) if rows else []
+
+    def _change(self, outcome: Outcome) -> str:
+        if outcome is self.baseline:
+            return "baseline"
+        change = outcome.against(self.baseline, self.headline)
+        if change is None:
+            return "no common users"
+        if math.isnan(change.low):
+            return f"{change.difference:+.4f}"
+        shares = [
+            f"{100 * value / change.base:+.1f}" for value in (change.difference, change.low, change.high) if change.base
+        ]
+        ratio = f" ({shares[0]} % [{shares[1]}, {shares[2]}])" if shares else ""
+        return f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}]{ratio}"
