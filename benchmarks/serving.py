@@ -3,8 +3,8 @@ capacity.
 
 Starts `deeprec serve` with the options after `--`; a TRM of that configuration that is not there is trained first.
 Clients ask for users of the data, each with two categories of the catalogue as the preference. Explorations at once and
-one after another are of the same users, or of some of them, in two rounds in turn. Past capacity, half as many again as there are slots and
-places to wait ask together.
+one after another are of the same users, or of some of them, in two rounds in turn. Past capacity, half as many again as
+there are slots and places to wait ask together.
 
     python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [--alone 16] [-- --config FILE ...]
 """
