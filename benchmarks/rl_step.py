@@ -33,6 +33,7 @@ from deeprec.runs import Run, environment
 from deeprec.train import stages
 from deeprec.train.journal import Journal
 from deeprec.train.rehearsal import WARM_START
+from deeprec.train.sampling import in_process
 from deeprec.train.trainer import adapted, load_weights, rubrics_of
 from deeprec.workbench import Workbench
 
@@ -101,7 +102,7 @@ def main() -> None:
     own = stages.OwnTokensTrainer
     found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
     for round_ in range(args.rounds):
-        for name, kind, trainer in (("ours", TransformersPolicy, own), ("plain", PlainPolicy, GRPOTrainer)):
+        for name, kind, trainer in (("ours", in_process, own), ("plain", PlainPolicy, GRPOTrainer)):
             stages.OwnTokensTrainer = trainer  # type: ignore[misc]
             load_weights(model, run.path / WARM_START)
             tasks = args.tasks or config.train.tasks_per_step

@@ -130,7 +130,7 @@ class Workbench:
         from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.journal import alarms
         from deeprec.train.processes import first_goes_first
-        from deeprec.train.sampling import VllmSampler
+        from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
 
         with first_goes_first() as first:
@@ -138,7 +138,7 @@ class Workbench:
             with self.timed("load the language model"):
                 policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
             self._see_that_contexts_fit(policy.context_limit)
-            sampler = TransformersPolicy if kind == "transformers" else VllmSampler(self._vllm(training=True))
+            sampler = in_process if kind == "transformers" else VllmSampler(self._vllm(training=True))
             rehearsal = self.rehearsal(dataset)
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)

@@ -224,6 +224,14 @@ def test_the_built_in_plan_runs_on_any_table(site, tmp_path):  # noqa: F811
     assert sum(population.item_counts) == 60 * 10
 
 
+def test_the_main_plan_is_one():
+    root = Path(__file__).parents[2]
+    plan = load_plan(root / "experiments" / "main.toml", load_config(root / "configs" / "cpu.toml"))
+    assert {system.train for system in plan.systems} == {None, "warm-start", "cold-start", "recommendation"}
+    trained = plan.training_of(plan.sets[0], next(each for each in plan.systems if each.train), 0)
+    assert trained == load_config(root / "configs" / "cpu.toml", ['data.source="ml-100k"'])
+
+
 def test_a_plan_survives_its_own_file(site):  # noqa: F811
     plan = load_plan(BUILT_IN, load_config(site.config, ["explore.trust=0.5"]))
     assert plan.config["explore"]["trust"] == 0.5

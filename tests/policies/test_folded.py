@@ -43,10 +43,25 @@ def test_in_float32_nothing_changes():
         bare = logits(model)
     wanted = logits(model)
     folded = fold(model)
+    assert torch.equal(logits(model), wanted), "peft's model is as it was"
+    assert folded.model.embed_tokens is model.base_model.model.model.embed_tokens, "the rest is shared"
     assert not isinstance(folded, peft.PeftModel)
     assert sum(isinstance(module, FoldedLinear) for module in folded.modules()) == 2 * 7
     assert (logits(folded) - wanted).abs().max() < 1e-4
     assert (wanted - bare).abs().max() > 1
+
+
+def test_a_forward_that_a_trainer_put_in_its_place_stays_behind():
+    """TRL gives the inner model one that is bound to it, and would run the layers that are not folded."""
+    model = adapted(torch.float32)
+    wanted, inner = logits(model), model.base_model.model
+
+    def forward(*_, **__):
+        raise AssertionError("bound to the model that is trained")
+
+    inner.forward = forward
+    assert (logits(fold(model)) - wanted).abs().max() < 1e-4
+    assert inner.forward is forward
 
 
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_peft_is():

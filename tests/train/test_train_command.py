@@ -111,10 +111,10 @@ def test_a_training_in_another_protocol_is_not_gone_on_with(trained, config, tmp
     shutil.copytree(runs, tmp_path / "runs")
     bench = Workbench(load_config(config), tmp_path / "runs")
     sections = ("data", "trm", "policy", "explore", "rewards", "train")
-    assert bench._run("train", bench.dataset(), sections).path.name == run.name
+    assert bench.latest("train", bench.dataset(), sections).path.name == run.name
     copy = tmp_path / "runs" / run.name / "manifest.json"
     copy.write_text(copy.read_text().replace(f'"protocol": {PROTOCOL}', '"protocol": 1'))
-    assert bench._run("train", bench.dataset(), sections) is None
+    assert bench.latest("train", bench.dataset(), sections) is None
 
 
 def test_what_began_the_same_is_taken_over(trained, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -34,21 +35,32 @@ class FoldedLinear(nn.Module):
 
 @torch.no_grad()
 def fold(model: PeftModel) -> Any:
-    """The base model with the adapter in its layers, for inference; peft's model where it is of another kind."""
+    """The base model with the adapter as it is now in its layers, for inference; all else is the model's own, shared.
+
+    Where the adapter is of another kind, or weights lie elsewhere (ZeRO-3, FSDP), it is peft's model itself.
+    """
     inner: Any = model.base_model.model
-    layers = [(name, module) for name, module in inner.named_modules() if hasattr(module, "lora_A")]
-    if not all(_plain(module) for _, module in layers):
+    if not all(_plain(module) for module in inner.modules() if hasattr(module, "lora_A")):
         return model
-    for name, module in layers:
-        parent, _, last = name.rpartition(".")
-        setattr(inner.get_submodule(parent), last, FoldedLinear(module))
-    return inner
+    return _folded(inner)
+
+
+def _folded(module: Any) -> Any:
+    if hasattr(module, "lora_A"):
+        return FoldedLinear(module)
+    if not any(hasattr(inner, "lora_A") for inner in module.modules()):
+        return module
+    shared = copy.copy(module)
+    shared.__dict__.pop("forward", None)  # one that a trainer put there is bound to the module itself
+    shared._modules = {name: _folded(child) for name, child in module._modules.items()}
+    return shared
 
 
 def _plain(layer: Any) -> bool:
     return (
         type(layer) is Linear
         and isinstance(layer.get_base_layer(), nn.Linear)
+        and layer.get_base_layer().weight.shape == (layer.out_features, layer.in_features)
         and len(layer.active_adapters) == 1
         and not any(layer.use_dora.values())
         and not any(layer.lora_bias.values())

@@ -12,10 +12,9 @@ from deeprec.config import ExploreConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Trace
-from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric, Scored
 from deeprec.train.rehearsal import Rehearsal
-from deeprec.train.sampling import Sampler
+from deeprec.train.sampling import Sampler, in_process
 
 Listener = Callable[[Sequence[Trace], Sequence[Scored], dict[str, float]], None]
 """Hears each step's traces, their rewards, and seconds by activity."""
@@ -36,7 +35,7 @@ class Rollout:
         explore: ExploreConfig,
         config: TrainConfig,
         listener: Listener,
-        sampler: Sampler = TransformersPolicy,
+        sampler: Sampler = in_process,
     ) -> None:
         self.rehearsal = rehearsal
         self.tasks = {task.id: task for task in tasks}

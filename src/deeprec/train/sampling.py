@@ -9,11 +9,18 @@ from typing import Any
 
 from peft import PeftModel
 
+from deeprec.policies.folded import fold
 from deeprec.policies.policy import Policy
+from deeprec.policies.transformers import TransformersPolicy
 from deeprec.policies.vllm import VllmPolicy
 
 Sampler = Callable[[Any, Any], Policy]
 """Given the model and its tokenizer, a policy that writes with the model's present weights; its seconds begin at 0."""
+
+
+def in_process(model: Any, tokenizer: Any) -> TransformersPolicy:
+    """The trained model itself; an adapter is folded into its layers, which is faster than peft's way."""
+    return TransformersPolicy(fold(model) if isinstance(model, PeftModel) else model, tokenizer)
 
 
 class VllmSampler:

@@ -24,7 +24,7 @@ from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
 from deeprec.train.processes import first_goes_first, require_equal_shares
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
-from deeprec.train.sampling import Sampler
+from deeprec.train.sampling import Sampler, in_process
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Teacher
 from deeprec.train.warm_start import warm_start
@@ -39,7 +39,7 @@ def train(
     config: Config,
     folder: Path,
     on_step: OnStep,
-    sampler: Sampler = TransformersPolicy,
+    sampler: Sampler = in_process,
 ) -> Path:
     """Train the policy's model; returns the folder of the last stage's weights. `sampler` explores in the stages.
 
