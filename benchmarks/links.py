@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.eval.evaluate import evaluation_tasks, score_rankings
+from deeprec.eval.evaluate import evaluation_tasks, rankings_of, score_rankings
 from deeprec.eval.report import Report
 from deeprec.explore.trace import Trace
 from deeprec.runs import Run, environment
@@ -49,7 +49,7 @@ def main() -> None:
     n_items, catalog = len(dataset.catalog), dataset.catalog
     said = [[turn.preference for turn in traces[task.id].turns] for task in tasks]
     pools = [list(traces[task.id].pool) for task in tasks]
-    alone = whole_rankings(trm, tasks, n_items)
+    alone = rankings_of(trm, tasks, n_items)
     places = [{item: place for place, item in enumerate(ranking)} for ranking in alone]
     themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
     right = ["; ".join(item_phrases(catalog, targets[task.id])[:THEMES]) for task in tasks]
@@ -101,11 +101,6 @@ def main() -> None:
     print(report.to_markdown())
     if args.output:
         args.output.write_text(report.to_markdown(), encoding="utf-8")
-
-
-def whole_rankings(trm: TRM, tasks: Sequence[Task], n_items: int) -> list[list[ItemIdx]]:
-    queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
-    return [[hit.item for hit in hits] for hits in trm.retrieve(queries, n_items)]
 
 
 def in_front(first: Sequence[str], said: Sequence[Sequence[str]]) -> list[list[str]]:

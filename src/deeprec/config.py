@@ -285,18 +285,25 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises:
         DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DeepRecError(f"There is no configuration file {path}: check the path.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
+    tree = read_toml(path, "configuration file") if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     where = " and ".join([f"from {path}"] * (path is not None) + ["from --set"] * bool(overrides))
     return parse_config(tree, where=where or "defaults")
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The file's content; `what` names it where it is missing.
+
+    Raises:
+        DeepRecError: it is missing or malformed.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DeepRecError(f"There is no {what} {path}: check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:

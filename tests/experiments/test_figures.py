@@ -103,7 +103,7 @@ def test_gini(counts, expected):
 
 
 def test_reach_is_of_the_users_that_are_asked_for():
-    population = Population("toy", "", "test", ("u0", "u1"), (1, 1), (0, 0), (3, 0, 0, 1))
+    population = Population("", ("u0", "u1"), (1, 1), (0, 0), (3, 0, 0, 1))
     found = reach(outcome(part([0, 0], rankings=[(0, 3), (1, 2)])), frozenset({"u0"}), population, 2)
     assert found.coverage == 0.5
     # One is added to each count: shares 4/8 and 2/8, so 1 and 2 bits.

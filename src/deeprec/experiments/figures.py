@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeprec.eval.intervals import Interval, PairedInterval, mean_interval, paired_interval
-from deeprec.eval.metrics import Floats, Ints, per_user
+from deeprec.eval.metrics import Floats, Ints, ndcg_at, per_user
 from deeprec.experiments.parts import Explorations, Part, Population
 
 Bootstrap = dict[str, Any]
@@ -49,7 +49,7 @@ class Outcome:
     def answered(self) -> Floats | None:
         """NDCG at the last cutoff of each user's answer alone (U,), a failed answer being a miss; None without one."""
         k = max(self.cutoffs)
-        each = [per_user(np.array(run.answered, dtype=np.int64), (k,))[f"NDCG@{k}"] for run in self.explorations]
+        each = [ndcg_at(np.array(run.answered, dtype=np.int64), k) for run in self.explorations]
         return np.mean(each, axis=0) if each else None
 
     def on(self, seeds: frozenset[int]) -> Outcome:
@@ -117,7 +117,7 @@ def by_turn(outcome: Outcome) -> list[AfterTurn]:
             there_U = (found_U > 0) & (found_U <= turn)
             ranks_U = np.where(there_U, np.array(run.pooled), -1).astype(np.int64)
             hits.append(there_U.astype(float))
-            gains.append(per_user(ranks_U, (k,))[f"NDCG@{k}"])
+            gains.append(ndcg_at(ranks_U, k))
         intervals = [mean_interval(np.mean(v, axis=0), **outcome.bootstrap) for v in (hits, gains)]
         found.append(AfterTurn(turn, share, float(np.mean(new)), *intervals))
     return found

@@ -32,9 +32,7 @@ class Population:
         item_counts: of each item.
     """
 
-    dataset: str
     fingerprint: str
-    split: str
     users: tuple[str, ...]
     histories: tuple[int, ...]
     target_counts: tuple[int, ...]
@@ -45,9 +43,7 @@ class Population:
         tasks, targets = dataset.tasks(config.split), dataset.targets(config.split)
         counts = np.bincount(dataset.train_sequences().items_N, minlength=len(dataset.catalog)).tolist()
         return cls(
-            dataset=dataset.name,
             fingerprint=dataset.fingerprint,
-            split=config.split,
             users=tuple(task.id for task in tasks),
             histories=tuple(len(task.history) for task in tasks),
             target_counts=tuple(counts[targets[task.id]] for task in tasks),

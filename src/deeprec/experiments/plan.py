@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,9 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from deeprec.config import Config, Section, parse_config
+from deeprec.config import Config, Section, parse_config, read_toml
 from deeprec.errors import DeepRecError
+from deeprec.eval.baselines import CANDIDATES
 
 Kind = Literal["popularity", "transitions", "ease", "trm", "themes", "script", "titles", "rerank", "explore", "lists"]
 """
@@ -63,7 +63,7 @@ class SystemPlan(Section):
     train_on: str | None = Field(None, description="name of the set to train on; default: the set that is asked")
     training: dict[str, Any] = Field({}, description="configuration of that training, which `config` is no part of")
     file: str | None = Field(None, description="of `lists`; {set} and {seed} are filled in")
-    candidates: int = Field(20, ge=1, description="that `rerank` shows")
+    candidates: int = Field(CANDIDATES, ge=1, description="that `rerank` shows")
     sets: tuple[str, ...] | None = Field(None, description="run on these sets only")
     note: str = Field("", description="shown under the tables")
 
@@ -165,12 +165,7 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
     Raises:
         DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DeepRecError(f"There is no experiment {path}: check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
+    tree = read_toml(path, "experiment")
     said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     if own := [f"{section}.seed" for section in ("trm", "train", "explore") if "seed" in said.get(section, {})]:
         raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
