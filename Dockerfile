@@ -8,7 +8,7 @@ COPY src app/src
 # The torch of most systems' default index brings CUDA with it; pip's own variables name another index where there is one:
 # docker build --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL
-RUN pip install --no-cache-dir --constraint app/constraints.txt "./app[local,serve,openai]" peft
+RUN pip install --no-cache-dir --constraint app/constraints.txt "./app[local,serve,openai]"
 
 USER deeprec
 # Weights and data, and the trained TRM: keep both in volumes.

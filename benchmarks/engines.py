@@ -170,7 +170,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     config = load_config(args.config)
-    ours = TransformersPolicy.load(PolicyConfig(model=MODEL))
+    ours = TransformersPolicy.load(PolicyConfig(model=MODEL, adapter="none"))
     (small,) = assets.fetch(MODEL).glob("*.gguf")
     found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:

@@ -75,6 +75,7 @@ def main() -> None:
             f"explore.segment_tokens={args.segment_tokens}",
             f"explore.batch_size={args.tasks}",
             f"policy.dtype={args.dtype}",
+            "policy.adapter=none",
         ],
     )
     bench = Workbench(config)

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deeprec.config import trust_of
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.evaluate import evaluation_tasks, rankings_of, score_rankings
 from deeprec.eval.report import Report
 from deeprec.explore.trace import Trace
+from deeprec.policies.tokens import adapter_folder, read_habits
 from deeprec.runs import Run, environment
 from deeprec.trm.preferences import THEMES, item_phrases, themes
 from deeprec.trm.retriever import Query
@@ -53,7 +55,9 @@ def main() -> None:
     places = [{item: place for place, item in enumerate(ranking)} for ranking in alone]
     themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
     right = ["; ".join(item_phrases(catalog, targets[task.id])[:THEMES]) for task in tasks]
-    per_call, trust = config.explore.items_per_call, config.explore.trust
+    adapter = adapter_folder(config.policy)
+    habits = read_habits(adapter) if adapter and config.explore.trust is None else None
+    per_call, trust = config.explore.items_per_call, habits.trust if habits else trust_of(config.explore)
     served = [list(traces[task.id].served()[0]) for task in tasks]
     rows: dict[str, tuple[list[list[ItemIdx]], list[list[ItemIdx]]]] = {
         "TRM alone": (alone, [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)]),

@@ -28,6 +28,7 @@ from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
 from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.text import SegmentPolicy
+from deeprec.policies.tokens import bare
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
 from deeprec.train import stages
@@ -90,8 +91,7 @@ def main() -> None:
         parser.error(f"{run.path} has no finished warm start.")
     bench = Workbench(run.config, runs=run.path.parent)
     config, rehearsal = run.config, bench.rehearsal(bench.dataset())
-    policy = bench.policy()
-    assert isinstance(policy, TransformersPolicy)
+    policy = TransformersPolicy.load(bare(config.policy))
     model = adapted(policy.model, config.train.lora_rank)
     stage = config.train.stages[-1].model_copy(update={"steps": 1})
     rubric = rubrics_of({stage.name: stage}, rehearsal, config)[stage.name]

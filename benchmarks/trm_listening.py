@@ -26,6 +26,7 @@ from deeprec.eval.listening import CALLS, PER_CALL, listen, pool, preferences
 from deeprec.eval.metrics import Floats
 from deeprec.eval.report import markdown_table
 from deeprec.runs import environment
+from deeprec.trm.preferences import themes
 from deeprec.trm.trm import TRM
 
 CONFIG = EvalConfig()
@@ -37,6 +38,9 @@ def main() -> None:
     trms = [TRM.load(folder) for folder in args.trms]
     tasks, targets = dataset.tasks(args.split), dataset.targets(args.split)
     said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
+    for last in args.themes:
+        texts = ["; ".join(themes(dataset.catalog, task.history[-last:])) for task in tasks]
+        said[f"theme of the last {last}"] = texts
     rows = _listen(trms, tasks, targets, said, args.trust)
     if args.traces:
         written = _written(args.traces)
@@ -137,6 +141,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("trms", nargs="+", type=Path)
     parser.add_argument("--trust", nargs="+", type=float, default=[0.2, 0.4, TRUST, 0.7, 0.85, 1.0])
     parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--themes", nargs="*", type=int, default=[], help="also themes of so many last items")
     parser.add_argument("--traces", type=Path, help="traces.jsonl of an evaluation: its first preferences are tried")
     parser.add_argument("--out", type=Path, default=Path("runs/trm_listening"))
     return parser.parse_args()

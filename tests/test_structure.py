@@ -39,7 +39,7 @@ ALLOWED = {
     "doctor": BASE,
     "data": BASE,
     "trm": {*BASE, "data"},
-    "policies.policy": set(),
+    "policies.policy": {"config"},
     "policies": {*BASE, "policies", "explore.protocol"},
     "explore": EXPLORE,
     "rewards": {*EXPLORE, "explore"},

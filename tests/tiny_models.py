@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from deeprec.policies.attention import GROUPED
+
 
 @functools.cache
 def bytes_tokenizer() -> Any:
@@ -35,4 +37,4 @@ def tiny(tokenizer: Any) -> Any:
         initializer_range=0.3,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return LlamaForCausalLM(config).to(torch.float32).eval()
+    return LlamaForCausalLM._from_config(config, attn_implementation=GROUPED).to(torch.float32).eval()

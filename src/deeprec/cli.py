@@ -110,6 +110,7 @@ def trm_recommend(
     offline: Offline = False,
 ) -> None:
     """Recommend for any history, also a new user's, from a saved TRM; no data set is needed."""
+    from deeprec.config import trust_of
     from deeprec.render import show_hits
 
     bench = bench_of(config, set_, dry_run, offline)
@@ -118,7 +119,7 @@ def trm_recommend(
 
     trm = TRM.load(folder, offline=offline)
     history = tuple(map(trm.catalog.find, item or []))
-    query = Query(history, preference, frozenset(history), bench.config.explore.trust)
+    query = Query(history, preference, frozenset(history), trust_of(bench.config.explore))
     show_hits(trm.retrieve([query], k)[0], trm.catalog, bench.console)
 
 

@@ -111,7 +111,9 @@ class PolicyConfig(Section):
 
     kind: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
     model: str = Field("smollm2-135m-instruct", description="an asset's name, a model folder, a hub id, or a server's")
-    adapter: str | None = Field(None, description="a peft adapter folder")
+    adapter: str = Field(
+        "shipped", description="a peft adapter folder; shipped: DeepRec's own, where it is the model's; none"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; vLLM takes what it was built for")
     gpu_share: float | None = Field(
@@ -128,24 +130,41 @@ class PolicyConfig(Section):
 class ExploreConfig(Section):
     """Limits of one exploration.
 
-    The defaults suit a small model on a processor. The paper's: 20 titles of history, 20 items a call, 10 answers,
-    8 calls, 2,048 tokens a segment, 16,384 of context.
+    The defaults are those that the adapter which comes with the package was trained with. The paper's: 20 titles of
+    history, 20 items a call, 10 answers, 8 calls, 2,048 tokens a segment, 16,384 of context.
     """
 
-    history: int = Field(10, ge=1, description="most recent titles that the prompt shows")
-    items_per_call: int = Field(10, ge=1)
+    history: int = Field(6, ge=1, description="most recent titles that the prompt shows")
+    items_per_call: int = Field(8, ge=1)
     answer_size: int = Field(10, ge=1)
     max_calls: int = Field(3, ge=1)
-    segment_tokens: int = Field(200, ge=1, description="new tokens between two tool results")
+    segment_tokens: int = Field(220, ge=1, description="new tokens between two tool results")
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
-    guidance: Guidance = Field(
-        "example", description="of the prompt: the task in a line, the rules, or an invented example as well"
+    guidance: Guidance | None = Field(
+        None,
+        description="of the prompt: the task in a line, the rules, or an invented example as well; default: what comes "
+        "with the adapter, else the example",
     )
-    trust: float = Field(TRUST, ge=0, le=1, description="how far the TRM believes a preference")
+    trust: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description=f"how far the TRM believes a preference; default: what comes with the adapter, else {TRUST}",
+    )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     batch_size: int = Field(32, ge=1, description="explorations in flight at once")
     seed: int = Field(0, ge=0, lt=2**32)
+
+
+def guidance_of(explore: ExploreConfig) -> Guidance:
+    """Of the prompt, where no policy says otherwise."""
+    return explore.guidance or "example"
+
+
+def trust_of(explore: ExploreConfig) -> float:
+    """How far a preference is believed where no policy says otherwise."""
+    return TRUST if explore.trust is None else explore.trust
 
 
 class RewardConfig(Section):

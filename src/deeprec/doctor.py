@@ -13,7 +13,7 @@ from typing import Literal
 from deeprec import assets
 
 CORE = ("numpy", "polars", "pydantic", "requests")
-LOCAL = ("torch", "transformers", "safetensors", "gguf")
+LOCAL = ("torch", "transformers", "safetensors", "gguf", "peft")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 MEMORY_NEEDED = 3e9  # bytes: SmolLM2 in float32, its conversion and the TRM beside it
 ROOM_NEEDED = 1e9  # bytes: all assets while they are fetched

@@ -25,13 +25,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deeprec.assets import ASSETS
 from deeprec.config import Config, dump_config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
 from deeprec.explore.protocol import PROTOCOL
+from deeprec.policies.tokens import adapter_folder, bare, name_of
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
@@ -123,7 +123,7 @@ class Workbench:
         kind = self.config.policy.kind
         if kind in ("scripted", "openai"):
             raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
-        if self.config.policy.adapter is not None:
+        if self.config.policy.adapter not in ("shipped", "none"):
             raise DeepRecError(
                 "policy.adapter can't be trained on: what came out would need both. Merge it into its model first."
             )
@@ -136,7 +136,7 @@ class Workbench:
         with first_goes_first() as first:
             self.console.quiet |= not first
             with self.timed("load the language model"):
-                policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
+                policy = TransformersPolicy.load(bare(self.config.policy), offline=self.offline)
             self._see_that_contexts_fit(policy.context_limit)
             sampler = in_process if kind == "transformers" else VllmSampler(self._vllm(training=True))
             rehearsal = self.rehearsal(dataset)
@@ -232,7 +232,7 @@ class Workbench:
         config, explore = self.config.policy, self.config.explore
         with self.timed("load the language model"):
             return VllmPolicy.load(
-                config,
+                bare(config) if training else config,
                 offline=self.offline,
                 lora_rank=self.config.train.lora_rank if training else 0,
                 max_model_len=explore.context_tokens,
@@ -252,10 +252,11 @@ class Workbench:
         policy = self.config.policy
         if policy.kind == "scripted":
             return {"script": self.script()}
-        found = {"trained" if policy.adapter else "untrained": self.policy()}
-        if policy.adapter and self.config.serve.untrained:
-            bare = self.config.model_copy(update={"policy": policy.model_copy(update={"adapter": None})})
-            found["untrained"] = replace(self, config=bare).policy()
+        adapter = adapter_folder(policy)
+        found = {"trained" if adapter else "untrained": self.policy()}
+        if adapter and self.config.serve.untrained:
+            untrained = self.config.model_copy(update={"policy": bare(policy)})
+            found["untrained"] = replace(self, config=untrained).policy()
         return {**found, "script": self.script()}
 
     @contextmanager
@@ -280,11 +281,9 @@ class Workbench:
         if user is None:
             from deeprec.eval.evaluate import evaluation_tasks
 
-            config = self.config.eval.model_copy(update={"users": 1})
-            return evaluation_tasks(dataset, config)[1][0]
-        for task in tasks:
-            if task.user == user:
-                return task
+            return evaluation_tasks(dataset, self.config.eval.model_copy(update={"users": 1}))[1][0]
+        if found := next((task for task in tasks if task.user == user), None):
+            return found
         examples = ", ".join(task.user for task in tasks[:3])
         raise DeepRecError(
             f"{dataset.name} has no user {user!r} with a held-out item; users are for instance {examples}."
@@ -322,11 +321,7 @@ class Workbench:
         systems.append(evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config)[0])
         if self.config.policy.kind != "scripted":
             policy = self.policy()
-            label = Path(self.config.policy.model).name
-            if self.config.policy.adapter is not None:
-                label += f" + {Path(self.config.policy.adapter).name}"
-            elif self.config.policy.model in ASSETS:
-                label += ", untrained"
+            label = name_of(self.config.policy)
             explorer = Explorer(policy, trm, dataset.catalog, self.config.explore)
             parts = (
                 (
@@ -385,6 +380,8 @@ class Workbench:
                 written = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
             except (DeepRecError, OSError, ValueError):
                 continue
+            for tree in (written, wanted) if kind == "train" else ():
+                tree.get("policy", {}).pop("adapter", None)  # a training begins with the bare model
             same = all(written.get(name) == wanted[name] for name in sections)
             same &= kind != "train" or run.manifest.get("protocol") == PROTOCOL
             if same and run.manifest.get("dataset") == dataset.fingerprint:

@@ -25,6 +25,7 @@ from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies import transformers as room
+from deeprec.policies.attention import GROUPED
 from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.transformers import TransformersPolicy, pick_device, pick_dtype
 from deeprec.testing import TEXTS, PolicyContract, RecordingRetriever, request, toy_dataset, write
@@ -173,7 +174,9 @@ def test_explorations_are_token_exact(
 @pytest.mark.timeout(300)
 def test_the_real_model_is_token_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     smollm2_tokenizer()
-    policy = TransformersPolicy.load(PolicyConfig(model=SMOLLM2, dtype="float32", device="cpu"), offline=True)
+    policy = TransformersPolicy.load(
+        PolicyConfig(model=SMOLLM2, adapter="none", dtype="float32", device="cpu"), offline=True
+    )
     traces = explore_exactly(policy, monkeypatch, TASKS[:2], EXPLORE)
     assert [trace.stop for trace in traces] == [Stop.ANSWERED] * 2
     # Left to itself, whatever it writes.
@@ -219,11 +222,12 @@ def test_only_new_tokens_are_encoded(policy: TransformersPolicy, monkeypatch: py
     widths: list[int] = []
     forward = policy._forward
 
-    def counting(rows: slice, tokens_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+    def counting(rows: slice, tokens_BT: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         widths.append(tokens_BT.shape[1])
-        return forward(rows, tokens_BT, positions_BT)
+        return forward(rows, tokens_BT, *rest, **options)
 
     monkeypatch.setattr(policy, "_forward", counting)
+    monkeypatch.setattr(room, "_DRAFT_TOKENS", 0)
     asked = request(policy, "a", limit=3)
     chunk = write(policy, [asked])["a"]
     assert widths == [len(asked.context) - 1, 1, 1, 1]
@@ -232,6 +236,81 @@ def test_only_new_tokens_are_encoded(policy: TransformersPolicy, monkeypatch: py
     write(policy, [Request("a", (*asked.context, *chunk.tokens, *more), (), 2)])
     # The last token of the turn before was never encoded; the last of the context is always decoded.
     assert widths == [len(more), 1, 1]
+
+
+def test_guesses_change_the_steps_and_nothing_else(
+    fresh: Callable[[], TransformersPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Explorations that copy what they have read, beside one that does not."""
+
+    def explored(guessed: int) -> tuple[list[Trace], int]:
+        monkeypatch.setattr(room, "_DRAFT_TOKENS", guessed)
+        policy, steps = fresh(), 0
+        step = policy.step
+
+        def counting() -> list[Chunk]:
+            nonlocal steps
+            steps += 1
+            return step()
+
+        monkeypatch.setattr(policy, "step", counting)
+        return explore_exactly(policy, monkeypatch, TASKS[:3], EXPLORE), steps
+
+    (plain, many), (guessed, few) = explored(0), explored(8)
+    assert few < 0.7 * many
+    for trace, other in zip(plain, guessed, strict=True):
+        assert (trace.stop, trace.tokens()[:2]) == (other.stop, other.tokens()[:2])
+
+
+def test_a_segment_ends_where_it_must_amid_guesses(policy: TransformersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that was read before, and so is guessed, no token is written past a stop, an end or a limit."""
+    text = policy.encode("A film; another film; stop here, go on; ")
+    context = [*policy.encode(TEXTS[0], first=True), *text]
+    end = policy.tokenizer.eos_token_id
+    for place, (tokens, stops, limit, finish, length) in enumerate(
+        [
+            (text, ("stop",), 99, Finish.STOP, None),
+            ([*text[:9], end, *text[9:]], (), 99, Finish.END, 10),
+            (text, (), 6, Finish.LENGTH, 6),
+        ]
+    ):
+        with monkeypatch.context() as patch:
+            steer(policy, patch, lambda seed, tokens=tokens: (0, tokens))
+            asked = Request(str(place), (*context, *tokens[:9], *context), stops, limit, 1.0)
+            chunk = write(policy, [asked])[str(place)]
+        assert chunk.finish is finish
+        assert chunk.tokens == tuple(tokens[: len(chunk.tokens)])
+        assert length in (None, len(chunk.tokens))
+        assert policy.decode(chunk.tokens).endswith("stop") or not stops
+        assert_exact(policy.model, asked.context, chunk)
+
+
+def test_guesses_stay_within_the_context(
+    fresh: Callable[[], TransformersPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is full but for a few places, beside another: no position is asked for that the model lacks."""
+    policy = fresh()
+    policy.context_limit = 40
+    widest = 0
+    forward = policy._forward
+
+    def watching(rows: slice, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, keep: int) -> torch.Tensor:
+        nonlocal widest
+        widest = max(widest, int(positions_BT.max()))
+        return forward(rows, tokens_BT, positions_BT, keep)
+
+    policy._forward = watching  # type: ignore[method-assign]
+    a, b = policy.encode("a b")[:2]
+    with monkeypatch.context() as patch:
+        steer(policy, patch, lambda seed: (0, [a, b] * 20))
+        rows = {"long": ([a, b] * 18, 4), "short": ([a, b] * 10, 20)}
+        asked = [
+            Request(key, tuple(context), (), limit, 1.0, seed=n)
+            for n, (key, (context, limit)) in enumerate(rows.items())
+        ]
+        written = write(policy, asked)
+    assert [len(written[key].tokens) for key in rows] == [4, 20]
+    assert widest <= 39
 
 
 def test_long_contexts_are_encoded_in_pieces(
@@ -416,6 +495,7 @@ def test_a_model_folder_is_loaded(tmp_path: Path) -> None:
     tiny(tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = TransformersPolicy.load(PolicyConfig(model=str(tmp_path), dtype="float32", device="cpu"), offline=True)
+    assert policy.model.config._attn_implementation == GROUPED
     asked = request(policy, "a")
     assert_alike(write(policy, [asked])["a"], write(TransformersPolicy(tiny(tokenizer), tokenizer), [asked])["a"])
     with pytest.raises(DeepRecError, match=r"adapter"):

@@ -114,7 +114,7 @@ def test_lessons_have_the_tokens_that_the_model_would_write() -> None:
     from deeprec.config import PolicyConfig
     from deeprec.policies.transformers import TransformersPolicy
 
-    policy = TransformersPolicy.load(PolicyConfig())
+    policy = TransformersPolicy.load(PolicyConfig(adapter="none"))
     tasks, followed = DATA.past_tasks(1)
     teacher = Teacher(DATA.catalog, tasks[:5], followed, policy, answer_size=5, calls=2, seed=0)
     config = CONFIG.model_copy(update={"segment_tokens": 400})

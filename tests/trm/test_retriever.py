@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.config import ExploreConfig
+from deeprec.config import ExploreConfig, trust_of
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
 from deeprec.testing import RetrieverContract, toy_dataset
@@ -56,7 +56,7 @@ def test_any_phrases_are_found_again(phrases, separator):
 
 def test_a_query_is_trusted_as_an_exploration_is_by_default():
     """So that `deeprec trm recommend`, `explore` and whoever asks in Python hear alike."""
-    assert Query(items(1), "war").trust == ExploreConfig().trust > 0
+    assert Query(items(1), "war").trust == trust_of(ExploreConfig()) > 0
     assert Query(items(1), "war") != Query(items(1), "war", trust=0.5)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
-from deeprec.config import Config
+from deeprec.config import Config, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import recall_titles, rerank
@@ -28,6 +28,7 @@ from deeprec.experiments.report import write_report
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.trace import Stop, Trace
+from deeprec.policies.tokens import adapter_folder
 from deeprec.runs import JsonLines, environment, lock
 from deeprec.trm.retriever import PopularityRetriever, Retriever, TransitionRetriever
 from deeprec.workbench import TRAINED_BY, Workbench
@@ -168,7 +169,7 @@ class Experiment:
         else:
             retriever, note = self._retriever(bench, system, dataset)
             started = time.perf_counter()
-            found = rankings_of(retriever, tasks, k, _says(system, dataset), config.explore.trust)
+            found = rankings_of(retriever, tasks, k, _says(system, dataset), trust_of(config.explore))
             made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
         save(made, path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
@@ -231,7 +232,7 @@ class Experiment:
 def _with_weights(config: Config, weights: Path) -> Config:
     """A configuration that asks with an adapter, or with a whole model where the training made one."""
     adapter = (weights / "adapter_config.json").is_file()
-    own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": None}
+    own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
     return config.model_copy(update={"policy": config.policy.model_copy(update=own)})
 
 
@@ -300,7 +301,7 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
         frame = dataset.catalog.to_frame()
         record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
     if "explore" in reads:
-        record["protocol"] = PROTOCOL
+        record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore)}
     if "policy" in reads:
         record["weights"] = _weights(config)
     if system.kind == "rerank":
@@ -317,10 +318,7 @@ def _weights(config: Config) -> list[str]:
         DeepRecError: there is no such adapter.
     """
     found = []
-    for given, what in ((config.policy.adapter, "adapter"), (config.policy.model, "model")):
-        folder = Path(given).expanduser() if given is not None else None
-        files = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
-        if what == "adapter" and given is not None and not files:
-            raise DeepRecError(f"There is no adapter in {given}: check policy.adapter.")
+    for folder in (adapter_folder(config.policy), Path(config.policy.model).expanduser()):
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("deeprec.json")]) if folder is not None else []
         found += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return found

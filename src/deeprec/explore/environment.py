@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from deeprec.config import ExploreConfig
+from deeprec.config import ExploreConfig, guidance_of, trust_of
 from deeprec.data.catalog import Catalog, ItemIdx, ResolutionStatus
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
@@ -49,7 +49,7 @@ class Environment:
             answer_size=self.config.answer_size,
             items_per_call=self.config.items_per_call,
             max_calls=self.config.max_calls,
-            guidance=self.config.guidance,
+            guidance=guidance_of(self.config),
         )
 
     def receive(self, text: str, finish: Finish) -> Query | None:
@@ -59,7 +59,7 @@ class Environment:
         if isinstance(parsed, Call):
             if len(self.turns) < self.config.max_calls:
                 self._call = parsed
-                return Query(self.task.history, parsed.preference, frozenset(self._shown), self.config.trust)
+                return Query(self.task.history, parsed.preference, frozenset(self._shown), trust_of(self.config))
             self._end(Stop.CALL_LIMIT)
         elif isinstance(parsed, Answer):
             self._lines = self._resolve(parsed.titles)

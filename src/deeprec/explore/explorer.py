@@ -6,15 +6,15 @@ import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from deeprec.config import ExploreConfig
+from deeprec.config import ExploreConfig, trust_of
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
+from deeprec.policies.policy import Chunk, Finish, Habits, Policy, Request, Usage
 from deeprec.trm.retriever import Hit, Query, Retriever
 
 Listener = Callable[[Task, Author, str], None]
@@ -48,7 +48,8 @@ class Explorer:
         self.policy = policy
         self.retriever = retriever
         self.catalog = catalog
-        self.config = config
+        self.asked = config
+        self.config = accustomed(config, policy)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._flights: dict[str, _Flight] = {}
         self._new: list[_Flight] = []
@@ -97,7 +98,8 @@ class Explorer:
             given: segments that stand before the policy's first own one, as if it had written them (a person's calls);
                 their author is the environment. What follows one that ends the exploration is left out.
         """
-        config = config or self.config
+        said = trust_of(config or self.asked)
+        config = accustomed(config or self.asked, self.policy)
         key = f"{self._started}:{task.id}"
         self._started += 1
         flight = _Flight(
@@ -109,7 +111,7 @@ class Explorer:
             query = flight.environment.receive(text, Finish.STOP)
             if query is None:
                 break
-            hits = self._retrieve([query], config.items_per_call)[0]
+            hits = self._retrieve([replace(query, trust=said)], config.items_per_call)[0]
             self._append(flight, flight.environment.answer_call(hits))
         self._flights[key] = flight
         self._new.append(flight)
@@ -247,6 +249,15 @@ class Explorer:
         found = zip(self._retrieve(queries, max(sizes, default=0)), sizes, strict=True)
         spares = iter([hits[:size] for hits, size in found])
         return [[] if flight.environment.turns else next(spares) for flight in flights]
+
+
+def accustomed(config: ExploreConfig, policy: Policy) -> ExploreConfig:
+    """With what the policy is used to (`policy.habits`, where it has any) in place of what nobody set."""
+    habits: Habits | None = getattr(policy, "habits", None)
+    if habits is None:
+        return config
+    unset = {name: value for name, value in asdict(habits).items() if getattr(config, name) is None}
+    return config.model_copy(update=unset)
 
 
 def _seed(seed: int, task: str, occurrence: int) -> int:

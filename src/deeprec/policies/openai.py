@@ -101,7 +101,7 @@ class OpenAIPolicy:
             from openai import APIStatusError, OpenAI, OpenAIError
         except ImportError:
             raise DeepRecError("policy.kind='openai' needs the client: pip install 'deeprec[openai]'.") from None
-        if config.adapter is not None:
+        if config.adapter not in ("shipped", "none"):
             raise DeepRecError("policy.adapter is for models in this process: let the server of policy.url load it.")
         if config.url is None:
             raise DeepRecError("policy.kind='openai' needs policy.url, as in http://127.0.0.1:8000/v1.")

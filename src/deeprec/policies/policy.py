@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from deeprec.config import Guidance
+
 
 class Finish(StrEnum):
     """Why a policy stopped writing a segment."""
@@ -37,6 +39,14 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Of `ExploreConfig`, what a policy works best with. One that has such says so by an attribute `habits`."""
+
+    guidance: Guidance
+    trust: float
 
 
 @dataclass(frozen=True, slots=True)

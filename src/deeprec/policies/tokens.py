@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deeprec.config import PolicyConfig
+from deeprec.assets import ASSETS, fetch
+from deeprec.config import ExploreConfig, PolicyConfig, guidance_of, trust_of
 from deeprec.errors import DeepRecError
+from deeprec.policies.policy import Habits
+
+SHIPPED = Path(__file__).parents[1] / "adapters"
+"""Adapters that we trained, in folders by the asset that is their model."""
+_HABITS = "deeprec.json"
+"""Beside an adapter's weights: the `Habits` of a policy that has it."""
 
 
 class TokenizerCodec:
@@ -30,30 +39,59 @@ class TokenizerCodec:
 
 def model_source(config: PolicyConfig, *, offline: bool) -> str:
     """Where the model's files are: the folder of a fetched asset, or what the configuration names, folder or hub id."""
-    from deeprec import assets
-
     source = str(Path(config.model).expanduser())
-    return str(assets.fetch(source, offline=offline)) if source in assets.ASSETS else source
+    return str(fetch(source, offline=offline)) if source in ASSETS else source
 
 
 def adapter_folder(config: PolicyConfig) -> Path | None:
-    """The folder of the adapter, where one is configured.
+    """The folder of the adapter that is configured, or of the one that we ship for the model; None without one.
 
     Raises:
         DeepRecError: it holds none.
     """
-    if config.adapter is None:
+    if config.adapter == "none" or config.kind not in ("transformers", "vllm"):
         return None
+    if config.adapter == "shipped":
+        shipped = SHIPPED / config.model
+        return shipped if config.model in ASSETS and shipped.is_dir() else None
     adapter = Path(config.adapter).expanduser()
     if not (adapter / "adapter_config.json").is_file():
         raise DeepRecError(f"policy.adapter={config.adapter!r} holds no adapter_config.json.")
     return adapter
 
 
-def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:
-    from deeprec import assets
+def bare(config: PolicyConfig) -> PolicyConfig:
+    """The same without an adapter."""
+    return config.model_copy(update={"adapter": "none"})
 
-    known = ", ".join(assets.ASSETS)
+
+def name_of(config: PolicyConfig) -> str:
+    """Of a policy, for tables: its model, and what it has learned."""
+    name = Path(config.model).name
+    if adapter := adapter_folder(config):
+        return f"{name}, trained" if config.adapter == "shipped" else f"{name} + {adapter.name}"
+    return f"{name}, untrained" if config.model in ASSETS else name
+
+
+def read_habits(adapter: Path) -> Habits | None:
+    """What an adapter was trained with, as `write_habits` left it; None where it left nothing."""
+    path = adapter / _HABITS
+    if not path.is_file():
+        return None
+    try:
+        explore = ExploreConfig.model_validate(json.loads(path.read_bytes()), strict=True)
+        return Habits(guidance_of(explore), trust_of(explore))
+    except ValueError:
+        raise DeepRecError(f"{path} is damaged: bring the adapter's folder back, or remove this file.") from None
+
+
+def write_habits(adapter: Path, explore: ExploreConfig) -> None:
+    habits = Habits(guidance_of(explore), trust_of(explore))
+    (adapter / _HABITS).write_text(json.dumps(asdict(habits), indent=2) + "\n", encoding="utf-8")
+
+
+def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:
+    known = ", ".join(ASSETS)
     return DeepRecError(
         f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id): "
         f"{brief(error)}"

@@ -1,8 +1,9 @@
 """A causal language model in this process, through transformers, with a KV cache that lives over turns.
 
 Every exploration keeps a row of one preallocated cache from its first token to its last. Rows advance together,
-one token a step; a row whose segment ends leaves the step and keeps its cache, and comes back with the tool's answer,
-of which only the new tokens are encoded. Rows of one step need not have equal lengths.
+a token or, where its next ones were guessed (`drafts`), several a step; a row whose segment ends leaves the step and
+keeps its cache, and comes back with the tool's answer, of which only the new tokens are encoded. Rows of one step need
+not have equal lengths.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from transformers.utils.logging import disable_progress_bar
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.attention import group
+from deeprec.policies.drafts import Drafts
+from deeprec.policies.policy import Chunk, Finish, Habits, Request
 from deeprec.policies.row_cache import RowCache
-from deeprec.policies.tokens import TokenizerCodec, adapter_folder, brief, model_source, unloadable
+from deeprec.policies.tokens import TokenizerCodec, adapter_folder, brief, model_source, read_habits, unloadable
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
 _NUCLEUS = 256
 """Likeliest tokens among which top-p sampling looks first."""
+_DRAFT_TOKENS = 3
+"""A row's guesses in one step, at most."""
+_STEP_TOKENS = 64
+"""Past so many tokens in a step of all rows, a guess costs as much as what it saves."""
 
 
 @dataclass
@@ -41,6 +48,8 @@ class _Row:
     written: int = 0
     tail: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
+    drafts: Drafts = field(default_factory=Drafts)
+    noted: int = 0
 
 
 class TransformersPolicy(TokenizerCodec):
@@ -63,6 +72,8 @@ class TransformersPolicy(TokenizerCodec):
         self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self.rows: list[_Row] = []
         self.writing = 0
+        self.habits: Habits | None = None
+        self.drafts = Drafts()  # of all rows, those that are gone too
         self.cache = RowCache(model.config.num_hidden_layers, rows=1)
 
     @classmethod
@@ -85,6 +96,7 @@ class TransformersPolicy(TokenizerCodec):
                 trust_remote_code=False,
                 use_safetensors=True,
             )
+            group(model)
         except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
             raise unloadable(config, error) from None
         if adapter := adapter_folder(config):
@@ -106,7 +118,9 @@ class TransformersPolicy(TokenizerCodec):
             model.to(device)
         except RuntimeError as error:
             raise DeepRecError(f"policy.device={config.device!r} can't take the model: {brief(error)}") from None
-        return cls(model.eval(), tokenizer)
+        policy = cls(model.eval(), tokenizer)
+        policy.habits = read_habits(adapter) if adapter else None
+        return policy
 
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
@@ -117,6 +131,7 @@ class TransformersPolicy(TokenizerCodec):
                 self.rows.append(row)
             context = list(request.context)
             same = row.cached if context[: row.cached] == row.context[: row.cached] else 0
+            row.noted = min(row.noted, same)
             # The last token is always computed anew: its logits give the first new token.
             row.cached = min(same, len(context) - 1)
             row.context, row.request, row.written, row.tail = context, request, 0, []
@@ -124,7 +139,7 @@ class TransformersPolicy(TokenizerCodec):
 
     @torch.inference_mode()
     def step(self) -> list[Chunk]:
-        """Encode what is new, then write one token in every open row."""
+        """Encode what is new, then write on in every open row: one token, and as many more as were guessed right."""
         self._gather()
         if self.writing == 0:
             return []
@@ -135,13 +150,17 @@ class TransformersPolicy(TokenizerCodec):
                 self._prefill(place)
         prefilled = time.perf_counter()
         rows = self.rows[: self.writing]
-        tokens_BT = torch.tensor([row.context[-1:] for row in rows], device=self.model.device)
-        positions_BT = torch.tensor([[len(row.context) - 1] for row in rows], device=self.model.device)
-        logits_BV = self._forward(slice(0, self.writing), tokens_BT, positions_BT)
-        chunks = [
-            self._accept(row, token, logprob)
-            for row, (token, logprob) in zip(rows, self._sample(logits_BV, rows), strict=True)
+        guesses = self._guess(rows)
+        width = 1 + max(map(len, guesses))
+        # What fills up a row lies behind all that it reads, and is overwritten before it is read.
+        given = [
+            [row.context[-1], *guess, *[0] * (width - 1 - len(guess))] for row, guess in zip(rows, guesses, strict=True)
         ]
+        tokens_BT = torch.tensor(given, device=self.model.device)
+        starts_B1 = torch.tensor([[len(row.context) - 1] for row in rows], device=self.model.device)
+        positions_BT = starts_B1 + torch.arange(width, device=self.model.device)
+        logits_BTV = self._forward(slice(0, self.writing), tokens_BT, positions_BT, keep=width)
+        chunks = self._accept(rows, guesses, logits_BTV)
         self.seconds["prefill"] += prefilled - started
         self.seconds["decode"] += time.perf_counter() - prefilled
         return chunks
@@ -192,11 +211,25 @@ class TransformersPolicy(TokenizerCodec):
             end = min(last, row.cached + _PREFILL_TOKENS)
             tokens_BT = torch.tensor([row.context[row.cached : end]], device=self.model.device)
             positions_BT = torch.arange(row.cached, end, device=self.model.device)[None]
-            self._forward(slice(place, place + 1), tokens_BT, positions_BT)
+            self._forward(slice(place, place + 1), tokens_BT, positions_BT, keep=0)
             row.cached = end
 
-    def _forward(self, rows: slice, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Advance rows by the tokens; returns the logits (B, V) after the last one."""
+    def _guess(self, rows: Sequence[_Row]) -> list[list[int]]:
+        """Of each row, tokens that may come next, within what it may still write and read."""
+        most = min(_DRAFT_TOKENS, _STEP_TOKENS // len(rows) - 1)
+        most = min(most, self.context_limit - max(len(row.context) for row in rows))
+        guesses = []
+        for row in rows:
+            assert row.request is not None
+            for drafts in (row.drafts, self.drafts):
+                drafts.learn(row.context, row.noted)
+            row.noted = len(row.context)
+            left = row.request.max_new_tokens - row.written - 1
+            guesses.append(row.drafts.guess(row.context, min(most, left), self.drafts))
+        return guesses
+
+    def _forward(self, rows: slice, tokens_BT: Tensor, positions_BT: Tensor, keep: int) -> Tensor:
+        """Advance rows by the tokens; returns the logits (B, `keep`, V) after the last ones."""
         self.cache.open(rows, positions_BT)
         places_L = torch.arange(self.cache.length, device=tokens_BT.device)
         mask_B1TL = (places_L <= positions_BT[:, :, None])[:, None]
@@ -206,10 +239,11 @@ class TransformersPolicy(TokenizerCodec):
             position_ids=positions_BT,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            # As places, not as a number: of a slice, PyTorch would multiply by a copy of the whole vocabulary's matrix.
+            logits_to_keep=torch.arange(tokens_BT.shape[1] - keep, tokens_BT.shape[1], device=tokens_BT.device),
         )
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
+        logits_BTV: Tensor = output.logits
+        return logits_BTV
 
     def _sample(self, logits_BV: Tensor, rows: Sequence[_Row]) -> list[tuple[int, float]]:
         requests = [row.request for row in rows]
@@ -233,7 +267,26 @@ class TransformersPolicy(TokenizerCodec):
         values = logprobs_BV.gather(-1, picked_B[:, None])[:, 0].tolist()
         return list(zip(picks, values, strict=True))
 
-    def _accept(self, row: _Row, token: int, logprob: float) -> Chunk:
+    def _accept(self, rows: Sequence[_Row], guesses: Sequence[Sequence[int]], logits_BTV: Tensor) -> list[Chunk]:
+        """Draw each row's tokens one after another, until one is not what was guessed or ends the segment."""
+        written: list[list[tuple[int, float]]] = [[] for _ in rows]
+        finishes: list[Finish | None] = [None] * len(rows)
+        open_ = list(range(len(rows)))
+        for t in range(logits_BTV.shape[1]):
+            picks = self._sample(logits_BTV[open_, t], [rows[b] for b in open_])
+            for b, (token, logprob) in zip(open_, picks, strict=True):
+                written[b].append((token, logprob))
+                finishes[b] = self._write(rows[b], token)
+            open_ = [b for b in open_ if finishes[b] is None and guesses[b][t : t + 1] == [written[b][t][0]]]
+            if not open_:
+                break
+        return [
+            Chunk(row.key, tuple(token for token, _ in pairs), tuple(logprob for _, logprob in pairs), finish)
+            for row, pairs, finish in zip(rows, written, finishes, strict=True)
+        ]
+
+    def _write(self, row: _Row, token: int) -> Finish | None:
+        """The token is a row's next one; returns whether it ends the segment, and why."""
         request = row.request
         assert request is not None
         row.cached = len(row.context)
@@ -252,7 +305,7 @@ class TransformersPolicy(TokenizerCodec):
             finish = Finish.LENGTH
         if finish is not None:
             row.request = None
-        return Chunk(row.key, (token,), (logprob,), finish)
+        return finish
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:

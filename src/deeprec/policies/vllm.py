@@ -13,8 +13,8 @@ from typing import Any
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.policy import Chunk, Finish, Request
-from deeprec.policies.tokens import TokenizerCodec, adapter_folder, model_source, unloadable
+from deeprec.policies.policy import Chunk, Finish, Habits, Request
+from deeprec.policies.tokens import TokenizerCodec, adapter_folder, model_source, read_habits, unloadable
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be prepared for."""
@@ -33,6 +33,7 @@ class VllmPolicy(TokenizerCodec):
         self.llm = llm
         self.context_limit: int = llm.model_config.max_model_len
         self.seconds: dict[str, float] = {"generate": 0.0}
+        self.habits: Habits | None = None
         self.lora: Any = None
         self._adapters = 0
         self._requests: dict[str, Request] = {}
@@ -67,6 +68,7 @@ class VllmPolicy(TokenizerCodec):
         policy = cls(llm)
         if adapter:
             policy.use_adapter(adapter)
+            policy.habits = read_habits(adapter)
         return policy
 
     def use_adapter(self, folder: Path) -> None:

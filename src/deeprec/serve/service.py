@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
-from deeprec.config import ExploreConfig
+from deeprec.config import ExploreConfig, trust_of
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
@@ -113,7 +113,8 @@ class Service:
         most = min(asked.max_calls or self.explore.max_calls, self.explore.max_calls)
         if len(asked.calls) > most:
             raise DeepRecError(f"There are {len(asked.calls)} calls, and an exploration may make {most}.")
-        return self.explore.model_copy(update={"max_calls": most, "trust": self._trust(asked)})
+        trust = self.explore.trust if asked.trust is None else asked.trust
+        return self.explore.model_copy(update={"max_calls": most, "trust": trust})
 
     def query(self, asked: messages.RetrieveQuery, user: str | None = None) -> Query:
         """
@@ -128,7 +129,7 @@ class Service:
         return Query(history, asked.preference, exclude, self._trust(asked))
 
     def _trust(self, asked: messages.Recommend | messages.RetrieveQuery) -> float:
-        return self.explore.trust if asked.trust is None else asked.trust
+        return trust_of(self.explore) if asked.trust is None else asked.trust
 
     def search(self, query: str, n: int) -> list[messages.Item]:
         """Items whose titles are like the query, the likest first; letters may be wrong, missing or swapped."""

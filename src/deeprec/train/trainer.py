@@ -19,6 +19,7 @@ from deeprec.config import Config, StageConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment
+from deeprec.policies.tokens import write_habits
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
@@ -97,6 +98,7 @@ def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) ->
     model.save_pretrained(part)
     if isinstance(model, PeftModel):
         (part / "README.md").unlink(missing_ok=True)
+        write_habits(part, config.explore)
         path = part / "adapter_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": config.policy.model}
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,42 @@
+"""Put a training's adapter into the package, in bfloat16: half the size, and what exploring in bfloat16 makes of it.
+
+    python benchmarks/ship_adapter.py RUN/recommendation [--trust 0.1]
+
+The training's configuration is kept beside it; the model card, README.md in the same folder, is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from deeprec.config import load_config
+from deeprec.policies.tokens import SHIPPED, write_habits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--trust", type=float, help="to explore with, where it is another than in training")
+    args = parser.parse_args()
+    settings = json.loads((args.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    folder = SHIPPED / settings["base_model_name_or_path"]
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(args.adapter / "adapter_config.json", folder)
+    written = args.adapter.parent / "config.toml"
+    shutil.copy(written, folder / "training.toml")
+    explore = load_config(written).explore
+    write_habits(folder, explore if args.trust is None else explore.model_copy(update={"trust": args.trust}))
+    weights = load_file(args.adapter / "adapter_model.safetensors")
+    small = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    save_file(small, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    print(f"{folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Which adapter a policy has, and what it brings along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deeprec.config import TRUST, Config, ExploreConfig, PolicyConfig
+from deeprec.errors import DeepRecError
+from deeprec.explore.explorer import Explorer
+from deeprec.policies import tokens
+from deeprec.policies.policy import Habits
+from deeprec.policies.text import TextPolicy
+from deeprec.policies.tokens import adapter_folder, bare, name_of, read_habits, write_habits
+from deeprec.testing import RecordingRetriever, toy_dataset
+
+DATASET = toy_dataset()
+ASSET = "smollm2-135m-instruct"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tokens, "SHIPPED", tmp_path)
+    (tmp_path / ASSET).mkdir()
+    return tmp_path / ASSET
+
+
+def test_what_is_shipped_is_for_its_model_alone(shipped: Path) -> None:
+    assert adapter_folder(PolicyConfig()) == shipped
+    assert name_of(PolicyConfig()) == f"{ASSET}, trained"
+    assert name_of(bare(PolicyConfig())) == f"{ASSET}, untrained"
+    assert name_of(PolicyConfig(model="another/model")) == "model"
+    assert adapter_folder(PolicyConfig(adapter="none")) is None
+    assert adapter_folder(PolicyConfig(model="another/model")) is None
+    assert adapter_folder(PolicyConfig(model=str(shipped))) is None
+    shipped.rmdir()
+    assert adapter_folder(PolicyConfig()) is None
+
+
+def test_an_adapter_of_one_s_own_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(DeepRecError, match=r"adapter_config\.json"):
+        adapter_folder(PolicyConfig(adapter=str(tmp_path)))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert adapter_folder(PolicyConfig(adapter=str(tmp_path))) == tmp_path
+
+
+def test_habits_lie_beside_an_adapter(tmp_path: Path) -> None:
+    assert read_habits(tmp_path) is None
+    write_habits(tmp_path, ExploreConfig(guidance="rules", trust=0.1))
+    assert read_habits(tmp_path) == Habits("rules", 0.1)
+    write_habits(tmp_path, ExploreConfig())
+    assert read_habits(tmp_path) == Habits("example", TRUST)
+    for damage in ("{", '{"guidance": "taks"}', '{"trust": 5}', "[]"):
+        (tmp_path / "deeprec.json").write_text(damage)
+        with pytest.raises(DeepRecError, match="damaged"):
+            read_habits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("set_", "guidance", "trust"),
+    [({}, "task", 0.2), ({"trust": 0.0}, "task", 0.0), ({"guidance": "rules"}, "rules", 0.2)],
+)
+def test_habits_fill_what_nobody_set(set_: dict[str, object], guidance: str, trust: float) -> None:
+    def write(conversation: str) -> str:
+        return "<|begin_of_preference|>war<|end_of_preference|>"
+
+    def explored(habits: Habits | None, config: ExploreConfig) -> tuple[str, float]:
+        policy, retriever = TextPolicy(write), RecordingRetriever(len(DATASET.catalog))
+        if habits is not None:
+            policy.habits = habits  # type: ignore[attr-defined]
+        explorer = Explorer(policy, retriever, DATASET.catalog, config)
+        keys = [explorer.start(DATASET.tasks("test")[0], config=each) for each in (None, config)]
+        first, second = (trace for _ in range(2) for _, trace in explorer.step())
+        assert len(keys) == 2
+        assert first.segments[0].text == second.segments[0].text
+        return first.segments[0].text, retriever.queries[0].trust
+
+    config = ExploreConfig(max_calls=1, **set_)
+    asked = explored(Habits("task", 0.2), config)
+    wanted = config.model_copy(update={"guidance": guidance, "trust": trust})
+    assert asked == explored(None, wanted)
+    assert asked[1] == trust
+
+
+def test_the_defaults_name_no_adapter_by_its_path() -> None:
+    assert Config().policy.adapter == "shipped"

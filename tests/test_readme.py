@@ -1,0 +1,41 @@
+"""The README says what the committed report says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "readme_table.py"
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_table", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_main_table_is_that_of_the_report(table: ModuleType) -> None:
+    _, shown, after = table.parts(table.README.read_text(encoding="utf-8"))
+    assert after, "the README has lost a mark of its table"
+    cut = table.cut(table.REPORT.read_text(encoding="utf-8"))
+    assert shown == cut, "run python benchmarks/readme_table.py"
+    assert "| TRM alone |" in cut
+
+
+def test_what_is_cut(table: ModuleType) -> None:
+    report = (
+        "# main\n\nabout\n\n- machines: one\n- dates: a to b\n- versions: c\n\n## ml-100k\n\n3 test users.\n\n"
+        "| system |\n|---|\n| TRM alone |\n\n- No one is better.\n\n![Quality](q.svg)\n\n### Call by call\n\n| x |\n\n"
+        "## other\n\n2 users.\n\n### Reach\n\n## The experiment\n\n```toml\nx = 1\n## no-set\n```\n"
+    )
+    assert table.cut(report) == (
+        "\n- machines: one\n- dates: a to b\n\n### ml-100k\n\n3 test users.\n\n| system |\n|---|\n| TRM alone |\n\n"
+        "- No one is better.\n\n### other\n\n2 users.\n\n"
+    )
