@@ -26,7 +26,7 @@ from deeprec.testing import RecordingRetriever, toy_dataset
 DATASET = toy_dataset()
 CATALOG = DATASET.catalog
 TASKS = DATASET.tasks("test")
-CONFIG = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, guidance="rules")
+CONFIG = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, history=10, segment_tokens=200, guidance="rules")
 SENTINEL = "Zq9 Sentinel Xv7"
 
 

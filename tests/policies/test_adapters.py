@@ -9,6 +9,7 @@ import pytest
 from deeprec.config import TRUST, Config, ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.protocol import call_text
 from deeprec.policies import tokens
 from deeprec.policies.policy import Habits
 from deeprec.policies.text import TextPolicy
@@ -85,3 +86,15 @@ def test_habits_fill_what_nobody_set(set_: dict[str, object], guidance: str, tru
 
 def test_the_defaults_name_no_adapter_by_its_path() -> None:
     assert Config().policy.adapter == "shipped"
+
+
+def test_a_person_s_calls_keep_a_person_s_trust() -> None:
+    policy, retriever = (
+        TextPolicy(lambda conversation: call_text("", "drama")),
+        RecordingRetriever(len(DATASET.catalog)),
+    )
+    policy.habits = Habits("task", 0.2)  # type: ignore[attr-defined]
+    explorer = Explorer(policy, retriever, DATASET.catalog, ExploreConfig(max_calls=2))
+    explorer.start(DATASET.tasks("test")[0], given=[call_text("", "war")])
+    explorer.step()
+    assert [(query.preference, query.trust) for query in retriever.queries] == [("war", TRUST), ("drama", 0.2)]

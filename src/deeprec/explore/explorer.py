@@ -48,7 +48,7 @@ class Explorer:
         self.policy = policy
         self.retriever = retriever
         self.catalog = catalog
-        self.asked = config
+        self._configured = config
         self.config = accustomed(config, policy)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._flights: dict[str, _Flight] = {}
@@ -98,8 +98,8 @@ class Explorer:
             given: segments that stand before the policy's first own one, as if it had written them (a person's calls);
                 their author is the environment. What follows one that ends the exploration is left out.
         """
-        said = trust_of(config or self.asked)
-        config = accustomed(config or self.asked, self.policy)
+        said = trust_of(config or self._configured)
+        config = accustomed(config or self._configured, self.policy)
         key = f"{self._started}:{task.id}"
         self._started += 1
         flight = _Flight(
