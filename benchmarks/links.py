@@ -18,6 +18,7 @@ from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.evaluate import evaluation_tasks, rankings_of, score_rankings
 from deeprec.eval.report import Report
+from deeprec.explore.explorer import accustomed
 from deeprec.explore.trace import Trace
 from deeprec.policies.tokens import adapter_folder, read_habits
 from deeprec.runs import Run, environment
@@ -56,8 +57,8 @@ def main() -> None:
     themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
     right = ["; ".join(item_phrases(catalog, targets[task.id])[:THEMES]) for task in tasks]
     adapter = adapter_folder(config.policy)
-    habits = read_habits(adapter) if adapter and config.explore.trust is None else None
-    per_call, trust = config.explore.items_per_call, habits.trust if habits else trust_of(config.explore)
+    explore = accustomed(config.explore, read_habits(adapter) if adapter else None)
+    per_call, trust = explore.items_per_call, trust_of(explore)
     served = [list(traces[task.id].served()[0]) for task in tasks]
     rows: dict[str, tuple[list[list[ItemIdx]], list[list[ItemIdx]]]] = {
         "TRM alone": (alone, [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)]),

@@ -23,9 +23,8 @@ from deeprec.train.sampling import VllmSampler  # noqa: E402
 from deeprec.train.trainer import adapted  # noqa: E402
 from deeprec.workbench import Workbench  # noqa: E402
 
-CONFIG = PolicyConfig(
-    dtype="float32", adapter="none"
-)  # in bfloat16 the rest of a batch decides between tokens of nearly equal odds
+# In bfloat16 the rest of a batch decides between tokens of nearly equal odds.
+CONFIG = PolicyConfig(dtype="float32", adapter="none")
 TEXT = "The user liked Toy Story (1995) and Fargo (1996). After these, a good choice is"
 
 

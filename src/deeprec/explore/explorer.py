@@ -49,7 +49,8 @@ class Explorer:
         self.retriever = retriever
         self.catalog = catalog
         self._configured = config
-        self.config = accustomed(config, policy)
+        self._habits: Habits | None = getattr(policy, "habits", None)
+        self.config = accustomed(config, self._habits)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._flights: dict[str, _Flight] = {}
         self._new: list[_Flight] = []
@@ -99,7 +100,7 @@ class Explorer:
                 their author is the environment. What follows one that ends the exploration is left out.
         """
         said = trust_of(config or self._configured)
-        config = accustomed(config or self._configured, self.policy)
+        config = accustomed(config or self._configured, self._habits)
         key = f"{self._started}:{task.id}"
         self._started += 1
         flight = _Flight(
@@ -251,9 +252,8 @@ class Explorer:
         return [[] if flight.environment.turns else next(spares) for flight in flights]
 
 
-def accustomed(config: ExploreConfig, policy: Policy) -> ExploreConfig:
-    """With what the policy is used to (`policy.habits`, where it has any) in place of what nobody set."""
-    habits: Habits | None = getattr(policy, "habits", None)
+def accustomed(config: ExploreConfig, habits: Habits | None) -> ExploreConfig:
+    """With what a policy is used to, where it has such habits, in place of what nobody set."""
     if habits is None:
         return config
     unset = {name: value for name, value in asdict(habits).items() if getattr(config, name) is None}
