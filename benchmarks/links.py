@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeprec.config import trust_of
+from deeprec.config import items_of, trust_of
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.evaluate import evaluation_tasks, rankings_of, score_rankings
@@ -58,7 +58,7 @@ def main() -> None:
     right = ["; ".join(item_phrases(catalog, targets[task.id])[:THEMES]) for task in tasks]
     adapter = adapter_folder(config.policy)
     explore = accustomed(config.explore, read_habits(adapter) if adapter else None)
-    per_call, trust = explore.items_per_call, trust_of(explore)
+    per_call, trust = items_of(explore), trust_of(explore)
     served = [list(traces[task.id].served()[0]) for task in tasks]
     rows: dict[str, tuple[list[list[ItemIdx]], list[list[ItemIdx]]]] = {
         "TRM alone": (alone, [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)]),

@@ -135,7 +135,7 @@ class ExploreConfig(Section):
     """
 
     history: int = Field(6, ge=1, description="most recent titles that the prompt shows")
-    items_per_call: int = Field(8, ge=1)
+    items_per_call: int = Field(8, ge=1, description="more where so few calls would not fill the answer")
     answer_size: int = Field(10, ge=1)
     max_calls: int = Field(3, ge=1)
     segment_tokens: int = Field(220, ge=1, description="new tokens between two tool results")
@@ -167,6 +167,11 @@ def trust_of(explore: ExploreConfig) -> float:
     return TRUST if explore.trust is None else explore.trust
 
 
+def items_of(explore: ExploreConfig) -> int:
+    """That a call brings: never so few that all calls together could not fill the answer."""
+    return max(explore.items_per_call, -(-explore.answer_size // explore.max_calls))
+
+
 class RewardConfig(Section):
     """The paper's constants. Which terms count, and how much, is a stage's to say."""
 
@@ -184,7 +189,6 @@ class WarmStartConfig(Section):
 
     share: float = Field(0.15, ge=0, le=1, description="of the users, who serve nothing else")
     tasks: int = Field(1500, ge=0, description="explorations to learn from; 0: no warm start")
-    calls: int = Field(3, ge=1, description="tool calls in each, at most; at least two where so many may be")
     learning_rate: float = Field(5e-4, gt=0)
     batch_size: int = Field(8, ge=1)
 
@@ -196,6 +200,11 @@ class StageConfig(Section):
     share: float = Field(ge=0, le=1, description="of the users, who serve nothing else")
     steps: int = Field(ge=0)
     learning_rate: float = Field(2e-5, gt=0)
+    warmup: int = Field(
+        0,
+        ge=0,
+        description="steps in which the rate rises to this; Adam's first ones move each weight by all of it",
+    )
     rewards: dict[str, float] = Field(
         min_length=1, description="weights by name, 0 for a metric; `package.module:function` names one of your own"
     )

@@ -220,6 +220,22 @@ def test_history_and_shown_items_are_excluded_and_shown_once() -> None:
             assert set(query.exclude) == {*trace.history, *shown[: 4 * number]}
 
 
+@pytest.mark.parametrize(("calls", "brought"), [(1, 3), (2, 2), (3, 1)])
+def test_all_calls_together_can_fill_the_answer(calls: int, brought: int) -> None:
+    (trace,), _ = explore(talk(calls), max_calls=calls, items_per_call=1)
+    assert [len(turn.hits) for turn in trace.turns] == [brought] * calls
+    assert f"answers with up to {brought} items" in trace.segments[0].text
+
+
+def test_stream_takes_limits_for_each_task() -> None:
+    explorer = Explorer(TextPolicy(talk(3)), RecordingRetriever(len(CATALOG)), CATALOG, CONFIG)
+    limits = {task.id: CONFIG.model_copy(update={"max_calls": 1 + number}) for number, task in enumerate(TASKS[:3])}
+    found = dict(explorer.stream(TASKS[:3], config_of=lambda task: limits[task.id]))
+    # The third call of the second is one too many; it ends there.
+    assert [len(found[place].turns) for place in range(3)] == [1, 2, 3]
+    assert [found[place].stop for place in range(3)] == [Stop.CALL_LIMIT, Stop.CALL_LIMIT, Stop.ANSWERED]
+
+
 def test_without_a_call_the_retriever_is_asked_without_preference() -> None:
     (trace,), retriever = explore(after("I give up."))
     (query,) = retriever.queries

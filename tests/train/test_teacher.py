@@ -8,6 +8,7 @@ import pytest
 
 from deeprec.config import ExploreConfig
 from deeprec.data.dataset import Dataset
+from deeprec.explore import protocol
 from deeprec.explore.protocol import STOPS, Fault
 from deeprec.explore.trace import Author, Trace
 from deeprec.policies.text import Words
@@ -21,22 +22,40 @@ CONFIG = ExploreConfig(answer_size=5, items_per_call=6, max_calls=3, segment_tok
 
 
 def taught(
-    data: Dataset = DATA, retriever: Retriever | None = None, calls: int = 2, seed: int = 0
+    data: Dataset = DATA, retriever: Retriever | None = None, seed: int = 0, **limits: int
 ) -> tuple[Teacher, list[tuple[Trace, Example]]]:
     tasks, followed = data.past_tasks(4)
-    teacher = Teacher(data.catalog, tasks, followed, Words(), answer_size=5, calls=calls, seed=seed)
+    teacher = Teacher(data.catalog, tasks, followed, Words(), CONFIG.model_copy(update=limits), seed=seed)
     retriever = retriever or PopularityRetriever.fit(data.train_sequences(), len(data.catalog))
-    return teacher, list(teacher.examples(retriever, CONFIG))
+    return teacher, list(teacher.examples(retriever))
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_every_exploration_is_well_formed_and_never_asks_the_same_twice(calls: int) -> None:
-    teacher, found = taught(calls=calls)
+    teacher, found = taught(max_calls=calls)
     assert len(found) == len(teacher.tasks)
     for trace, _ in found:
         assert trace.well_formed
         assert len({turn.preference for turn in trace.turns}) == len(trace.turns)
-    assert {len(trace.turns) for trace, _ in found} == set(range(min(2, calls), calls + 1))
+
+
+def test_lessons_have_limits_of_their_own_and_say_them() -> None:
+    """After as many lists one lesson goes on and another must answer: only what it reads tells the student which."""
+    teacher, found = taught(items_per_call=3)
+    made = set()
+    for trace, _ in found:
+        limits = teacher.limits(teacher.tasks[trace.task])
+        prompt = trace.segments[0].text
+        assert f"up to {limits.max_calls} times" in prompt
+        assert f"Recommend the {limits.answer_size} items" in prompt
+        assert len(trace.answered) == trace.answer_size == limits.answer_size
+        said = [protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY]
+        assert said == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
+        made.add((limits.max_calls, len(trace.turns)))
+    assert made == {(1, 1), (2, 2), (3, 2), (3, 3)}
+    sizes = [trace.answer_size for trace, _ in found]
+    assert set(sizes) == {1, 2, 3, 4, 5}
+    assert sizes.count(5) > len(sizes) / 2
 
 
 def test_the_teachers_words_are_learned_and_the_environments_are_not() -> None:
@@ -49,20 +68,20 @@ def test_the_teachers_words_are_learned_and_the_environments_are_not() -> None:
 
 def test_the_answer_is_what_came_back_in_order() -> None:
     for trace, _ in taught()[1]:
-        assert list(trace.answered) == list(trace.pool[:5])
+        assert list(trace.answered) == list(trace.pool[: trace.answer_size])
 
 
 def test_preferences_foresee_what_followed() -> None:
     """First what the next items share most, then something new of the target (or of what came after it)."""
     teacher, found = taught()
     for trace, _ in found:
-        first, second = ([*phrases_of(turn.preference)] for turn in trace.turns)
+        first, *later = ([*phrases_of(turn.preference)] for turn in trace.turns)
         ahead = teacher.followed[trace.task][:AHEAD]
         assert first == themes(DATA.catalog, ahead[::-1])[: len(first)]
-        if second[0].startswith("like "):
+        if not later or later[0][0].startswith("like "):
             continue
         fresh = [[phrase for phrase in item_phrases(DATA.catalog, item) if phrase not in first] for item in ahead]
-        assert set(second) <= set(next(phrases for phrases in fresh if phrases))
+        assert set(later[0]) <= set(next(phrases for phrases in fresh if phrases))
 
 
 def test_what_was_held_out_is_never_spoken_of() -> None:
@@ -90,12 +109,10 @@ def test_words_vary_with_the_seed_and_follow_from_it() -> None:
 
 def test_what_the_student_may_not_write_teaches_nothing() -> None:
     tasks, followed = DATA.past_tasks(1)
-    teacher = Teacher(DATA.catalog, tasks, followed, Words(), answer_size=5, calls=2, seed=0)
-    short = CONFIG.model_copy(update={"segment_tokens": 12})
-    assert not list(teacher.examples(RecordingRetriever(len(DATA.catalog)), short))
-    assert teacher.faults[Fault.NO_ANSWER] == len(tasks)
-    full = CONFIG.model_copy(update={"context_tokens": 64})
-    assert not list(teacher.examples(RecordingRetriever(len(DATA.catalog)), full))
+    for cramped in ({"segment_tokens": 12}, {"context_tokens": 64}):
+        teacher = Teacher(DATA.catalog, tasks, followed, Words(), CONFIG.model_copy(update=cramped), seed=0)
+        assert not list(teacher.examples(RecordingRetriever(len(DATA.catalog))))
+        assert teacher.faults[Fault.NO_ANSWER] == len(tasks)
 
 
 def test_a_title_of_several_items_names_one_that_came_back() -> None:
@@ -116,9 +133,9 @@ def test_lessons_have_the_tokens_that_the_model_would_write() -> None:
 
     policy = TransformersPolicy.load(PolicyConfig(adapter="none"))
     tasks, followed = DATA.past_tasks(1)
-    teacher = Teacher(DATA.catalog, tasks[:5], followed, policy, answer_size=5, calls=2, seed=0)
     config = CONFIG.model_copy(update={"segment_tokens": 400})
-    for trace, _ in teacher.examples(RecordingRetriever(len(DATA.catalog)), config):
+    teacher = Teacher(DATA.catalog, tasks[:5], followed, policy, config, seed=0)
+    for trace, _ in teacher.examples(RecordingRetriever(len(DATA.catalog))):
         for segment in trace.segments:
             if segment.author is Author.POLICY:
                 assert list(segment.tokens) == policy.encode(segment.text)

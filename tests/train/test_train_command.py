@@ -216,8 +216,8 @@ def in_two_processes(*command, n=2):
         ("policy.adapter=somewhere", "can't be trained on"),
         ('train.stages=[{name="checkpoints",share=0.2,steps=1,rewards={hit=1.0}}]', "checkpoints"),
         (
-            "explore.items_per_call=1 explore.max_calls=2",
-            "No exploration of the warm start is well-formed (commonest: wrong number of answer lines",
+            "explore.segment_tokens=12",
+            "No exploration of the warm start is well-formed (commonest: no answer",
         ),
     ],
 )

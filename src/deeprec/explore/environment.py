@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from deeprec.config import ExploreConfig, guidance_of, trust_of
+from deeprec.config import ExploreConfig, guidance_of, items_of, trust_of
 from deeprec.data.catalog import Catalog, ItemIdx, ResolutionStatus
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
@@ -47,7 +47,7 @@ class Environment:
         return protocol.prompt(
             item_lines(self.catalog, self.task.history[-self.config.history :]),
             answer_size=self.config.answer_size,
-            items_per_call=self.config.items_per_call,
+            items_per_call=items_of(self.config),
             max_calls=self.config.max_calls,
             guidance=guidance_of(self.config),
         )

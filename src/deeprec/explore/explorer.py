@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from deeprec.config import ExploreConfig, trust_of
+from deeprec.config import ExploreConfig, items_of, trust_of
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment
@@ -63,10 +63,18 @@ class Explorer:
             traces[order] = trace
         return [trace for trace in traces if trace is not None]
 
-    def stream(self, tasks: Iterable[Task], listener: Listener | None = None) -> Iterator[tuple[int, Trace]]:
+    def stream(
+        self,
+        tasks: Iterable[Task],
+        listener: Listener | None = None,
+        config_of: Callable[[Task], ExploreConfig] | None = None,
+    ) -> Iterator[tuple[int, Trace]]:
         """Yield `(place of the task, trace)` as explorations finish, `config.batch_size` of them under way at once.
 
         Closing the iterator frees the policy.
+
+        Args:
+            config_of: limits and sampling of each task's exploration; default: the explorer's.
         """
         waiting = deque(enumerate(tasks))
         places: dict[str, int] = {}
@@ -75,7 +83,8 @@ class Explorer:
             while waiting or places:
                 while waiting and len(places) < self.config.batch_size:
                     place, task = waiting.popleft()
-                    places[self.start(task, listener, occurrence=occurrences[task.id])] = place
+                    config = config_of(task) if config_of else None
+                    places[self.start(task, listener, config=config, occurrence=occurrences[task.id])] = place
                     occurrences[task.id] += 1
                 for key, trace in self.step():
                     yield places.pop(key), trace
@@ -112,7 +121,7 @@ class Explorer:
             query = flight.environment.receive(text, Finish.STOP)
             if query is None:
                 break
-            hits = self._retrieve([replace(query, trust=said)], config.items_per_call)[0]
+            hits = self._retrieve([replace(query, trust=said)], items_of(config))[0]
             self._append(flight, flight.environment.answer_call(hits))
         self._flights[key] = flight
         self._new.append(flight)
@@ -177,10 +186,10 @@ class Explorer:
                 if query is not None:
                     calls.append((flight, query))
         self.seconds["parse"] += time.perf_counter() - started
-        k = max((flight.environment.config.items_per_call for flight, _ in calls), default=0)
+        k = max((items_of(flight.environment.config) for flight, _ in calls), default=0)
         hits = self._retrieve([query for _, query in calls], k)
         for (flight, _), found in zip(calls, hits, strict=True):
-            wanted = found[: flight.environment.config.items_per_call]
+            wanted = found[: items_of(flight.environment.config)]
             self._append(flight, flight.environment.answer_call(wanted))
         self._continue([flight for flight, _ in calls])
 

@@ -4,6 +4,9 @@ The teacher knows what a training user chose next (never a validation or test it
 would have: it asks for what the next items share, then for what is particular about the very next one, and answers
 with what came back, in the TRM's order. A student that imitates it learns the protocol, to copy titles as they are,
 and to foresee where a history heads as far as it tells. Better rankings are left to reinforcement learning.
+
+Lessons have limits of their own, so that the student reads them: from lessons of three calls alone SmolLM2-135M learned
+to count lists, and called on where fewer were allowed.
 """
 
 from __future__ import annotations
@@ -63,9 +66,9 @@ class Teacher(TextPolicy):
     Args:
         followed: by task id what the user chose next, the target first.
         codec: of the model that is to learn.
-        calls: tool calls before the answer, at most; lessons have from two on (one, where that is all), so that the
-            student has answered after as many lists as it may ask for.
-        seed: of what is said where several things could be.
+        config: what the student is to explore with. Half of the lessons or more have its `max_calls` and three
+            quarters its `answer_size`, the others less.
+        seed: of the limits, and of what is said where several things could be.
     """
 
     def __init__(
@@ -74,38 +77,47 @@ class Teacher(TextPolicy):
         tasks: Sequence[Task],
         followed: Mapping[str, Sequence[ItemIdx]],
         codec: Codec,
+        config: ExploreConfig,
         *,
-        answer_size: int,
-        calls: int,
         seed: int,
     ) -> None:
         super().__init__(lambda conversation: "", codec)
         self.catalog = catalog
         self.tasks = {task.id: task for task in tasks}
         self.followed = followed
-        self.answer_size = answer_size
-        self.calls = calls
+        self.config = config
         self.seed = seed
         self.faults: Counter[Fault] = Counter()
         self._said: defaultdict[str, list[str]] = defaultdict(list)
 
-    def examples(self, retriever: Retriever, config: ExploreConfig) -> Iterator[tuple[Trace, Example]]:
+    def examples(self, retriever: Retriever) -> Iterator[tuple[Trace, Example]]:
         """Explore for all tasks, in the order in which they end; what has a fault (too few titles) is left out."""
         self._said.clear()
-        for _, trace in Explorer(self, retriever, self.catalog, config).stream(list(self.tasks.values())):
+        explorer = Explorer(self, retriever, self.catalog, self.config)
+        for _, trace in explorer.stream(self.tasks.values(), config_of=self.limits):
             self.faults.update(trace.faults)
             if trace.well_formed:
                 tokens, written, _ = trace.tokens()
                 yield trace, Example(tuple(tokens), tuple(written))
 
+    def limits(self, task: Task) -> ExploreConfig:
+        """Of the task's lesson."""
+        rng = random.Random(f"{self.seed}:{task.id}:limits")
+        most, size = self.config.max_calls, self.config.answer_size
+        calls = most if rng.random() < 0.5 else rng.randint(1, most)
+        answer = size if rng.random() < 0.75 else rng.randint(1, size)
+        return self.config.model_copy(update={"max_calls": calls, "answer_size": answer})
+
     def _text(self, request: Request) -> str:
         task = self.tasks[request.key.partition(":")[2]]
+        limits = self.limits(task)
         lists = list_titles(self.decode(request.context))
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
-        calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, self.calls), self.calls)
+        # From two on, where so many may be: whoever may call once more must have learned to answer after that too.
+        calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, limits.max_calls), limits.max_calls)
         if len(lists) < calls:
             return self._call(rng, task, lists, self._said[request.key])
-        titles = list(dict.fromkeys(title for found in lists for title in found))[: self.answer_size]
+        titles = list(dict.fromkeys(title for found in lists for title in found))[: limits.answer_size]
         return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
 
     def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> str:

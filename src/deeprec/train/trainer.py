@@ -136,17 +136,15 @@ def _warm_start(
         rehearsal.tasks[WARM_START][: settings.tasks],
         rehearsal.followed,
         policy,
-        answer_size=config.explore.answer_size,
-        calls=min(settings.calls, config.explore.max_calls),
+        config.explore,
         seed=config.train.seed,
     )
-    examples = [example for _, example in teacher.examples(rehearsal.retriever, config.explore)]
+    examples = [example for _, example in teacher.examples(rehearsal.retriever)]
     if not examples:
         fault = next((fault for fault, _ in teacher.faults.most_common(1)), "no task")
         raise DeepRecError(
             f"No exploration of the warm start is well-formed (commonest: {fault}). Look at explore.context_tokens and "
-            "segment_tokens, at items_per_call times warm_start.calls (answer_size titles are chosen among these), and "
-            "at warm_start.share."
+            "segment_tokens, and at warm_start.share."
         )
     steps = -(-len(examples) // settings.batch_size)
     journal = Journal(WARM_START, lambda step, numbers: on_step(WARM_START, step, steps, numbers))
