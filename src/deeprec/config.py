@@ -269,6 +269,12 @@ class EvalConfig(Section):
     split: Literal["validation", "test"] = "test"
     cutoffs: tuple[int, ...] = (1, 5, 10)
     users: int | None = Field(None, ge=1, description="sample of users for the LLM systems; default all")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="in which a language model on a processor of Linux explores, half a batch of users each or more; "
+        "default: as many as PyTorch has threads",
+    )
     bootstrap: int = Field(2000, ge=100, description="resamples behind an interval")
     confidence: float = Field(0.95, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**32)

@@ -293,6 +293,7 @@ class Workbench:
         """All baselines and the policy of the configuration; writes report.json and report.md into the run."""
         from deeprec.eval.baselines import CANDIDATES, rerank
         from deeprec.eval.evaluate import evaluate_retriever, evaluate_traces, evaluation_tasks, resume
+        from deeprec.eval.forked import spread
         from deeprec.explore.explorer import Explorer
         from deeprec.trm.retriever import PopularityRetriever, TransitionRetriever
 
@@ -333,7 +334,8 @@ class Workbench:
             )
             for name, note, explore in parts:
                 with self.timed(name), self.progress(f"{name}, users", len(sample)) as (bar, mark):
-                    traces = resume(sample, name, run.traces, explore, partial(bar.advance, mark))
+                    stream = spread(explore, policy, self.config)
+                    traces = resume(sample, name, run.traces, stream, partial(bar.advance, mark))
                 systems += evaluate_traces(name, sample, traces, targets, n_items, config, note)
         report = Report(
             dataset=f"{dataset.name} ({len(dataset.users)} users, {n_items} items)",

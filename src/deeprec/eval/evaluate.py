@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from deeprec.config import TRUST, EvalConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
+from deeprec.eval.forked import Stream
 from deeprec.eval.metrics import coverage, ranks_of
 from deeprec.eval.report import SystemResult
 from deeprec.explore.trace import Origin, Stop, Trace
@@ -98,7 +99,7 @@ def resume(
     tasks: Sequence[Task],
     system: str,
     log: JsonLines,
-    explore: Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]],
+    explore: Stream,
     on_done: Tick,
 ) -> list[Trace]:
     """Traces of all tasks in order: those that the log holds already, and the rest explored and logged at once.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import recall_titles, rerank
 from deeprec.eval.evaluate import evaluation_tasks, rankings_of, resume
+from deeprec.eval.forked import Stream, spread
 from deeprec.eval.metrics import ndcg_at, ranks_of
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
@@ -61,8 +62,6 @@ _DECIDES_NOTHING = {
     "policy": {"adapter", "gpu_share", "url", "timeout", "retries", "price_read", "price_written"},
     "explore": {"batch_size"},
 }
-
-Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
 
 
 def run_experiment(
@@ -179,7 +178,11 @@ class Experiment:
         config, catalog = bench.config.explore, dataset.catalog
         if system.kind == "script":
             return Explorer(bench.script(), self._trm(bench, dataset), catalog, config).stream
-        policy = self._loaded(bench)
+        return spread(self._asking(bench, system, dataset), self._loaded(bench), bench.config)
+
+    def _asking(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> Stream:
+        """What asks a language model."""
+        config, catalog, policy = bench.config.explore, dataset.catalog, self._loaded(bench)
         if system.kind == "explore":
             return Explorer(policy, self._trm(bench, dataset), catalog, config).stream
         if system.kind == "rerank":

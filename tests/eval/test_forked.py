@@ -1,0 +1,108 @@
+"""Explorations in copies of the process: the same ones, and no copy outlives its parent's interest."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from deeprec.config import ExploreConfig, PolicyConfig, load_config
+from deeprec.data.dataset import Task
+from deeprec.errors import DeepRecError
+from deeprec.eval.forked import forked, spread
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.trace import Trace
+from deeprec.policies.scripted import ScriptedWriter
+from deeprec.policies.text import TextPolicy
+from deeprec.testing import RecordingRetriever, toy_dataset
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are unsafe elsewhere")
+
+DATA = toy_dataset()
+TASKS = DATA.tasks("test")
+LIMITS = ExploreConfig(answer_size=3, items_per_call=4, segment_tokens=1000, context_tokens=100_000)
+
+
+def explore(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+    policy = TextPolicy(ScriptedWriter(LIMITS.answer_size))
+    return Explorer(policy, RecordingRetriever(len(DATA.catalog)), DATA.catalog, LIMITS).stream(tasks)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 50])
+def test_every_task_is_explored_once_as_in_one_process(processes: int) -> None:
+    def told(trace: Trace) -> tuple[object, ...]:  # the tokens of a text policy are its process's own
+        return trace.task, trace.turns, trace.answered, [segment.text for segment in trace.segments]
+
+    alone = {place: told(trace) for place, trace in explore(TASKS)}
+    found = list(forked(explore, processes, 1)(TASKS))
+    assert len(found) == len(TASKS)
+    assert {place: told(trace) for place, trace in found} == alone
+    assert not multiprocessing.active_children()
+
+
+def test_the_work_is_done_in_copies_and_no_copy_has_too_few_tasks() -> None:
+    def where(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        return ((place, os.getpid()) for place, _ in enumerate(tasks))  # type: ignore[misc]
+
+    for count, expected in ((9, 1), (10, 2), (16, 3), (100, 3)):
+        pids = dict(forked(where, 3, 5)(TASKS[:1] * count)).values()
+        assert len(set(pids)) == expected
+        assert (os.getpid() in pids) == (expected == 1)
+
+
+def test_what_a_copy_raises_is_raised_here() -> None:
+    def failing(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        yield from explore(tasks[:1])
+        raise DeepRecError("No more.")
+
+    found = forked(failing, 2, 1)(TASKS)
+    assert next(iter(found))
+    with pytest.raises(DeepRecError, match="No more"):
+        list(found)
+    assert not multiprocessing.active_children()
+
+
+def test_a_copy_that_is_killed_is_told_of() -> None:
+    def dying(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        yield from explore(tasks[:1])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(DeepRecError, match="was killed"):
+        list(forked(dying, 2, 1)(TASKS))
+    assert not multiprocessing.active_children()
+
+
+def test_closing_ends_the_copies() -> None:
+    def endless(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        while True:
+            yield from explore(tasks)
+
+    found = iter(forked(endless, 2, 1)(TASKS))
+    assert next(found)
+    assert len(multiprocessing.active_children()) == 2
+    found.close()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
+
+
+def test_only_a_model_on_a_processor_is_copied() -> None:
+    assert spread(explore, TextPolicy(ScriptedWriter(3)), load_config()) is explore
+
+
+@pytest.mark.llm
+def test_a_language_model_explores_in_copies_as_it_does_alone() -> None:
+    from deeprec.policies.transformers import TransformersPolicy
+
+    policy = TransformersPolicy.load(PolicyConfig(dtype="float32"))
+    limits = LIMITS.model_copy(update={"segment_tokens": 24, "context_tokens": 1000})
+
+    def stream(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        return Explorer(policy, RecordingRetriever(len(DATA.catalog)), DATA.catalog, limits).stream(tasks)
+
+    alone = {place: [s.tokens for s in trace.segments] for place, trace in stream(TASKS[:4])}
+    config = load_config(None, ["eval.processes=2", "explore.batch_size=2"])
+    together = {place: [s.tokens for s in trace.segments] for place, trace in spread(stream, policy, config)(TASKS[:4])}
+    assert together == alone
