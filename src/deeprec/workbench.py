@@ -125,7 +125,7 @@ class Workbench:
             raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
         if self.config.policy.adapter not in ("shipped", "none"):
             raise DeepRecError(
-                "policy.adapter can't be trained on: what came out would need both. Merge it into its model first."
+                "policy.adapter can't be trained on; an adapter that a training goes on from is named in train.adapter."
             )
         from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.journal import alarms

@@ -6,6 +6,7 @@ import copy
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,26 @@ def test_which_parts_two_trainings_have_in_common() -> None:
     assert alike(stages=(one, two.model_copy(update={"share": 0.1}))) == []
     assert alike(warm_start=config.warm_start.model_copy(update={"learning_rate": 1.0})) == []
     assert alike(seed=1) == []
+    assert alike(whitening="group") == [WARM_START]  # which takes no samples
+    assert alike(tasks_per_step=8, samples=4, grad_norm=0.5) == []
+
+
+def test_a_training_goes_on_from_an_adapter(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing, what comes out is what it went on from."""
+    first = train(fresh(), rehearsal, config_of(), tmp_path / "first", Heard())
+    still = config_of().train.stages[0].model_copy(update={"learning_rate": 1e-12, "steps": 1})
+    warm = config_of().train.warm_start.model_copy(update={"learning_rate": 1e-12})
+    more = config_of(adapter=str(first), warm_start=warm, stages=(still,))
+    parts = {name: rehearsal.tasks[name] for name in (WARM_START, "one")}
+    fewer = replace(rehearsal, tasks=parts)
+    second = train(fresh(), fewer, more, tmp_path / "second", Heard())
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (second, first))
+    assert all(torch.allclose(ours[name], weight, atol=1e-9) for name, weight in theirs.items())
+    assert any(weight.abs().sum() > 0 for name, weight in theirs.items() if "lora_B" in name)
+    for wrong, said in (({"adapter": str(tmp_path)}, "no adapter_config"), ({"lora_rank": 2}, "has rank 4")):
+        settings = more.model_copy(update={"train": more.train.model_copy(update=wrong)})
+        with pytest.raises(DeepRecError, match=said):
+            train(fresh(), fewer, settings, tmp_path / "third", Heard())
 
 
 def test_every_task_is_met_once_before_any_is_met_again() -> None:

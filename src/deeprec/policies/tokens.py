@@ -56,7 +56,7 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
         return shipped if config.model in ASSETS and shipped.is_dir() else None
     adapter = Path(config.adapter).expanduser()
     if not (adapter / "adapter_config.json").is_file():
-        raise DeepRecError(f"policy.adapter={config.adapter!r} holds no adapter_config.json.")
+        raise DeepRecError(f"The adapter {config.adapter!r} holds no adapter_config.json.")
     return adapter
 
 

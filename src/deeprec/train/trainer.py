@@ -19,7 +19,7 @@ from deeprec.config import Config, StageConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment
-from deeprec.policies.tokens import write_habits
+from deeprec.policies.tokens import adapter_folder, brief, write_habits
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
@@ -29,6 +29,12 @@ from deeprec.train.sampling import Sampler, in_process
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Teacher
 from deeprec.train.warm_start import warm_start
+
+_OF_STAGES = (
+    *("tasks_per_step", "samples", "updates", "temperature", "top_p"),
+    *("whitening", "clip_low", "clip_high", "replacements"),
+)
+"""Keys that the warm start does not read."""
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 """Told the stage, the step's number from 1, the stage's steps, and the step's numbers."""
@@ -65,6 +71,8 @@ def train(
             )
     torch.manual_seed(config.train.seed)
     model = adapted(policy.model, config.train.lora_rank)
+    if config.train.adapter is not None:
+        _go_on_from(model, config)
     for name in names:
         done = folder / name
         if done.is_dir():
@@ -85,11 +93,31 @@ def train(
 def first_parts(config: TrainConfig, other: TrainConfig) -> list[str]:
     """The parts that come out alike in both trainings: those before the first difference, if the users are shared
     out alike and all that the parts have in common is the same."""
-    if shares(config) != shares(other) or config.model_copy(update={"stages": other.stages}) != other:
+
+    def with_others(*names: str) -> TrainConfig:
+        return config.model_copy(update={name: getattr(other, name) for name in names})
+
+    if shares(config) != shares(other) or with_others("stages", *_OF_STAGES) != other:
         return []
-    alike = takewhile(lambda pair: pair[0] == pair[1], zip(config.stages, other.stages, strict=False))
-    names = [WARM_START, *(stage.name for stage, _ in alike)]
+    names = [WARM_START]
+    if with_others("stages") == other:
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(config.stages, other.stages, strict=False))
+        names += [stage.name for stage, _ in alike]
     return [name for name in names if shares(config)[name]]
+
+
+def _go_on_from(model: Any, config: Config) -> None:
+    named = repr(config.train.adapter)
+    folder = adapter_folder(config.policy.model_copy(update={"adapter": config.train.adapter}))
+    if folder is None or not isinstance(model, PeftModel):
+        raise DeepRecError(f"train.adapter={named} needs a train.lora_rank, and an adapter of {config.policy.model}.")
+    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r")
+    if rank != config.train.lora_rank:
+        raise DeepRecError(f"train.adapter={named} has rank {rank}: set train.lora_rank to it.")
+    try:
+        load_weights(model, folder)
+    except Exception as error:  # noqa: BLE001 (whatever foreign or damaged files make the loaders raise)
+        raise DeepRecError(f"train.adapter={named} does not fit {config.policy.model}: {brief(error)}") from None
 
 
 def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) -> None:
