@@ -245,6 +245,9 @@ class TrainConfig(Section):
     whitening: Literal["batch", "group", "none"] = Field(
         "batch", description="advantages are divided by the deviation of the rewards of the batch, of the group, or not"
     )
+    negative: float = Field(
+        1.0, ge=0, le=1, description="weight of what was worse than its group's mean; 0: only imitate what was better"
+    )
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.28, gt=0)
     grad_norm: float = Field(1.0, gt=0)

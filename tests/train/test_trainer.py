@@ -279,7 +279,8 @@ def test_a_finished_training_is_not_repeated(rehearsal: Rehearsal, unbroken: tup
     assert not again.steps
 
 
-def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: Path) -> None:
+@pytest.mark.parametrize("negative", [1.0, 0.25, 0.0])
+def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: Path, negative: float) -> None:
     """TRL gets the tokens, masks and advantages that the traces and rewards give, worked out by hand here."""
     from datasets import Dataset as Table
     from trl import GRPOTrainer
@@ -307,6 +308,7 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
         processing_class=bytes_tokenizer(),
         rollout_func=Rollout(rehearsal, tasks, rubric, config.explore, config.train, hear),
     )
+    trainer.negative = negative
     trainer.model.train()
     batch = trainer._generate_and_score_completions([{"prompt": task.id} for task in tasks[:2] for _ in range(2)])
     assert [trace.task for trace in told["traces"]] == [task.id for task in tasks[:2] for _ in range(2)]
@@ -328,6 +330,7 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
     rewards = np.array([scored.total for scored in told["scores"]]).reshape(2, 2)
     assert len(set(rewards.ravel())) > 1
     expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
+    expected = np.where(expected < 0, negative * expected, expected)
     np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-4)
     # Scoring the policy's own tokens alone teaches what TRL teaches by scoring all.
     trainer.current_gradient_accumulation_steps = 1

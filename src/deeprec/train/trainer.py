@@ -32,7 +32,7 @@ from deeprec.train.warm_start import warm_start
 
 _OF_STAGES = (
     *("tasks_per_step", "samples", "updates", "temperature", "top_p"),
-    *("whitening", "clip_low", "clip_high", "replacements"),
+    *("whitening", "negative", "clip_low", "clip_high", "replacements"),
 )
 """Keys that the warm start does not read."""
 
