@@ -2,7 +2,8 @@
 
     python benchmarks/ship_adapter.py RUN/recommendation [--trust 0.1]
 
-The training's configuration is kept beside it; the model card, README.md in the same folder, is written by hand.
+The training's configuration, less the adapter that it went on from, is kept beside it; the model card, README.md in the
+same folder, is written by hand.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from deeprec.config import load_config
+from deeprec.config import dump_config, load_config
 from deeprec.policies.tokens import SHIPPED, write_habits
 
 
@@ -28,9 +29,10 @@ def main() -> None:
     folder = SHIPPED / settings["base_model_name_or_path"]
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(args.adapter / "adapter_config.json", folder)
-    written = args.adapter.parent / "config.toml"
-    shutil.copy(written, folder / "training.toml")
-    explore = load_config(written).explore
+    config = load_config(args.adapter.parent / "config.toml")
+    train = config.train.model_copy(update={"adapter": None})  # its path means nothing elsewhere
+    (folder / "training.toml").write_text(dump_config(config.model_copy(update={"train": train})), encoding="utf-8")
+    explore = config.explore
     write_habits(folder, explore if args.trust is None else explore.model_copy(update={"trust": args.trust}))
     weights = load_file(args.adapter / "adapter_model.safetensors")
     small = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}

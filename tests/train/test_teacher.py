@@ -66,6 +66,12 @@ def test_the_teachers_words_are_learned_and_the_environments_are_not() -> None:
         assert list(example.learned) == own
 
 
+def test_the_first_word_says_whether_the_teacher_goes_on() -> None:
+    for trace, _ in taught(items_per_call=3)[1]:
+        assert trace.thought.startswith("I rank ")
+        assert not any(turn.thought.startswith("I rank ") for turn in trace.turns)
+
+
 def test_the_answer_is_what_came_back_in_order() -> None:
     for trace, _ in taught()[1]:
         assert list(trace.answered) == list(trace.pool[: trace.answer_size])

@@ -45,10 +45,11 @@ _LATER = (
     "{found} is close. More particular:",
     "Beside {found}, the next step could be",
 )
+# Whether to call on or to answer is said by the first word, right after what the tool said of calls left.
 _LAST = (
-    "{found} and what fits the latest titles come first.",
+    "I rank {found} and what fits the latest titles first.",
     "I rank by what the latest titles ask for; {found} was a good sign.",
-    "All lists count, what is closest to {last} first.",
+    "I rank what all lists brought, what is closest to {last} first.",
 )
 
 
