@@ -258,6 +258,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _stages_fit(self) -> TrainConfig:
         names = [stage.name for stage in self.stages]
+        if late := next((stage.name for stage in self.stages if 0 < stage.steps <= stage.warmup), None):
+            raise ValueError(f"stage {late} never reaches its learning rate: its warmup takes all of its steps")
         if len(set(names)) < len(names) or {"warm-start", "checkpoints"} & set(names):
             raise ValueError("two stages have one name, or one is called warm-start or checkpoints")
         if self.warm_start.share + sum(stage.share for stage in self.stages) > 0.9:
@@ -277,7 +279,7 @@ class EvalConfig(Section):
         None,
         ge=1,
         description="in which a language model on a processor of Linux explores, half a batch of users each or more; "
-        "default: as many as PyTorch has threads",
+        "default: as many as PyTorch has threads, at most 8",
     )
     bootstrap: int = Field(2000, ge=100, description="resamples behind an interval")
     confidence: float = Field(0.95, gt=0, lt=1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +70,48 @@ def test_what_a_copy_raises_is_raised_here() -> None:
     assert not multiprocessing.active_children()
 
 
+def test_what_cannot_travel_is_told_in_words() -> None:
+    class TornError(Exception):  # of a function: it has no name by which to pickle it
+        pass
+
+    def failing(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        yield from explore(tasks[:1])
+        raise TornError("No more.")
+
+    with pytest.raises(RuntimeError, match="TornError: No more"):
+        list(forked(failing, 2, 1)(TASKS))
+
+
+def test_copies_die_with_their_parent() -> None:
+    reading, writing = os.pipe()
+
+    def endless(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        os.write(writing, b"%8d" % os.getpid())
+        yield from explore(tasks[:1])
+        time.sleep(60)
+
+    parent = os.fork()
+    if not parent:
+        with contextlib.suppress(BaseException):
+            list(forked(endless, 2, 1)(TASKS))
+        os._exit(0)
+    copies = [int(os.read(reading, 8)) for _ in range(2)]
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    deadline = time.monotonic() + 10
+    while any(map(_alive, copies)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "State:\tZ" not in status  # killed, and whoever adopted it has not asked yet
+
+
 def test_a_copy_that_is_killed_is_told_of() -> None:
     def dying(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         yield from explore(tasks[:1])
@@ -94,6 +140,8 @@ def test_only_a_model_on_a_processor_is_copied() -> None:
 
 @pytest.mark.llm
 def test_a_language_model_explores_in_copies_as_it_does_alone() -> None:
+    import torch
+
     from deeprec.policies.transformers import TransformersPolicy
 
     policy = TransformersPolicy.load(PolicyConfig(dtype="float32"))
@@ -102,7 +150,15 @@ def test_a_language_model_explores_in_copies_as_it_does_alone() -> None:
     def stream(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         return Explorer(policy, RecordingRetriever(len(DATA.catalog)), DATA.catalog, limits).stream(tasks)
 
-    alone = {place: [s.tokens for s in trace.segments] for place, trace in stream(TASKS[:4])}
+    def told(pairs: Iterable[tuple[int, Trace]]) -> dict[int, list[tuple[int, ...]]]:
+        return {place: [segment.tokens for segment in trace.segments] for place, trace in pairs}
+
+    alone = told(stream(TASKS[:4]))
     config = load_config(None, ["eval.processes=2", "explore.batch_size=2"])
-    together = {place: [s.tokens for s in trace.segments] for place, trace in spread(stream, policy, config)(TASKS[:4])}
-    assert together == alone
+    pairs = iter(spread(stream, policy, config)(TASKS[:4]))
+    first = next(pairs)
+    assert len(multiprocessing.active_children()) == 2
+    assert told([first, *pairs]) == alone
+
+    policy.model = SimpleNamespace(device=torch.device("cuda"))
+    assert spread(stream, policy, config) is stream

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deeprec.config import Config, ExploreConfig, StageConfig, TrainConfig, TRMConfig, WarmStartConfig
 from deeprec.errors import DeepRecError
@@ -233,6 +233,28 @@ def test_a_training_goes_on_from_an_adapter(rehearsal: Rehearsal, tmp_path: Path
         settings = more.model_copy(update={"train": more.train.model_copy(update=wrong)})
         with pytest.raises(DeepRecError, match=said):
             train(fresh(), fewer, settings, tmp_path / "third", Heard())
+
+
+def test_the_learning_rate_rises_from_the_first_step_on(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    two, one = config_of().train.stages[0].model_copy(update={"warmup": 1}), config_of().train.stages[1]
+    heard = Heard()
+    train(fresh(), rehearsal, config_of(stages=(two, one)), tmp_path, heard)
+    rates = [heard.steps[stage, step]["learning_rate"] for stage in ("one", "two") for step in (1, 2)]
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01])
+
+
+def test_an_adapter_of_other_layers_or_scale_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    first = train(fresh(), rehearsal, config_of(), tmp_path / "first", Heard())
+    weights = load_file(first / "adapter_model.safetensors")
+    settings = json.loads((first / "adapter_config.json").read_text())
+    for said, kept, changed in (
+        ("other layers", len(weights) - 2, {}),
+        ("twice its rank but 99", len(weights), {"lora_alpha": 99}),
+    ):
+        save_file(dict(list(weights.items())[:kept]), first / "adapter_model.safetensors")
+        (first / "adapter_config.json").write_text(json.dumps(settings | changed))
+        with pytest.raises(DeepRecError, match=said):
+            train(fresh(), rehearsal, config_of(adapter=str(first)), tmp_path / "second", Heard())
 
 
 def test_every_task_is_met_once_before_any_is_met_again() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +19,9 @@ from deeprec.policies.policy import Policy
 
 Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
 """Yields `(place of the task, trace)` as explorations end."""
+_PR_SET_PDEATHSIG = 1
+_COPIES = 8
+"""Made unasked, at most: each keeps the cache of a whole batch."""
 
 
 def spread(stream: Stream, policy: Policy, config: Config) -> Stream:
@@ -27,7 +32,8 @@ def spread(stream: Stream, policy: Policy, config: Config) -> Stream:
         return stream
     import torch
 
-    return forked(stream, config.eval.processes or torch.get_num_threads(), max(1, config.explore.batch_size // 2))
+    most = config.eval.processes or min(torch.get_num_threads(), _COPIES)
+    return forked(stream, most, max(1, config.explore.batch_size // 2))
 
 
 def forked(stream: Stream, most: int, at_least: int) -> Stream:
@@ -64,8 +70,9 @@ def forked(stream: Stream, most: int, at_least: int) -> Stream:
                         found = end.recv()
                     except EOFError:
                         raise DeepRecError(
-                            "A process that explored was killed, perhaps for want of memory: run the same command "
-                            "again, with a lower eval.processes or explore.batch_size."
+                            "A process that explored was killed, perhaps for want of memory. What was found before is "
+                            "kept where it was recorded; set OMP_NUM_THREADS=1 to go on in one process, or begin anew "
+                            "with a lower eval.processes or explore.batch_size."
                         ) from None
                     if isinstance(found, BaseException):
                         raise found
@@ -84,15 +91,26 @@ def forked(stream: Stream, most: int, at_least: int) -> Stream:
 
 def _work(stream: Stream, tasks: Sequence[Task], end: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends its copies
+    # Whoever kills the parent kills its copies, which hold the lock on the run's folder too.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(1)  # a copy of a process has no other threads
     try:
         for pair in stream(tasks):
-            if os.getppid() != parent:  # killed: nobody reads on
-                return
             end.send(pair)
         end.send(None)
     except Exception as error:  # noqa: BLE001 (to be raised by the parent)
-        end.send(error)
+        end.send(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """Itself, or what it says, where it does not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 (whatever a foreign class raises)
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

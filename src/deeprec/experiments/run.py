@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
-from deeprec.config import Config, trust_of
+from deeprec.config import Config, items_of, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import recall_titles, rerank
@@ -304,7 +304,7 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
         frame = dataset.catalog.to_frame()
         record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
     if "explore" in reads:
-        record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore)}
+        record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore), "items": items_of(config.explore)}
     if "policy" in reads:
         record["weights"] = _weights(config)
     if system.kind == "rerank":

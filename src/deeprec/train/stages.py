@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from datasets import Dataset as Table
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig, GRPOTrainer
 
 from deeprec.config import ExploreConfig, StageConfig, TrainConfig
@@ -51,7 +52,7 @@ def run_stage(
         rollout_func=Rollout(rehearsal, tasks, rubric, explore, config, journal.hear, sampler),
         callbacks=[journal],
     )
-    trainer.negative = config.negative
+    trainer.negative, trainer.warmup = config.negative, stage.warmup * config.updates
     run_trainer(trainer, folder)
 
 
@@ -65,6 +66,12 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     _own_BC: Tensor | None = None
     negative = 1.0
     """Weight of negative advantages."""
+    warmup = 0
+    """Optimiser steps in which the learning rate rises. Those of transformers begin at 0: explorations for nothing."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
+        return self.lr_scheduler
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -132,8 +139,7 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         loss_type="dapo",
         reward_weights=list(rubric.weights.values()),
         learning_rate=stage.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=stage.warmup * config.updates,
+        lr_scheduler_type="constant",
         max_grad_norm=config.grad_norm,
         gradient_checkpointing=model.device.type == "cuda",
         shuffle_dataset=False,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from deeprec.config import Config, StageConfig, TrainConfig
@@ -111,10 +111,15 @@ def _go_on_from(model: Any, config: Config) -> None:
     folder = adapter_folder(config.policy.model_copy(update={"adapter": config.train.adapter}))
     if folder is None or not isinstance(model, PeftModel):
         raise DeepRecError(f"train.adapter={named} needs a train.lora_rank, and an adapter of {config.policy.model}.")
-    rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r")
-    if rank != config.train.lora_rank:
-        raise DeepRecError(f"train.adapter={named} has rank {rank}: set train.lora_rank to it.")
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if settings.get("r") != config.train.lora_rank:
+        raise DeepRecError(f"train.adapter={named} has rank {settings.get('r')}: set train.lora_rank to it.")
     try:
+        # peft takes what has a place and passes over the rest.
+        if set(load_file(folder / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
+            raise ValueError("it is of other layers")
+        if settings.get("lora_alpha") != 2 * config.train.lora_rank:
+            raise ValueError(f"its lora_alpha is not twice its rank but {settings.get('lora_alpha')}")
         load_weights(model, folder)
     except Exception as error:  # noqa: BLE001 (whatever foreign or damaged files make the loaders raise)
         raise DeepRecError(f"train.adapter={named} does not fit {config.policy.model}: {brief(error)}") from None
