@@ -20,9 +20,10 @@ from deeprec.config import Config, ExploreConfig, StageConfig, TrainConfig, TRMC
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Author
 from deeprec.policies.transformers import TransformersPolicy
+from deeprec.rewards.outcome import hit_reward
 from deeprec.rewards.rubric import Rubric
 from deeprec.testing import toy_dataset
-from deeprec.train.journal import alarms
+from deeprec.train.journal import alarms, measure
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.stages import OwnTokensTrainer, arguments, order_of
@@ -394,6 +395,21 @@ def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, t
     same |= {task.id for task in tasks} - {second.id}
     rollout([first.id, first.id, second.id, second.id], Trainer)
     assert len(told["step"][0]) == 4  # none better was found, and training goes on
+
+    # Beside each reward stands what the TRM's own list is paid for the same task.
+    rollout.rubric = Rubric(
+        {"hit": hit_reward, "calls": lambda trace, _: -len(trace.turns)}, {"hit": 1.0, "calls": 9.0}
+    )
+    rollout.config = config_of(replacements=0).train
+    rollout([task.id for task in tasks for _ in range(2)], Trainer)
+    queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
+    ranks = rehearsal.retriever.ranks(queries, [rehearsal.targets()[task.id] for task in tasks])
+    hits = [float(0 <= rank < config.explore.answer_size) for rank in ranks for _ in range(2)]
+    traces, scores, _ = told["step"]
+    assert [scored.alone for scored in scores] == hits
+    assert 0 < sum(hits) < len(hits)
+    rewards = [9.0 * -len(trace.turns) + scored.terms["hit"] for trace, scored in zip(traces, scores, strict=True)]
+    assert measure(traces, scores)["gain"] == pytest.approx(np.mean(rewards) - np.mean(hits))
 
 
 def test_a_stage_without_enough_tasks_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:

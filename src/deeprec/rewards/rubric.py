@@ -21,10 +21,11 @@ Reward = Callable[[Trace, ItemIdx], float]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The unweighted terms of a trace by name, and their weighted sum."""
+    """The unweighted terms of a trace by name, their weighted sum, and what the retriever's own list is paid there."""
 
     terms: dict[str, float]
     total: float
+    alone: float = 0.0
 
 
 class Rubric:

@@ -16,8 +16,8 @@ from deeprec.runs import Run
 Curves = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """By stage and name, a number of every step; nan where a step has none."""
 
-_PANELS = ("reward", "well-formed", "turns", "tokens")
-_SHOWN = ("reward", "loss", "well-formed", "turns", "tokens", "repeated preferences", "equal groups", "entropy")
+_PANELS = ("reward", "gain", "well-formed", "turns", "tokens")
+_SHOWN = ("reward", "gain", "loss", "well-formed", "turns", "tokens", "repeated preferences", "equal groups", "entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,9 @@ def plot_curves(curves: Curves, path: Path) -> None:
     rows = figure.subplots(len(stages), len(_PANELS), squeeze=False)
     for (stage, numbers), axes in zip(stages, rows, strict=True):
         for name, axis in zip(_PANELS, axes, strict=True):
+            if name not in numbers:
+                axis.set_visible(False)
+                continue
             steps_T = np.arange(1, len(numbers[name]) + 1)
             axis.plot(steps_T, numbers[name], ".", color="0.65")
             axis.plot(steps_T, _running_mean(numbers[name]), color="C0")

@@ -72,6 +72,7 @@ class Journal(TrainerCallback):
 def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, float]:
     """Means over the explorations of a step: rewards, and how they explored."""
     numbers = {"reward": float(np.mean([scored.total for scored in scores]))}
+    numbers["gain"] = numbers["reward"] - float(np.mean([scored.alone for scored in scores]))
     for name in scores[0].terms:
         numbers[f"reward/{name}"] = float(np.mean([scored.terms[name] for scored in scores]))
     groups: dict[str, set[float]] = {}

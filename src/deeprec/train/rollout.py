@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from accelerate.utils import gather_object
 from deeprec.config import ExploreConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.explore.explorer import Explorer
-from deeprec.explore.trace import Trace
+from deeprec.explore.trace import Line, Stop, Trace
 from deeprec.rewards.rubric import Rubric, Scored
 from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.sampling import Sampler, in_process
+from deeprec.trm.retriever import Query
 
 Listener = Callable[[Sequence[Trace], Sequence[Scored], dict[str, float]], None]
 """Hears each step's traces, their rewards, and seconds by activity."""
@@ -72,14 +74,33 @@ class Rollout:
                 flat = [g for g in flat if first + g in drawn]
                 groups = [drawn.get(first + g, task) for g, task in enumerate(groups)]
             traces = explorer.run([groups[g] for g in flat for _ in range(size)])
+            alone = self._alone(traces[::size])
             for place, g in enumerate(flat):
                 group = traces[place * size : (place + 1) * size]
-                found[g] = [(trace, self.rubric.score(trace, self.targets[trace.task])) for trace in group]
+                scores = [self.rubric.score(trace, self.targets[trace.task]) for trace in group]
+                found[g] = [
+                    (trace, replace(each, alone=alone[place])) for trace, each in zip(group, scores, strict=True)
+                ]
         model.train(training)
         everything = [pair for group in found for pair in group]
         traces, scores = [trace for trace, _ in everything], [scored for _, scored in everything]
         self.listener(traces, scores, {**explorer.seconds, **policy.seconds})
         return _fields(traces) | {"scored": scores}
+
+    def _alone(self, traces: Sequence[Trace]) -> list[float]:
+        """What answering with the retriever's own list, without a call, is paid in the task of each trace.
+
+        Tasks differ far more than a step changes a policy; less this, rewards of different tasks can be compared.
+        """
+        queries = [Query(trace.history, exclude=frozenset(trace.history)) for trace in traces]
+        lists = self.rehearsal.retriever.retrieve(queries, self.explore.answer_size)
+        titles = self.rehearsal.catalog.titles
+        found = []
+        for trace, hits in zip(traces, lists, strict=True):
+            answer = tuple(Line(titles[hit.item], hit.item, retrieved=True, fault=None) for hit in hits)
+            told = replace(trace, turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED)
+            found.append(self.rubric.score(told, self.targets[trace.task]).total)
+        return found
 
     def _others(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
         """Tasks to take the place of those of the step, in an order of the step's own."""
