@@ -32,7 +32,7 @@ def parts(readme: str) -> tuple[str, str, str]:
 
 def cut(report: str) -> str:
     """Of each set: its heading, users and items, main table and sentences."""
-    preface, *sets = re.split(r"^## (?=\S+$)", report.partition("\n## The experiment\n")[0], flags=re.MULTILINE)
+    preface, *sets = re.split(r"^## ", report.partition("\n## The experiment\n")[0], flags=re.MULTILINE)
     machines = [line for line in preface.splitlines() if line.startswith(("- machines:", "- dates:"))]
     found = ["", *machines]
     for text in sets:

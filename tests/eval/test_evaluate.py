@@ -150,6 +150,7 @@ def test_the_sample_is_seeded_sorted_and_of_the_split():
     assert numbers == sorted(set(numbers))
     assert numbers != list(range(10))
     assert evaluation_tasks(dataset, EvalConfig(users=10))[1] == sample
+    assert {task.id for task in sample} < {task.id for task in evaluation_tasks(dataset, EvalConfig(users=15))[1]}
     assert evaluation_tasks(dataset, EvalConfig(users=10, seed=1))[1] != sample
     assert evaluation_tasks(dataset, EvalConfig(users=10, split="validation"))[0] == dataset.tasks("validation")
 

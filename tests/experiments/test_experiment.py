@@ -69,6 +69,7 @@ kind = "script"
 name = "mine"
 kind = "lists"
 file = {lists!r}
+against = ["script", "script, one call"]
 """
 
 
@@ -122,6 +123,8 @@ def test_the_tables_hold_what_the_parts_say(experiment):
     means = [np.mean([1 / np.log2(r + 2) if 0 <= r < 3 else 0 for r in found["script", s].ranks]) for s in (0, 1)]
     assert f"| script | 60 | 2 | {np.mean(means):.4f} [" in text
     assert re.search(r"- By NDCG@3, better than TRM alone on the same users: .*mine", text)
+    assert re.search(r"- mine to script: \+0\.\d{4} \[\+0\.\d{4}, \+0\.\d{4}\] \(", text)
+    assert "- mine to script, one call: +" in text
     assert re.search(r"- EASE: regularisation \d+ of 20, 50, 200, 500, 1000, by validation NDCG@10\.", text)
 
 
@@ -208,11 +211,8 @@ def test_the_built_in_plan_runs_on_any_table(site, tmp_path):  # noqa: F811
     text = BUILT_IN.read_text()
     plan = load_plan(BUILT_IN, load_config(site.config))
     assert plan.sets[0].source == str(site.root / "table.csv")
-    assert [system.kind for system in plan.systems if system.kind in ("titles", "rerank", "explore")] == [
-        "titles",
-        "rerank",
-        "explore",
-    ]
+    kinds = [system.kind for system in plan.systems if system.kind in ("titles", "rerank", "explore")]
+    assert kinds == ["titles", "rerank", "explore", "explore"]
     cheap = text.partition('[[systems]]\nname = "language model, titles')[0]
     (tmp_path / "cheap.toml").write_text(cheap)
     out = tmp_path / "out"
@@ -340,6 +340,66 @@ def test_the_command_line_may_not_contradict_the_plan(tmp_path):
         load_plan(path, load_config(None, ["trm.seed=3"]))
     assert [each.source for each in load_plan(path, load_config(None, ["data.source=b"])).sets] == ["a"]
     assert [each.source for each in load_plan(path, Config(), ["b", "c"]).sets] == ["b", "c"]
+
+
+def test_the_command_line_chooses_among_the_sets_of_a_plan(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text("""
+name = "x"
+sets = [{ source = "a", config.data.user_core = 7 }, { source = "folder/b" }, { source = "a", name = "late" }]
+
+[[systems]]
+name = "TRM alone"
+kind = "trm"
+
+[[systems]]
+name = "of b"
+kind = "ease"
+sets = ["b"]
+
+[[systems]]
+name = "of two"
+kind = "ease"
+sets = ["b", "late"]
+""")
+
+    def chosen(*sources):
+        plan = load_plan(path, Config(), sources)
+        return {each.label: [system.name for system in plan.systems_of(each)] for each in plan.sets}, plan
+
+    every = {"a": ["TRM alone"], "b": ["TRM alone", "of b", "of two"], "late": ["TRM alone", "of two"]}
+    assert chosen()[0] == every
+    found, plan = chosen("a")  # by source: both sets of it, each as the plan describes it
+    assert found == {name: every[name] for name in ("a", "late")}
+    assert plan.config_of(plan.sets[0], plan.systems[0], 0).data.user_core == 7
+    assert chosen("late")[0] == {"late": every["late"]}  # by name
+    assert chosen("b", "c")[0] == {"b": every["b"], "c": ["TRM alone"]}
+
+
+def test_sets_that_cannot_be_read_do_not_stop_the_others(site, tmp_path):  # noqa: F811
+    """And the places of systems on several sets stand beside each other."""
+    table = site.root / "table.csv"
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f"""
+name = "two"
+baseline = "popularity"
+sets = [
+    {{ source = "nowhere" }},
+    {{ source = {str(table)!r} }},
+    {{ source = {str(table)!r}, name = "by time", config.data.time_split = [0.6, 0.8] }},
+]
+systems = [{{ name = "popularity", kind = "popularity" }}, {{ name = "EASE", kind = "ease" }}]
+""")
+    result = site("experiment", "run", plan, "--out", tmp_path / "out")
+    assert result.code == 2
+    assert "nowhere" in result.err
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(r"\n60 test users, \d+ items; each user's last two items held out; fingerprint", text)
+    assert "split by time: trained on the first 60% of the interactions, validated up to 80%" in text
+    table = text.partition("## All sets\n")[2].partition("\n## ")[0]
+    assert re.search(r"\| EASE \| [12] \(0\.\d{4}\) \| [12] \(0\.\d{4}\) \|", table)
+    assert re.search(r"- Kendall's tau of table and by time: -?1\.00 \(2 systems\)\.", table)
+    assert "Not run yet: nowhere." in text
 
 
 class Stub(Workbench):

@@ -383,6 +383,17 @@ def test_traces_survive_json() -> None:
         assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
 
 
+@pytest.mark.parametrize(("title", "limit"), [("A" * 20, 220), ("A" * 80, 60 + 10 * (80 // 3 + 4)), ("語" * 80, 900)])
+def test_a_segment_has_room_for_an_answer_of_long_titles(title: str, limit: int) -> None:
+    """Unless the configuration says what room it has."""
+    titles = tuple(f"{title} {n:02}" if n % 10 == 0 else f"T {n:02}" for n in range(len(CATALOG)))
+    catalog = replace(CATALOG, titles=titles)
+    for config, expected in ((_roomy(segment_tokens=None, answer_size=10), limit), (_roomy(segment_tokens=17), 17)):
+        policy = Dripping(talk(1))
+        Explorer(policy, RecordingRetriever(len(catalog)), catalog, config).run(TASKS[:1])
+        assert {asked.max_new_tokens for asked in policy.requests} <= set(range(expected, expected + 15))
+
+
 def test_time_is_kept_by_activity() -> None:
     explorer = Explorer(TextPolicy(talk(2)), RecordingRetriever(len(CATALOG)), CATALOG, _roomy())
     assert explorer.seconds == {"retrieve": 0, "parse": 0}

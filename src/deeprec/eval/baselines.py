@@ -11,7 +11,7 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
-from deeprec.explore.environment import item_lines, resolve_lines
+from deeprec.explore.environment import item_lines, resolve_lines, room_for, segment_tokens_of
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
@@ -40,7 +40,7 @@ def rerank(
 
     A trace has one turn without a preference, which holds the candidates. Yields `(place of the task, trace)`.
     """
-    size = config.answer_size
+    size, room = config.answer_size, segment_tokens_of(config, room_for(catalog))
 
     def read_of(task: Task, turn: Turn) -> _Read:
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
@@ -64,7 +64,7 @@ def rerank(
             for task, turn in zip(batch, turns, strict=True)
         ]
         reads = list(map(read_of, batch, turns))
-        traces = _one_shot(policy, batch, prompts, [(turn,) for turn in turns], reads, config, start)
+        traces = _one_shot(policy, batch, prompts, [(turn,) for turn in turns], reads, config, room, start)
         yield from enumerate(traces, start)
 
 
@@ -85,7 +85,7 @@ def recall_titles(
     Args:
         titles_IE: vectors of the catalogue's titles, by the same encoder.
     """
-    size = config.answer_size
+    size, room = config.answer_size, segment_tokens_of(config, room_for(catalog))
 
     def read_of(task: Task) -> _Read:
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
@@ -102,7 +102,7 @@ def recall_titles(
             protocol.titles_prompt(item_lines(catalog, task.history[-config.history :]), answer_size=size)
             for task in batch
         ]
-        traces = _one_shot(policy, batch, prompts, [()] * len(batch), list(map(read_of, batch)), config, start)
+        traces = _one_shot(policy, batch, prompts, [()] * len(batch), list(map(read_of, batch)), config, room, start)
         yield from enumerate(traces, start)
 
 
@@ -130,18 +130,17 @@ def _one_shot(
     turns: Sequence[tuple[Turn, ...]],
     reads: Sequence[_Read],
     config: ExploreConfig,
+    room: int,
     start: int,
 ) -> list[Trace]:
-    """A batch of prompts that end with `ONE_SHOT_START`, each answered by one segment; `start` numbers the first."""
+    """A batch of prompts that end with `ONE_SHOT_START`, each answered by one segment of at most `room` tokens;
+    `start` numbers the first."""
     contexts = [policy.encode(prompt, first=True) for prompt in prompts]
     keys = [f"one-shot:{start + place}" for place in range(len(tasks))]
     written: dict[str, list[Chunk]] = {key: [] for key in keys}
     try:
         policy.submit(
-            [
-                Request(key, tuple(context), (END_ANSWER,), config.segment_tokens)
-                for key, context in zip(keys, contexts, strict=True)
-            ]
+            [Request(key, tuple(context), (END_ANSWER,), room) for key, context in zip(keys, contexts, strict=True)]
         )
         while chunks := policy.step():
             for chunk in chunks:

@@ -26,13 +26,16 @@ Tick = Callable[[int], None]
 
 
 def evaluation_tasks(dataset: Dataset, config: EvalConfig) -> tuple[list[Task], list[Task]]:
-    """All tasks of the split, and the seeded sample of them that costly systems are run on."""
+    """All tasks of the split, and the seeded sample of them that costly systems are run on.
+
+    A smaller sample is a part of a larger one, so that systems with samples of two sizes have users in common.
+    """
     tasks = dataset.tasks(config.split)
     if not tasks:
         raise DeepRecError(f"{dataset.name} has no {config.split} users: each needs 3 interactions.")
     if config.users is None or config.users >= len(tasks):
         return tasks, tasks
-    chosen = np.random.default_rng(config.seed).choice(len(tasks), config.users, replace=False)
+    chosen = np.random.default_rng(config.seed).permutation(len(tasks))[: config.users]
     return tasks, [tasks[place] for place in sorted(chosen)]
 
 

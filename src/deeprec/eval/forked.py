@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
@@ -104,13 +104,5 @@ def _work(stream: Stream, tasks: Sequence[Task], end: Connection, parent: int) -
             end.send(pair)
         end.send(None)
     except Exception as error:  # noqa: BLE001 (to be raised by the parent)
-        end.send(_portable(error))
-
-
-def _portable(error: Exception) -> Exception:
-    """Itself, or what it says, where it does not survive the way to another process."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 (whatever a foreign class raises)
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        # Others may not survive the way, or lose where they arose.
+        end.send(error if type(error) is DeepRecError else RuntimeError("".join(traceback.format_exception(error))))

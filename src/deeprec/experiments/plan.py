@@ -65,6 +65,7 @@ class SystemPlan(Section):
     file: str | None = Field(None, description="of `lists`; {set} and {seed} are filled in")
     candidates: int = Field(CANDIDATES, ge=1, description="that `rerank` shows")
     sets: tuple[str, ...] | None = Field(None, description="run on these sets only")
+    against: tuple[str, ...] = Field((), description="other systems to compare it with, beside the baseline")
     note: str = Field("", description="shown under the tables")
 
     @model_validator(mode="after")
@@ -105,6 +106,12 @@ class Plan(Section):
         for set_ in self.sets:
             if self.baseline not in [system.name for system in self.systems_of(set_)]:
                 raise ValueError(f"baseline {self.baseline!r} is not run on set {set_.label!r}")
+        systems = {system.name for system in self.systems}
+        for system in self.systems:
+            if unknown := {*system.against} - systems:
+                raise ValueError(
+                    f"system {system.name!r} is compared with systems that are not there: {sorted(unknown)}"
+                )
         known = {each.label for each in self.sets}
         for system in self.systems:
             if unknown := {*(system.sets or ()), *([system.train_on] if system.train_on else [])} - known:
@@ -144,7 +151,10 @@ class Plan(Section):
         configs = [self.config_of(set_, system, seed)]
         if system.train is not None:
             configs.append(self.training_of(set_, system, seed))
-        said = [system.model_dump_json(exclude={"name", "note", "sets"}), *(each.model_dump_json() for each in configs)]
+        said = [
+            system.model_dump_json(exclude={"name", "note", "sets", "against"}),
+            *(each.model_dump_json() for each in configs),
+        ]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
     def _config(self, set_: SetPlan, system: str, seed: int, own: Mapping[str, Any]) -> Config:
@@ -160,7 +170,7 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
 
     Args:
         config: what was set in it is laid over the plan's configuration; where the plan names no set, its own is taken.
-        sources: take the place of the plan's sets.
+        sources: the sets to run on, in place of all of the plan: by source or name, or others.
 
     Raises:
         DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
@@ -169,9 +179,9 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
     said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     if own := [f"{section}.seed" for section in ("trm", "train", "explore") if "seed" in said.get(section, {})]:
         raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
-    if sources or not tree.get("sets"):
-        tree["sets"] = [{"source": source} for source in sources or [config.data.source]]
     try:
+        if sources or not tree.get("sets"):
+            _choose(tree, sources or [config.data.source])
         plan = Plan.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
@@ -186,6 +196,26 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
             for seed in plan.seeds:
                 plan.digest(set_, system, seed)  # reads it all
     return plan
+
+
+def _choose(tree: dict[str, Any], sources: Sequence[str]) -> None:
+    """Let the plan run on these sets: on its own of such a source or name, as it describes them, and on others bare.
+    Systems of other sets are left out."""
+    own = [SetPlan.model_validate(each) for each in tree.get("sets", [])]
+    chosen: list[SetPlan] = []
+    for source in sources:
+        found = [each for each in own if source in (each.source, each.label)]
+        chosen += found or [SetPlan(source=source)]
+    tree["sets"] = [each.model_dump(exclude_unset=True) for each in chosen]
+    left_out = {each.label for each in own} - {each.label for each in chosen}
+    systems = []
+    for system in tree.get("systems", []):
+        if isinstance(system, dict) and (sets := system.get("sets")):
+            system = system | {"sets": [name for name in sets if name not in left_out]}
+            if not system["sets"]:
+                continue
+        systems.append(system)
+    tree["systems"] = systems
 
 
 def slug(name: str) -> str:

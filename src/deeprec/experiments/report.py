@@ -12,7 +12,7 @@ from deeprec.config import Config
 from deeprec.errors import DeepRecError
 from deeprec.experiments.plan import PLAN_FILE, Plan, dump_plan, load_plan, slug
 from deeprec.experiments.plots import plot_cost, plot_quality, plot_turns
-from deeprec.experiments.tables import SetReport
+from deeprec.experiments.tables import SetReport, across
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
@@ -31,6 +31,8 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     lines = [f"# {plan.name}", "", *([plan.about, ""] if plan.about else []), *_preface(plan, sets)]
     for each in sets:
         lines += _section(each, folder)
+    if table := across(sets):
+        lines += ["", "## All sets", "", *table]
     late = [set_.label for set_, each in zip(plan.sets, found, strict=True) if each is None]
     if late:
         lines += ["", f"Not run yet: {', '.join(late)}."]
@@ -44,11 +46,12 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
 def _preface(plan: Plan, sets: Sequence[SetReport]) -> list[str]:
     config = sets[0].config
-    machines = {part.environment["hardware"] for each in sets for outcome in each.outcomes for part in outcome.parts}
-    dates = sorted(part.environment["date"] for each in sets for outcome in each.outcomes for part in outcome.parts)
-    versions = {part.environment["versions"] for each in sets for outcome in each.outcomes for part in outcome.parts}
+    made = [part.environment for each in sets for outcome in each.outcomes for part in outcome.parts]
+    dates = sorted(each["date"] for each in made)
+    words = [each["command"].partition(" ") for each in made]
+    commands = {f"{Path(program).name} {rest}" for program, _, rest in words}
     return [
-        f"Leave one out, {config.split} split, full ranking of the catalogue, the history excluded. Brackets hold "
+        f"Full ranking of the catalogue, the history excluded. Brackets hold "
         f"{100 * config.confidence:g} % intervals (percentile bootstrap over users, {config.bootstrap} resamples, seed "
         f"{config.seed}), not corrected for the number of comparisons; values are means over seeds first. Differences "
         f"to {plan.baseline} are paired, on the users that both ran on; a system with fewer users ran on a sample, "
@@ -57,9 +60,11 @@ def _preface(plan: Plan, sets: Sequence[SetReport]) -> list[str]:
         "the column fallback says how often that happened; titles from memory are not filled up. As answered, one "
         "that failed is a miss.",
         "",
-        f"- machines: {'; '.join(sorted(machines))}",
+        f"- machines: {'; '.join(sorted({each['hardware'] for each in made}))}",
         f"- dates: {dates[0]} to {dates[-1]}",
-        f"- versions: {'; '.join(sorted(versions))}",
+        f"- versions: {'; '.join(sorted({each['versions'] for each in made}))}",
+        f"- commands: {'; '.join(f'`{command}`' for command in sorted(commands))}",
+        f"- commits: {'; '.join(sorted({each.get('commit', 'unknown') for each in made}))}",
     ]
 
 
@@ -70,7 +75,7 @@ def _section(each: SetReport, folder: Path) -> list[str]:
         f"## {each.label}",
         "",
         f"{len(population.users):,} {each.config.split} users, {len(population.item_counts):,} items; "
-        f"fingerprint `{population.fingerprint[:16]}`.",
+        f"{each.split()}; fingerprint `{population.fingerprint[:16]}`.",
         "",
         *each.results(),
         "",

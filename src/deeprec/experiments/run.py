@@ -112,7 +112,12 @@ class Experiment:
         for set_ in self.plan.sets:
             systems = self.plan.systems_of(set_)
             config = self.plan.config_of(set_, systems[0], self.plan.seeds[0])
-            dataset = replace(self.bench, config=config).dataset()
+            try:
+                dataset = replace(self.bench, config=config).dataset()
+            except DeepRecError as error:
+                failed.append(f"{set_.label}: {error}")
+                self.bench.console.print(escape(failed[-1]), soft_wrap=True)
+                continue
             save(Population.of(dataset, config.eval), population_file(self.folder, set_))
             self._trms.clear()
             for seed in self.plan.seeds:
@@ -304,7 +309,9 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
         frame = dataset.catalog.to_frame()
         record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
     if "explore" in reads:
-        record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore), "items": items_of(config.explore)}
+        record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore)}
+    if system.kind in ("script", "explore"):
+        record["items"] = items_of(config.explore)
     if "policy" in reads:
         record["weights"] = _weights(config)
     if system.kind == "rerank":

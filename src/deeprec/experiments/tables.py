@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from deeprec.config import EvalConfig
 from deeprec.eval.intervals import mean_interval
@@ -17,6 +22,32 @@ from deeprec.experiments.parts import Part, Population, load_part, load_populati
 from deeprec.experiments.plan import Plan, SetPlan
 
 
+def across(sets: Sequence[SetReport]) -> list[str]:
+    """Each system's place on each set, and how far the sets agree; empty for one set.
+
+    Places are among the systems that all users of a set were asked for, and that all sets have.
+    """
+    ranked = [{o.name: o for o in each.outcomes if len(o.users) == len(each.population.users)} for each in sets]
+    names = [name for name in ranked[0] if all(name in found for found in ranked)]
+    if len(sets) < 2 or len(names) < 2:
+        return []
+    means_SN = np.array(
+        [[found[name].mean(each.headline).mean for name in names] for each, found in zip(sets, ranked, strict=True)]
+    )
+    places_SN = stats.rankdata(-means_SN, method="min", axis=1).astype(int)
+    rows = [
+        [name, *(f"{place} ({mean:.4f})" for place, mean in zip(places_SN[:, n], means_SN[:, n], strict=True))]
+        for n, name in enumerate(names)
+    ]
+    agreements = [
+        f"- Kendall's tau of {sets[a].label} and {sets[b].label}: {stats.kendalltau(means_SN[a], means_SN[b])[0]:.2f} "
+        f"({len(names)} systems)."
+        for a, b in combinations(range(len(sets)), 2)
+    ]
+    headings = ["system", *(each.label for each in sets)]
+    return [*markdown_table(headings, rows), "", "Each cell: place, mean.", "", *agreements]
+
+
 @dataclass(frozen=True)
 class SetReport:
     """One set's parts as tables."""
@@ -24,6 +55,7 @@ class SetReport:
     label: str
     plan: Plan
     config: EvalConfig
+    time_split: tuple[float, float] | None
     population: Population
     outcomes: tuple[Outcome, ...]
     missing: tuple[str, ...]
@@ -32,7 +64,8 @@ class SetReport:
     def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
         """What is finished of a set; None before its baseline is."""
         population = load_population(population_file(folder, set_))
-        config = plan.config_of(set_, plan.systems_of(set_)[0], plan.seeds[0]).eval
+        settings = plan.config_of(set_, plan.systems_of(set_)[0], plan.seeds[0])
+        config = settings.eval
         bootstrap: dict[str, Any] = {
             "confidence": config.confidence,
             "resamples": config.bootstrap,
@@ -58,7 +91,7 @@ class SetReport:
                 missing.append(f"{system.name} ({len(done)} of {len(plan.seeds)} seeds)")
         if population is None or plan.baseline not in [outcome.name for outcome in outcomes]:
             return None
-        return cls(set_.label, plan, config, population, tuple(outcomes), tuple(missing))
+        return cls(set_.label, plan, config, settings.data.time_split, population, tuple(outcomes), tuple(missing))
 
     @property
     def k(self) -> int:
@@ -78,7 +111,13 @@ class SetReport:
         for outcome in self.outcomes:
             shown = [interval_text(outcome.mean(f"{name}@{self.k}")) for name in ("NDCG", "Recall", "MRR")]
             rows.append(
-                [outcome.name, f"{len(outcome.users):,}", str(len(outcome.parts)), *shown, self._change(outcome)]
+                [
+                    outcome.name,
+                    f"{len(outcome.users):,}",
+                    str(len(outcome.parts)),
+                    *shown,
+                    self._change(outcome, self.baseline),
+                ]
             )
         names = [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
         return markdown_table(["system", "users", "seeds", *names, f"{self.headline} to {self.plan.baseline}"], rows)
@@ -94,11 +133,18 @@ class SetReport:
                 "better than" if change.low > 0 else "worse than" if change.high < 0 else "not to be told apart from"
             )
             said[verdict].append(outcome.name)
+        by_name = {outcome.name: outcome for outcome in self.outcomes}
+        pairs = [
+            (by_name[system.name], by_name[other])
+            for system in self.plan.systems
+            for other in system.against
+            if system.name in by_name and other in by_name
+        ]
         return [
             f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
             for verdict, names in said.items()
             if names
-        ]
+        ] + [f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}." for ours, theirs in pairs]
 
     def explorers(self) -> list[str]:
         """How language models and scripts ran; empty without any."""
@@ -171,10 +217,17 @@ class SetReport:
         headings = ["system", f"coverage@{self.k}", "Gini", "novelty, bits"]
         return len(users), markdown_table(headings, rows) if rows else []
 
-    def _change(self, outcome: Outcome) -> str:
-        if outcome is self.baseline:
+    def split(self) -> str:
+        """How what is held out was chosen."""
+        if self.time_split is None:
+            return "each user's last two items held out"
+        first, second = self.time_split
+        return f"split by time: trained on the first {first:.0%} of the interactions, validated up to {second:.0%}"
+
+    def _change(self, outcome: Outcome, other: Outcome) -> str:
+        if outcome is other:
             return "baseline"
-        change = outcome.against(self.baseline, self.headline)
+        change = outcome.against(other, self.headline)
         if change is None:
             return "no common users"
         if math.isnan(change.low):

@@ -22,6 +22,25 @@ _STOPS = {
 }
 
 
+_SEGMENT = 220
+_THOUGHT = 60
+_TOKEN = 3
+"""Bytes of text to a token; most models pack more into one."""
+
+
+def room_for(catalog: Catalog) -> int:
+    """Tokens that a line with a long title takes: one longer than all but a twentieth of the catalogue's."""
+    lengths = sorted(len(title.encode()) for title in catalog.titles)
+    return 4 + lengths[len(lengths) * 19 // 20] // _TOKEN if lengths else 0  # a number, a point, an end of line
+
+
+def segment_tokens_of(explore: ExploreConfig, line: int) -> int:
+    """New tokens between two tool results, where nobody set a limit: by what `room_for` says of a line."""
+    if explore.segment_tokens is not None:
+        return explore.segment_tokens
+    return max(_SEGMENT, _THOUGHT + explore.answer_size * line)
+
+
 class Environment:
     """Everything that happens around the policy, without tokens, models or loops.
 
