@@ -203,7 +203,7 @@ class StageConfig(Section):
 
     name: str = Field(min_length=1, pattern=r"^[a-z0-9-]+$")
     share: float = Field(ge=0, le=1, description="of the users, who serve nothing else")
-    steps: int = Field(ge=0)
+    steps: int = Field(ge=0, description="0 leaves the stage out, but not its users to others")
     learning_rate: float = Field(2e-5, gt=0)
     warmup: int = Field(
         0,

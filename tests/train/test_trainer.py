@@ -213,9 +213,21 @@ def test_which_parts_two_trainings_have_in_common() -> None:
     assert alike(stages=(one.model_copy(update={"steps": 9}), two)) == [WARM_START]
     assert alike(stages=(one, two.model_copy(update={"share": 0.1}))) == []
     assert alike(warm_start=config.warm_start.model_copy(update={"learning_rate": 1.0})) == []
+    without = one.model_copy(update={"steps": 0})
+    assert alike(stages=(without, two)) == [WARM_START]
+    assert shares(config.model_copy(update={"stages": (without, two)})) == shares(config)
     assert alike(seed=1) == []
     assert alike(whitening="group") == [WARM_START]  # which takes no samples
     assert alike(tasks_per_step=8, samples=4, grad_norm=0.5) == []
+
+
+def test_a_stage_of_no_steps_is_passed_over(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    one, two = config_of().train.stages
+    idle = config_of(stages=(one.model_copy(update={"steps": 0}), two.model_copy(update={"steps": 1})))
+    heard = Heard()
+    assert train(fresh(), rehearsal, idle, tmp_path, heard) == tmp_path / "two"
+    assert {stage for stage, _ in heard.steps} == {WARM_START, "two"}
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_training_goes_on_from_an_adapter(rehearsal: Rehearsal, tmp_path: Path) -> None:

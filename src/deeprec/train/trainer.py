@@ -24,7 +24,7 @@ from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
 from deeprec.train.processes import first_goes_first, require_equal_shares
-from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
+from deeprec.train.rehearsal import WARM_START, Rehearsal, active, shares
 from deeprec.train.sampling import Sampler, in_process
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Teacher
@@ -56,7 +56,7 @@ def train(
     Raises:
         DeepRecError: a stage has too few tasks, or diverged.
     """
-    names = [name for name, share in shares(config.train).items() if share]
+    names = active(config.train)
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
     require_equal_shares(config.train)
@@ -103,7 +103,7 @@ def first_parts(config: TrainConfig, other: TrainConfig) -> list[str]:
     if with_others("stages") == other:
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(config.stages, other.stages, strict=False))
         names += [stage.name for stage, _ in alike]
-    return [name for name in names if shares(config)[name]]
+    return [name for name in names if name in active(config)]
 
 
 def _go_on_from(model: Any, config: Config) -> None:
