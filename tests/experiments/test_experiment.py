@@ -229,10 +229,10 @@ def test_the_main_plan_is_one():
     plan = load_plan(root / "experiments" / "main.toml", load_config(root / "configs" / "cpu.toml"))
     models = {each.name: each for each in plan.systems if each.kind == "explore"}
     adapters = {name: plan.config_of(plan.sets[0], each, 0).policy.adapter for name, each in models.items()}
-    assert [adapter for name, adapter in adapters.items() if "warm start" in name] == ["shipped", "shipped"]
+    assert [adapter for name, adapter in adapters.items() if ", trained" in name] == ["shipped", "shipped"]
     assert adapters["SmolLM2-135M, untrained"] == "none"
     # What a system asks with is no part of the training that made it.
-    trained = models["SmolLM2-135M, warm start, one call"].model_copy(update={"train": "warm-start"})
+    trained = models["SmolLM2-135M, trained, one call"].model_copy(update={"train": "warm-start"})
     expected = load_config(root / "configs" / "cpu.toml", ['data.source="ml-100k"'])
     assert plan.training_of(plan.sets[0], trained, 0) == expected
 
