@@ -274,6 +274,12 @@ class Catalog:
         )
 
     @cached_property
+    def long_title(self) -> int:
+        """Bytes of a long title: longer than all but a twentieth; 0 without items."""
+        lengths = sorted(len(title.encode()) for title in self.titles)
+        return lengths[len(lengths) * 19 // 20] if lengths else 0
+
+    @cached_property
     def _places(self) -> dict[ItemId, ItemIdx]:
         return {item: ItemIdx(place) for place, item in enumerate(self.ids)}
 

@@ -11,7 +11,7 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
-from deeprec.explore.environment import item_lines, resolve_lines, room_for, segment_tokens_of
+from deeprec.explore.environment import item_lines, resolve_lines, segment_tokens_of
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
@@ -40,7 +40,7 @@ def rerank(
 
     A trace has one turn without a preference, which holds the candidates. Yields `(place of the task, trace)`.
     """
-    size, room = config.answer_size, segment_tokens_of(config, room_for(catalog))
+    size, room = config.answer_size, segment_tokens_of(config, catalog)
 
     def read_of(task: Task, turn: Turn) -> _Read:
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
@@ -85,7 +85,7 @@ def recall_titles(
     Args:
         titles_IE: vectors of the catalogue's titles, by the same encoder.
     """
-    size, room = config.answer_size, segment_tokens_of(config, room_for(catalog))
+    size, room = config.answer_size, segment_tokens_of(config, catalog)
 
     def read_of(task: Task) -> _Read:
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:

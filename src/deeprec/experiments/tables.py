@@ -32,7 +32,10 @@ def across(sets: Sequence[SetReport]) -> list[str]:
     if len(sets) < 2 or len(names) < 2:
         return []
     means_SN = np.array(
-        [[found[name].mean(each.headline).mean for name in names] for each, found in zip(sets, ranked, strict=True)]
+        [
+            [found[name].metrics[each.headline].mean() for name in names]
+            for each, found in zip(sets, ranked, strict=True)
+        ]
     )
     places_SN = stats.rankdata(-means_SN, method="min", axis=1).astype(int)
     rows = [

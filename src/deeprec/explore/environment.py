@@ -28,16 +28,11 @@ _TOKEN = 3
 """Bytes of text to a token; most models pack more into one."""
 
 
-def room_for(catalog: Catalog) -> int:
-    """Tokens that a line with a long title takes: one longer than all but a twentieth of the catalogue's."""
-    lengths = sorted(len(title.encode()) for title in catalog.titles)
-    return 4 + lengths[len(lengths) * 19 // 20] // _TOKEN if lengths else 0  # a number, a point, an end of line
-
-
-def segment_tokens_of(explore: ExploreConfig, line: int) -> int:
-    """New tokens between two tool results, where nobody set a limit: by what `room_for` says of a line."""
+def segment_tokens_of(explore: ExploreConfig, catalog: Catalog) -> int:
+    """New tokens between two tool results; if nobody set a limit, room for a thought and an answer of long titles."""
     if explore.segment_tokens is not None:
         return explore.segment_tokens
+    line = 4 + catalog.long_title // _TOKEN  # a number, a point, an end of line
     return max(_SEGMENT, _THOUGHT + explore.answer_size * line)
 
 

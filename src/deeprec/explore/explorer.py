@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from deeprec.config import ExploreConfig, items_of, trust_of
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
-from deeprec.explore.environment import Environment, room_for, segment_tokens_of
+from deeprec.explore.environment import Environment, segment_tokens_of
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Chunk, Finish, Habits, Policy, Request, Usage
@@ -51,7 +51,6 @@ class Explorer:
         self._configured = config
         self._habits: Habits | None = getattr(policy, "habits", None)
         self.config = accustomed(config, self._habits)
-        self._line_tokens = room_for(catalog)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._flights: dict[str, _Flight] = {}
         self._new: list[_Flight] = []
@@ -208,7 +207,7 @@ class Explorer:
                     key=flight.key,
                     context=tuple(flight.context),
                     stops=STOPS,
-                    max_new_tokens=min(room, segment_tokens_of(config, self._line_tokens)),
+                    max_new_tokens=min(room, segment_tokens_of(config, self.catalog)),
                     temperature=config.temperature,
                     top_p=config.top_p,
                     seed=flight.seed + len(flight.segments),

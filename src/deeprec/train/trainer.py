@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from deeprec.config import Config, StageConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.environment import Environment, room_for, segment_tokens_of
+from deeprec.explore.environment import Environment, segment_tokens_of
 from deeprec.policies.tokens import adapter_folder, brief, write_habits
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
@@ -143,7 +143,7 @@ def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) ->
 def _with_room(rehearsal: Rehearsal, policy: TransformersPolicy, config: Config) -> Rehearsal:
     """Without the tasks whose prompt leaves no room for a segment."""
     explore = config.explore
-    segment = segment_tokens_of(explore, room_for(rehearsal.catalog))
+    segment = segment_tokens_of(explore, rehearsal.catalog)
 
     def fits(task: Task) -> bool:
         prompt = Environment(task, rehearsal.catalog, explore).prompt()
