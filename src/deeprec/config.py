@@ -16,6 +16,7 @@ from deeprec.errors import DeepRecError
 TRUST = 0.75
 """How far a preference is believed unless someone says otherwise; chosen on validation, see docs/trm.md."""
 
+Whitening = Literal["batch", "group", "none"]
 
 Guidance = Literal["task", "rules", "example"]
 """How much of the protocol a prompt explains. A model that was trained to explore needs the task alone."""
@@ -206,10 +207,9 @@ class StageConfig(Section):
     steps: int = Field(ge=0, description="0 leaves the stage out, but not its users to others")
     learning_rate: float = Field(2e-5, gt=0)
     warmup: int = Field(
-        0,
-        ge=0,
-        description="steps in which the rate rises to this; Adam's first ones move each weight by all of it",
+        0, ge=0, description="steps in which the rate rises to this; Adam's first ones move each weight by all of it"
     )
+    whitening: Whitening | None = Field(None, description="of this stage; default: `train.whitening`")
     rewards: dict[str, float] = Field(
         min_length=1, description="weights by name, 0 for a metric; `package.module:function` names one of your own"
     )
@@ -247,7 +247,7 @@ class TrainConfig(Section):
     rows: int = Field(1, ge=1, description="explorations in one forward and backward pass; more suit a GPU")
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
-    whitening: Literal["batch", "group", "none"] = Field(
+    whitening: Whitening = Field(
         "batch", description="advantages are divided by the deviation of the rewards of the batch, of the group, or not"
     )
     negative: float = Field(

@@ -304,6 +304,8 @@ def test_the_configuration_reaches_the_trainer(tmp_path: Path) -> None:
         "use_cpu": True,
     }
     assert {name: getattr(found, name) for name in wanted} == wanted
+    own = stage.model_copy(update={"whitening": "none"})
+    assert arguments(own, rubric, config, tmp_path, tiny(bytes_tokenizer())).scale_rewards == "none"
 
 
 def test_a_finished_training_is_not_repeated(rehearsal: Rehearsal, unbroken: tuple[Heard, Path]) -> None:

@@ -135,7 +135,7 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         beta=0.0,
         epsilon=config.clip_low,
         epsilon_high=config.clip_high,
-        scale_rewards=config.whitening,
+        scale_rewards=stage.whitening or config.whitening,
         loss_type="dapo",
         reward_weights=list(rubric.weights.values()),
         learning_rate=stage.learning_rate,
