@@ -31,7 +31,7 @@ from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.policies.tokens import adapter_folder, bare, name_of
+from deeprec.policies.tokens import adapter_digest, adapter_folder, bare, name_of
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
@@ -143,7 +143,7 @@ class Workbench:
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
-                run.record(protocol=PROTOCOL)
+                run.record(**self._origin())
                 self._take_over(run, dataset, TRAINED_BY[:-1])
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
@@ -309,10 +309,7 @@ class Workbench:
                 ("TRM alone", trm),
             ):
                 systems.append(evaluate_retriever(name, retriever, tasks, targets, n_items, config))
-        with (
-            self.timed("explore by script"),
-            self.progress("scripted explorer, users", len(tasks)) as (bar, mark),
-        ):
+        with self.timed("explore by script"), self.progress("scripted explorer, users", len(tasks)) as (bar, mark):
             explorer = Explorer(self.script(), trm, dataset.catalog, self.config.explore)
             scripted = {}
             for place, trace in explorer.stream(tasks):
@@ -357,15 +354,16 @@ class Workbench:
 
     @contextmanager
     def progress(self, text: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
         with Progress(*columns, console=self.console) as bar:
             yield bar, bar.add_task(text, total=total)
+
+    def _origin(self) -> dict[str, Any]:
+        """What decides a training beside its data and configuration: an adapter's name may come to mean another."""
+        named = self.config.train.adapter
+        weights = named and adapter_digest(self.config.policy.model_copy(update={"adapter": named}))
+        return {"protocol": PROTOCOL, "adapter": weights}
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""
@@ -373,6 +371,7 @@ class Workbench:
 
     def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Iterator[Run]:
         wanted = tomllib.loads(dump_config(self.config))
+        origin = self._origin() if kind == "train" else {}
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != kind:
                 continue
@@ -385,7 +384,7 @@ class Workbench:
             for tree in (written, wanted) if kind == "train" else ():
                 tree.get("policy", {}).pop("adapter", None)  # a training begins with the bare model
             same = all(written.get(name) == wanted[name] for name in sections)
-            same &= kind != "train" or run.manifest.get("protocol") == PROTOCOL
+            same &= all(run.manifest.get(name) == value for name, value in origin.items())
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 yield run
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import processes
 from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.train.rehearsal import shares
-from deeprec.workbench import Workbench
+from deeprec.workbench import TRAINED_BY, Workbench
 from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
 from tiny_models import bytes_tokenizer, tiny
 
@@ -110,11 +110,23 @@ def test_a_training_in_another_protocol_is_not_gone_on_with(trained, config, tmp
     _, runs, run = trained
     shutil.copytree(runs, tmp_path / "runs")
     bench = Workbench(load_config(config), tmp_path / "runs")
-    sections = ("data", "trm", "policy", "explore", "rewards", "train")
-    assert bench.latest("train", bench.dataset(), sections).path.name == run.name
+    assert bench.latest("train", bench.dataset(), TRAINED_BY).path.name == run.name
     copy = tmp_path / "runs" / run.name / "manifest.json"
     copy.write_text(copy.read_text().replace(f'"protocol": {PROTOCOL}', '"protocol": 1'))
-    assert bench.latest("train", bench.dataset(), sections) is None
+    assert bench.latest("train", bench.dataset(), TRAINED_BY) is None
+
+
+def test_an_adapter_is_known_by_its_weights(trained, config, tmp_path):
+    """The name `shipped`, or a folder's, may mean another tomorrow."""
+    _, _, run = trained
+    adapter = shutil.copytree(run / "warm-start", tmp_path / "adapter")
+    bench = Workbench(load_config(config, [f"train.adapter={adapter}", "train.warm_start.tasks=0"]), tmp_path / "runs")
+    dataset = bench.dataset()
+    bench.train(dataset)
+    assert bench.latest("train", dataset, TRAINED_BY) is not None
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: 2 * each for name, each in weights.items()}, adapter / "adapter_model.safetensors")
+    assert bench.latest("train", dataset, TRAINED_BY) is None
 
 
 def test_what_began_the_same_is_taken_over(trained, config):

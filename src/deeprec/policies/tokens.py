@@ -10,6 +10,7 @@ from typing import Any
 
 from deeprec.assets import ASSETS, fetch
 from deeprec.config import ExploreConfig, PolicyConfig, guidance_of, trust_of
+from deeprec.downloads import sha256_of
 from deeprec.errors import DeepRecError
 from deeprec.policies.policy import Habits
 
@@ -58,6 +59,17 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
     if not (adapter / "adapter_config.json").is_file():
         raise DeepRecError(f"The adapter {config.adapter!r} holds no adapter_config.json.")
     return adapter
+
+
+def adapter_digest(config: PolicyConfig) -> str | None:
+    """Of the weights of that adapter: a name may come to mean another. None where there are none.
+
+    Raises:
+        DeepRecError: as `adapter_folder`.
+    """
+    folder = adapter_folder(config)
+    weights = folder and folder / "adapter_model.safetensors"
+    return sha256_of(weights) if weights and weights.is_file() else None
 
 
 def bare(config: PolicyConfig) -> PolicyConfig:
