@@ -147,13 +147,14 @@ class Plan(Section):
         return config
 
     def digest(self, set_: SetPlan, system: SystemPlan, seed: int) -> str:
-        """Of all that the plan says of a system on a set."""
+        """Of all that the plan says of a system on a set. Settings left at their defaults say nothing, so that parts
+        outlive versions with a setting more."""
         configs = [self.config_of(set_, system, seed)]
         if system.train is not None:
             configs.append(self.training_of(set_, system, seed))
         said = [
-            system.model_dump_json(exclude={"name", "note", "sets", "against"}),
-            *(each.model_dump_json() for each in configs),
+            system.model_dump_json(exclude={"name", "note", "sets", "against"}, exclude_defaults=True),
+            *(each.model_dump_json(exclude_defaults=True) for each in configs),
         ]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
