@@ -66,6 +66,10 @@ name = "script"
 kind = "script"
 
 [[systems]]
+name = "fused"
+kind = "fusion"
+
+[[systems]]
 name = "mine"
 kind = "lists"
 file = {lists!r}
@@ -100,7 +104,7 @@ def parts(folder):
 
 def test_every_part_is_made_once_and_reported(experiment, site):  # noqa: F811
     folder, plan, printed = experiment
-    assert printed.count("NDCG@3") == 12
+    assert printed.count("NDCG@3") == 14
     assert printed.count("done before") == 2  # popularity and EASE have no seed
     found = parts(folder)
     assert all(part is not None for part in found.values())
@@ -108,7 +112,7 @@ def test_every_part_is_made_once_and_reported(experiment, site):  # noqa: F811
     assert len(found["script, one call", 0].users) == 20
     before = test_cli.files(folder / "parts")
     again = site("experiment", "run", plan, "--out", folder)
-    assert again.out.count("done before") == 14
+    assert again.out.count("done before") == 16
     after = test_cli.files(folder / "parts")
     changed = {path.name for path in after if path.is_file() and after[path] != before.get(path)}
     assert changed == {"population.json"}
@@ -179,7 +183,7 @@ def test_another_configuration_makes_what_it_touches_anew(experiment, site, tmp_
         Keys(which, tmp_path / "keys", bench).run()
         keys[which.config["explore"]["items_per_call"]] = made
     differing = {name for name in keys[4] if keys[4][name] != keys[5][name]}
-    assert differing == {"script", "script, one call"}  # themes are asked for without a list of a length
+    assert differing == {"script", "script, one call", "fused"}  # themes are asked for without a list of a length
 
 
 def test_an_interrupted_exploration_goes_on(site, tmp_path):  # noqa: F811

@@ -1,8 +1,10 @@
-"""The language model without exploration: one prompt, one ranking."""
+"""What exploration is compared with: a language model that is asked once, and lists that are fused by rule."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,10 @@ from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
 from deeprec.trm.retriever import Query, Retriever
 
 CANDIDATES = 20
+_FUSED = 100
+"""Items of each list that is fused."""
+_DAMPING = 60
+"""Of reciprocal-rank fusion, as in its source."""
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to vectors (N, E) of unit length."""
@@ -26,6 +32,27 @@ _Read = Callable[[str, bool], tuple[tuple[Line, ...], tuple[Fault, ...]]]
 """Lines and faults of what the policy wrote up to the end of the answer, and of whether that end was there."""
 
 _STOPS = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
+
+
+def fused(
+    retriever: Retriever, tasks: Sequence[Task], traces: Sequence[Trace], k: int, trust: float
+) -> list[list[ItemIdx]]:
+    """The best `k` items by reciprocal-rank fusion (Cormack et al., SIGIR 2009) of what each trace asks for, each time
+    of the whole catalogue but the history. Of equals the first found comes first."""
+    queries = [
+        Query(task.history, turn.preference, frozenset(task.history), trust)
+        for task, trace in zip(tasks, traces, strict=True)
+        for turn in trace.turns
+    ]
+    lists = iter(retriever.retrieve(queries, _FUSED))
+    rankings = []
+    for trace in traces:
+        scores: defaultdict[ItemIdx, float] = defaultdict(float)
+        for hits in islice(lists, len(trace.turns)):
+            for place, hit in enumerate(hits, start=1):
+                scores[hit.item] += 1 / (_DAMPING + place)
+        rankings.append(sorted(scores, key=scores.__getitem__, reverse=True)[:k])
+    return rankings
 
 
 def rerank(

@@ -15,14 +15,17 @@ from deeprec.config import Config, Section, parse_config, read_toml
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import CANDIDATES
 
-Kind = Literal["popularity", "transitions", "ease", "trm", "themes", "script", "titles", "rerank", "explore", "lists"]
+Kind = (
+    Literal["popularity", "transitions", "ease", "trm", "themes", "script", "fusion", "lists"]
+    | Literal["titles", "rerank", "explore"]
+)
 """
 popularity, transitions, ease
     Trained on the set's training sequences; EASE's regularisation is chosen on validation.
 trm, themes
     The TRM without a preference, and with the history's commonest phrases as one.
-script
-    The scripted explorer.
+script, fusion
+    The scripted explorer, and what its calls ask for, each of the whole catalogue, by reciprocal-rank fusion.
 titles, rerank, explore
     A language model: titles from memory, a ranking of the TRM's best, or the exploration.
 lists

@@ -18,7 +18,7 @@ from rich.markup import escape
 from deeprec.config import Config, items_of, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.eval.baselines import recall_titles, rerank
+from deeprec.eval.baselines import fused, recall_titles, rerank
 from deeprec.eval.evaluate import evaluation_tasks, rankings_of, resume
 from deeprec.eval.forked import Stream, spread
 from deeprec.eval.metrics import ndcg_at, ranks_of
@@ -53,6 +53,7 @@ _READS: dict[str, dict[str, set[str] | None]] = {
     "trm": {"trm": None},
     "themes": {"trm": None, "explore": {"trust"}},
     "script": {"trm": None, "explore": None},
+    "fusion": {"trm": None, "explore": None},
     "titles": {"policy": None, "explore": _ONE_SHOT},
     "rerank": {"trm": None, "policy": None, "explore": _ONE_SHOT},
     "explore": {"trm": None, "policy": None, "explore": None},
@@ -170,6 +171,11 @@ class Experiment:
             file = lists_file(system, set_, seed)
             lists = read_lists(file, dataset, tasks)
             made = part(rankings=[each[:k] for each in lists], seconds_per_user=None, note=f"from {file}")
+        elif system.kind == "fusion":
+            started, trm = time.perf_counter(), self._trm(bench, dataset)
+            traces = Explorer(bench.script(), trm, dataset.catalog, config.explore).run(tasks)
+            found = fused(trm, tasks, traces, k, trust_of(config.explore))
+            made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note="")
         else:
             retriever, note = self._retriever(bench, system, dataset)
             started = time.perf_counter()
@@ -310,7 +316,7 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
         record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
     if "explore" in reads:
         record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore)}
-    if system.kind in ("script", "explore"):
+    if system.kind in ("script", "fusion", "explore"):
         record["items"] = items_of(config.explore)
     if "policy" in reads:
         record["weights"] = _weights(config)
