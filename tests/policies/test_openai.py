@@ -17,7 +17,7 @@ import pytest
 from deeprec import assets
 from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.explorer import Explorer
+from deeprec.explore.explorer import Explorer, Given
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies.openai import KEY, OpenAIPolicy
@@ -66,7 +66,7 @@ class TestContract(PolicyContract):
 def test_it_explores_through_a_real_server(llama: str, model: str, api: Any) -> None:
     config = PolicyConfig(kind="openai", url=llama, model=model, api=api, price_read=1.0, price_written=2.0)
     explorer = Explorer(OpenAIPolicy.load(config), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
-    given = [call_text("Dramas first.", "Drama")]
+    given = [Given(call_text("Dramas first.", "Drama"))]
     key = explorer.start(DATASET.tasks("test")[0], given=given)
     found: dict[str, Trace] = {}
     while not found:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,7 +16,7 @@ import uvicorn
 
 from deeprec.config import ExploreConfig
 from deeprec.explore.explorer import Explorer
-from deeprec.policies.policy import Chunk
+from deeprec.policies.policy import Chunk, Habits
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.serve.api import create_app
@@ -26,6 +27,7 @@ from processes import free_port
 
 DATASET = toy_dataset()
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
+HABITS = Habits("example", trust=0.1)
 SECONDS = 20
 
 
@@ -52,7 +54,9 @@ class Endless(TextPolicy):
 
 
 def explorer(writer: object, kind: type[TextPolicy] = TextPolicy) -> Explorer:
-    return Explorer(kind(writer), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)  # type: ignore[arg-type]
+    policy: Any = kind(writer)  # type: ignore[arg-type]
+    policy.habits = HABITS
+    return Explorer(policy, RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)
 
 
 @dataclass

@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from deeprec.config import TRUST
 from deeprec.explore.protocol import PREFERENCE
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.serve.desk import LATE
 from deeprec.serve.gates import BODY
 from deeprec.serve.service import Service
-from serve.conftest import DATASET, SECONDS, Site, explorer, serve
+from serve.conftest import DATASET, HABITS, SECONDS, Site, explorer, serve
 
 HISTORY = ["Film 0 (1970)", "i5", "film 10"]
 
@@ -78,6 +79,22 @@ def test_given_calls_come_first(site: Site) -> None:
     ).json()
     assert (told["turns"][0]["preference"], told["turns"][0]["thought"]) == ("War; 1990s", "I choose.")
     assert len(told["turns"]) >= 2
+
+
+def test_only_what_a_person_says_is_believed_as_a_persons(site: Site) -> None:
+    retriever: Any = site.service.desks["script"].explorer.retriever
+    first = site.client.post("/recommend", json={"history": HISTORY}).json()["turns"]
+    assert [turn["own"] for turn in first] == [True] * len(first)
+    calls = [{name: first[0][name] for name in ("own", "thought", "preference")}, {"preference": "Horror"}]
+    told = site.client.post("/recommend", json={"history": HISTORY, "calls": calls}).json()["turns"]
+    assert told[0] == first[0]
+    assert [turn["own"] for turn in told] == [True, False, *[True] * (len(told) - 2)]
+    assert [query.trust for query in retriever.queries] == [
+        HABITS.trust if turn["own"] else TRUST for turn in (*first, *told)
+    ]
+    assert len(told) > 2
+    empty = {"history": HISTORY, "calls": [{"preference": "", "own": True}]}  # as a policy may write it
+    assert site.client.post("/recommend", json=empty).status_code == 200
 
 
 def test_a_budget_of_calls_is_kept(site: Site) -> None:

@@ -71,8 +71,9 @@ class Exploration:
                 except TimeoutError:
                     event = Text("")
                 if isinstance(event, Turn):
+                    own = calls >= len(self.asked.calls) or self.asked.calls[calls].own
                     calls += 1
-                    yield self.service.turn(calls, event)
+                    yield self.service.turn(calls, event, own=own)
                 elif isinstance(event, Text):
                     yield event
                 else:

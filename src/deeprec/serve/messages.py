@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from deeprec.explore.explorer import Given
 from deeprec.explore.protocol import call_text
 from deeprec.policies.policy import Usage
 
@@ -45,8 +46,17 @@ class _Message(BaseModel):
 class Call(_Message):
     """A tool call that is given and not written by the policy."""
 
-    preference: Annotated[Name, AfterValidator(_untagged)]
+    preference: Annotated[Plain, AfterValidator(_untagged)]
     thought: Annotated[Plain, AfterValidator(_untagged)] = ""
+    own: bool = Field(
+        False, strict=True, description="the policy made it in an exploration before, and is believed no more than then"
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Call:
+        if not (self.preference or self.own):
+            raise ValueError("a call needs a preference")
+        return self
 
 
 class Recommend(_Message):
@@ -63,9 +73,9 @@ class Recommend(_Message):
     calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
 
-    def given(self) -> list[str]:
+    def given(self) -> list[Given]:
         """The first calls as a policy would have written them."""
-        return [call_text(call.thought, call.preference) for call in self.calls]
+        return [Given(call_text(call.thought, call.preference), call.own) for call in self.calls]
 
     @model_validator(mode="after")
     def _one_user(self) -> Recommend:
@@ -110,9 +120,10 @@ class Ranked(Item):
 
 
 class TurnMessage(BaseModel):
-    """A tool call and what it brought."""
+    """A tool call and what it brought; `own`: the policy made it, now or in an exploration before."""
 
     call: int
+    own: bool
     thought: str
     preference: str
     items: tuple[Found, ...]

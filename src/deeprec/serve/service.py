@@ -154,10 +154,9 @@ class Service:
     def found(self, hits: Sequence[Hit]) -> tuple[messages.Found, ...]:
         return tuple(messages.Found(**self.item(hit.item).model_dump(), score=hit.score) for hit in hits)
 
-    def turn(self, number: int, turn: Turn) -> messages.TurnMessage:
-        return messages.TurnMessage(
-            call=number, thought=turn.thought, preference=turn.preference, items=self.found(turn.hits)
-        )
+    def turn(self, number: int, turn: Turn, *, own: bool) -> messages.TurnMessage:
+        said = {"thought": turn.thought, "preference": turn.preference}
+        return messages.TurnMessage(call=number, own=own, **said, items=self.found(turn.hits))
 
     def ranking(self, trace: Trace, k: int, seconds: float) -> messages.Ranking:
         """The served ranking, filled up to `k` with what else was retrieved and then by the TRM alone."""
