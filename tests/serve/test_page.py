@@ -16,7 +16,8 @@ sync_api = pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
-from serve.conftest import Site  # noqa: E402
+from deeprec.config import TRUST  # noqa: E402
+from serve.conftest import HABITS, Site  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
@@ -90,6 +91,30 @@ def test_a_preference_is_edited_and_explored_from(page: Page) -> None:
     expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror; 1980s")
     expect(turns(page).first.locator(".preference")).to_have_text(before)
     expect(page.locator(".card.ranking")).to_be_visible()
+
+
+def test_what_was_explored_stays_when_another_history_is_chosen(page: Page, site: Site, tmp_path: Path) -> None:
+    seen = page.locator("#history li span").all_inner_texts()
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".card.ranking")).to_be_visible()
+    page.locator("#history button").first.click()
+    expect(page.locator("#history li")).to_have_count(len(seen) - 1)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    download.value.save_as(kept := tmp_path / "exploration.json")
+    assert [item["title"] for item in json.loads(kept.read_text())["history"]] == seen
+    retriever: Any = site.service.desks["script"].explorer.retriever
+    before = list(retriever.queries)
+    page.get_by_role("button", name="Edit call 2").click()
+    page.get_by_label("Look for (phrases parted by ;)").fill("Horror")
+    page.get_by_role("button", name="Explore from here").click()
+    expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror")
+    expect(page.locator(".card.ranking")).to_be_visible()
+    again, edited, *later = retriever.queries[len(before) :]
+    assert again == before[0]  # the history and the trust, too
+    assert (edited.history, edited.trust) == (before[1].history, TRUST)
+    assert {query.trust for query in later} <= {HABITS.trust}
+    expect(page.locator("#history li")).to_have_count(len(seen) - 1)
 
 
 def test_policies_are_compared_side_by_side(page: Page) -> None:
