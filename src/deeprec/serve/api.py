@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pathlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -23,7 +22,7 @@ from deeprec import __version__
 from deeprec.errors import DeepRecError
 from deeprec.serve.batcher import Batcher
 from deeprec.serve.desk import BusyError, Text
-from deeprec.serve.exploration import Exploration
+from deeprec.serve.exploration import Exploration, GoneError
 from deeprec.serve.gates import Guard, LimitBodies, Watch
 from deeprec.serve.mcp import create_mcp
 from deeprec.serve.messages import (
@@ -41,8 +40,6 @@ from deeprec.serve.service import Service
 
 RETRY = 5
 """Seconds after which who was refused may try again."""
-_GLANCE = 0.2
-"""Seconds between looks at whether a silent client is still there."""
 
 _PAGE = pathlib.Path(__file__).with_name("page")
 
@@ -79,6 +76,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DeepRecError, _refused)
     app.add_exception_handler(BusyError, _busy)
+    app.add_exception_handler(GoneError, _gone)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(LimitBodies)
     if token is not None:
@@ -97,7 +95,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
             after = BackgroundTask(exploration.leave)
             events = _stream(exploration)
             return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED, background=after)
-        return await _whole(exploration, request)
+        return await exploration.whole(request)
 
     @app.post("/retrieve", responses=_PROBLEMS)
     async def retrieve(asked: Retrieve) -> Retrieved:
@@ -161,17 +159,6 @@ async def _stream(exploration: Exploration) -> AsyncIterator[str]:
                 yield _event("ranking", event.model_dump_json())
 
 
-async def _whole(exploration: Exploration, request: Request) -> Recommended:
-    """The answer in one piece; a client that has gone is noticed, and its slot freed."""
-    work = asyncio.ensure_future(exploration.whole())
-    while not work.done():
-        await asyncio.wait([work], timeout=_GLANCE)
-        if not work.done() and await request.is_disconnected():
-            work.cancel()
-            raise HTTPException(499, "The client has gone.")
-    return work.result()
-
-
 def _event(name: str, data: str) -> str:
     """A server-sent event; JSON has no line breaks of its own."""
     return f"event: {name}\ndata: {data}\n\n"
@@ -192,6 +179,11 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": "The server failed; its log says why."}, 500)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """For the log alone: nobody is there to read it."""
+    return JSONResponse({"detail": str(error)}, 499)
 
 
 async def _busy(_: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace, Turn
@@ -15,8 +16,14 @@ from deeprec.serve.desk import Broken, Event, Text, Ticket
 from deeprec.serve.messages import Ranking, Recommend, Recommended, TurnMessage
 from deeprec.serve.service import Service
 
+_GLANCE = 0.2
+"""Seconds between looks at whether a silent client is still there."""
 _BEAT = 15
 """Seconds of silence after which an empty text says that the connection lives."""
+
+
+class GoneError(DeepRecError):
+    """Who asked has gone."""
 
 
 class Exploration:
@@ -82,8 +89,25 @@ class Exploration:
         finally:
             self.leave()
 
-    async def whole(self) -> Recommended:
-        """All of it at its end. Cancelling leaves the desk."""
+    async def whole(self, request: Request | None = None) -> Recommended:
+        """All of it at its end. Cancelling leaves the desk.
+
+        Args:
+            request: what asks over HTTP; None: another transport, which cancels for a client that leaves.
+
+        Raises:
+            GoneError: the client of `request` has left, and with it the exploration the desk.
+        """
+        work = asyncio.ensure_future(self._whole())
+        try:
+            while not (await asyncio.wait([work], timeout=_GLANCE))[0]:
+                if request is not None and await request.is_disconnected():
+                    raise GoneError("The client has gone.")
+            return work.result()
+        finally:
+            work.cancel()
+
+    async def _whole(self) -> Recommended:
         turns: list[TurnMessage] = []
         async with aclosing(self.events()) as events:
             async for event in events:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
 from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -60,6 +60,7 @@ def create_mcp(service: Service) -> MCPServer:
 
     @server.tool(description=f"{_EXPLORE} Policies: {', '.join(service.policies())}.")
     async def explore(
+        context: Context,
         history: History = [],  # noqa: B006
         user: User = None,
         k: Places = 10,
@@ -72,7 +73,8 @@ def create_mcp(service: Service) -> MCPServer:
 
         exploration = await run_in_threadpool(_told, begin)
         _told(exploration.begin)
-        return await exploration.whole()
+        # Clients of the protocol before 2026 do not say that they leave: their connection does.
+        return await exploration.whole(context.request_context.request)
 
     @server.resource("item://{item}", mime_type="application/json")
     def details(item: str) -> messages.Details:
