@@ -296,6 +296,32 @@ def test_who_is_released_is_hung_up_on(server: _Server) -> None:
     assert ours.step() == []
 
 
+def test_who_is_released_before_the_server_answers_is_hung_up_on(server: _Server) -> None:
+    gone = threading.Event()
+
+    def reply(handler: _Handler, _: Any) -> None:
+        if handler.connection.recv(1) == b"":
+            gone.set()
+
+    server.reply = reply
+    ours = policy(server, timeout=60.0)
+    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
+    time.sleep(0.5)
+    ours.release(["a"])
+    assert gone.wait(5)
+    assert ours.step() == []
+
+
+def test_who_is_released_is_asked_for_no_more(server: _Server) -> None:
+    server.reply = lambda handler, _: handler.answer(503, {"error": "busy"}, Retry_After="1")
+    ours = policy(server)
+    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
+    time.sleep(0.5)
+    ours.release(["a"])
+    time.sleep(2)
+    assert len(server.asked) == 1
+
+
 def test_one_who_waits_for_the_server_holds_nobody_up(server: _Server) -> None:
     opened = threading.Event()
 
