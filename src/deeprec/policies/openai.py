@@ -172,7 +172,7 @@ class OpenAIPolicy:
 
     def _chunk(self, job: _Job, news: _News) -> Chunk:
         key = job.request.key
-        tokens = (self._words.token(news.piece),) if news.piece else ()
+        tokens = tuple(self._words.piece(news.piece))
         job.written += len(tokens)
         if news.finish is not None:
             del self._jobs[key]
