@@ -305,6 +305,7 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=0, lt=2**16, description="0: any that is free")
     slots: int = Field(8, ge=1, description="explorations under way at once")
     queue: int = Field(32, ge=0, description="explorations that may wait; one more is told to come again")
+    queries: int = Field(1024, ge=64, description="to the TRM alone that may wait; one more is told to come again")
     seconds: float = Field(120.0, gt=0, description="after which an exploration is ended and served from what it found")
     untrained: bool = Field(True, description="where there is an adapter, offer the model without it too")
 

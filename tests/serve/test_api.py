@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from mcp import Client
 
 from deeprec.config import TRUST
 from deeprec.explore.protocol import PREFERENCE
@@ -17,7 +18,9 @@ from deeprec.policies.scripted import ScriptedWriter
 from deeprec.serve.desk import LATE
 from deeprec.serve.gates import BODY
 from deeprec.serve.service import Service
+from deeprec.testing import RecordingRetriever
 from serve.conftest import DATASET, HABITS, SECONDS, Site, explorer, serve
+from serve.test_mcp import wait_for, with_client
 
 HISTORY = ["Film 0 (1970)", "i5", "film 10"]
 
@@ -163,6 +166,44 @@ def test_past_capacity_callers_are_told_when_to_come_again(site: Site) -> None:
     codes = [answer.status_code for answer in answers]
     assert (codes.count(200), codes.count(429)) == (4, 8)
     assert site.client.post("/recommend", json={"history": HISTORY, "policy": "held"}).status_code == 200
+
+
+def test_past_capacity_the_trm_tells_callers_too(service: Service) -> None:
+    class Held(RecordingRetriever):
+        def retrieve(self, queries: Any, k: int) -> Any:
+            assert opened.wait(SECONDS)
+            return super().retrieve(queries, k)
+
+    opened, answers = threading.Event(), []
+    held = replace(service, retriever=Held(len(DATASET.catalog)), queries=64)
+    asked: list[tuple[str, Any]] = [("/retrieve", {"queries": [{"history": HISTORY}] * 16})] * 6
+    running = serve(held)
+    url = next(running)
+
+    def ask(path: str, body: Any) -> None:
+        answers.append(httpx.post(f"{url}{path}", json=body, timeout=SECONDS))
+
+    async def as_an_agent(client: Client) -> None:
+        told = await client.call_tool("retrieve_items", {"history": HISTORY})
+        assert told.is_error
+        assert "try later" in told.content[0].text  # type: ignore[union-attr]
+
+    callers = [threading.Thread(target=ask, args=each) for each in asked]
+    for caller in callers:
+        caller.start()
+    wait_for(lambda: len(answers) == 2, SECONDS)
+    for stream in (False, True):
+        ask("/recommend", {"history": HISTORY, "policy": "trm-alone", "stream": stream})
+    with_client(f"{url}/mcp", as_an_agent)
+    assert [answer.status_code for answer in answers] == [429] * 4
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    opened.set()
+    for caller in callers:
+        caller.join(SECONDS)
+    assert [answer.status_code for answer in answers[4:]] == [200] * 4
+    ask("/recommend", {"history": HISTORY, "policy": "trm-alone"})
+    assert answers[-1].json()["ranking"]["seconds"] > 0
+    next(running, None)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -20,7 +20,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from deeprec import __version__
 from deeprec.errors import DeepRecError
-from deeprec.serve.batcher import Batcher
 from deeprec.serve.desk import BusyError, Text
 from deeprec.serve.exploration import Exploration, GoneError
 from deeprec.serve.gates import Guard, LimitBodies, Watch
@@ -71,7 +70,6 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         lifespan=alive,
         responses={401: {"model": Problem}},
     )
-    batcher = Batcher(service.retriever)
     watch = Watch({name: desk.load for name, desk in service.desks.items()})
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DeepRecError, _refused)
@@ -97,11 +95,11 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
             return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED, background=after)
         return await exploration.whole(request)
 
-    @app.post("/retrieve", responses=_PROBLEMS)
+    @app.post("/retrieve", responses=_PROBLEMS | _BUSY)
     async def retrieve(asked: Retrieve) -> Retrieved:
         """Ask the TRM alone; many queries at once."""
         queries = await run_in_threadpool(lambda: list(map(service.query, asked.queries)))
-        hits = await batcher.retrieve(queries, asked.k)
+        hits = await service.batcher.ask(queries, asked.k)
         return Retrieved(results=tuple(map(service.found, hits)))
 
     @app.get("/items", responses=_PROBLEMS)

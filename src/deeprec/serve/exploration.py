@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +15,7 @@ from deeprec.explore.trace import Trace, Turn
 from deeprec.serve.desk import Broken, Event, Text, Ticket
 from deeprec.serve.messages import Ranking, Recommend, Recommended, TurnMessage
 from deeprec.serve.service import Service
+from deeprec.trm.retriever import Hit, Query
 
 _GLANCE = 0.2
 """Seconds between looks at whether a silent client is still there."""
@@ -45,13 +46,15 @@ class Exploration:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._desk = service.desks.get(self.policy)
         self._ticket: Ticket | None = None
+        self._alone: Awaitable[list[list[Hit]]] | None = None
 
     def begin(self) -> None:
         """
         Raises:
-            BusyError: no slot is free, and the queue is full.
+            BusyError: no slot is free, and the queue is full; or too many wait for the TRM.
         """
         if self._desk is None:
+            self._alone = self.service.batcher.ask([self._bare], self.asked.k)
             return
         loop = asyncio.get_running_loop()
 
@@ -68,8 +71,9 @@ class Exploration:
     async def events(self) -> AsyncGenerator[Text | TurnMessage | Ranking]:
         """What happens, in order; the ranking is the last. Closing the iterator leaves the desk."""
         try:
-            if self._desk is None:
-                yield await run_in_threadpool(self.service.alone, self.task.history, self.asked.k)
+            if self._alone is not None:
+                (hits,) = await self._alone
+                yield self.service.alone(hits, self._seconds())
                 return
             calls = 0
             while True:
@@ -119,5 +123,13 @@ class Exploration:
 
     def _ranking(self, event: Trace | Broken) -> Ranking:
         if isinstance(event, Broken):
-            return self.service.alone(self.task.history, self.asked.k, event.error)
-        return self.service.ranking(event, self.asked.k, time.perf_counter() - self.started)
+            hits = self.service.retriever.retrieve([self._bare], self.asked.k)[0]
+            return self.service.alone(hits, self._seconds(), event.error)
+        return self.service.ranking(event, self.asked.k, self._seconds())
+
+    @property
+    def _bare(self) -> Query:
+        return Query(self.task.history, exclude=frozenset(self.task.history))
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started

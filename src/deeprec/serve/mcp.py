@@ -17,6 +17,7 @@ from deeprec.serve import messages
 from deeprec.serve.exploration import Exploration
 from deeprec.serve.messages import HISTORY, Name, Places, Plain
 from deeprec.serve.service import Service
+from deeprec.trm.retriever import Query
 
 History = Annotated[list[Name], Field(max_length=HISTORY, description="titles or ids of items, oldest first")]
 User = Annotated[Name | None, Field(description="a user of the data, in place of a history")]
@@ -44,12 +45,13 @@ def create_mcp(service: Service) -> MCPServer:
     ) -> messages.FoundItems:
         """Items for a history and a preference, the best first; those of the history are left out."""
 
-        def retrieve() -> messages.FoundItems:
+        def read() -> Query:
             asked = messages.RetrieveQuery(history=tuple(history), preference=preference, exclude=tuple(exclude))
-            hits = service.retriever.retrieve([service.query(asked, user)], k)[0]
-            return messages.FoundItems(items=service.found(hits))
+            return service.query(asked, user)
 
-        return await run_in_threadpool(_told, retrieve)
+        query = await run_in_threadpool(_told, read)
+        (hits,) = await _told(lambda: service.batcher.ask([query], k))
+        return messages.FoundItems(items=service.found(hits))
 
     @server.tool()
     async def search_titles(
