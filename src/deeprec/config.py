@@ -121,7 +121,7 @@ class PolicyConfig(Section):
     )
     url: str | None = Field(None, description="of an OpenAI-compatible server, as in http://127.0.0.1:8000/v1")
     api: Literal["completions", "chat"] = Field("completions", description="of that server; chat where it has no other")
-    timeout: float = Field(60.0, gt=0, description="seconds of silence, then the request is made again")
+    timeout: float = Field(60.0, gt=0, description="seconds of silence; a request not yet answered is then made again")
     retries: int = Field(3, ge=0, description="of a request that the server did not take")
     price_read: float = Field(0.0, ge=0, description="of a million tokens that the server reads")
     price_written: float = Field(0.0, ge=0)

@@ -15,7 +15,7 @@ from mcp import Client
 from deeprec.config import TRUST
 from deeprec.explore.protocol import PREFERENCE
 from deeprec.policies.scripted import ScriptedWriter
-from deeprec.serve.desk import LATE
+from deeprec.serve.desk import LATE, Desk
 from deeprec.serve.gates import BODY
 from deeprec.serve.service import Service
 from deeprec.testing import RecordingRetriever
@@ -260,6 +260,21 @@ def test_a_silent_model_is_heard_to_be_alive(site: Site, monkeypatch: pytest.Mon
         assert [next(lines) for _ in range(6)] == [*beat, *beat]
         site.gate.open.set()
         assert "event: ranking" in list(lines)
+
+
+def test_where_the_model_fails_the_trm_answers(service: Service) -> None:
+    def fail(_: str) -> str:
+        time.sleep(0.1)
+        raise RuntimeError("out of memory")
+
+    desk = Desk(explorer(fail), slots=1, queue=1, seconds=SECONDS)
+    running = serve(replace(service, desks={"broken": desk}))
+    ranking = httpx.post(f"{next(running)}/recommend", json={"history": HISTORY}, timeout=SECONDS).json()["ranking"]
+    assert len(ranking["items"]) == 10
+    assert ranking["error"] == "the policy failed; the server's log says why"
+    assert ranking["seconds"] > 0.1
+    next(running, None)
+    desk.close()
 
 
 def test_what_a_policy_says_of_the_servers_behind_it_stays_here(

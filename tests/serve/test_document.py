@@ -12,6 +12,13 @@ from serve.conftest import Site
 LEFT_OUT = "positive_data_acceptance"
 
 
+def test_the_stream_is_in_it(site: Site) -> None:
+    responses = site.client.get("/openapi.json").json()["paths"]["/recommend"]["post"]["responses"]
+    assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert "Recommended" in responses["200"]["content"]["application/json"]["schema"]["$ref"]
+    assert "Retry-After" in responses["429"]["headers"]
+
+
 def test_what_the_document_says_holds(site: Site, tmp_path: Path) -> None:
     options = ["--checks=all", f"--exclude-checks={LEFT_OUT}", "--max-examples=30", "--seed=7", "--no-color"]
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{site.url}/openapi.json", *options]

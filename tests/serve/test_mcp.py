@@ -60,6 +60,7 @@ def test_in_this_process(service: Service) -> None:
 
 def test_over_http(site: Site) -> None:
     with_client(f"{site.url}/mcp", tour)
+    assert 'deeprec_requests_total{path="/mcp",status="200"}' in site.client.get("/metrics").text
 
 
 def test_over_stdin_and_stdout(data_site: Any) -> None:  # noqa: F811

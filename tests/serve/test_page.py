@@ -17,7 +17,8 @@ from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from deeprec.config import TRUST  # noqa: E402
-from serve.conftest import HABITS, Site  # noqa: E402
+from deeprec.serve.service import Service  # noqa: E402
+from serve.conftest import HABITS, Site, serve  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
@@ -178,6 +179,16 @@ def test_a_server_that_is_gone_is_said(page: Page) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     expect(page.get_by_role("button", name="Explore", exact=True)).to_be_enabled()
+
+
+def test_a_token_comes_from_the_address(browser: Browser, service: Service) -> None:
+    token = "Ab+/9=="
+    running = serve(service, token=token)
+    page = browser.new_page()
+    page.goto(f"{next(running)}/#token={token}")
+    expect(page.locator("#history li")).not_to_have_count(0)
+    page.close()
+    next(running, None)
 
 
 SCREENS: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from deeprec import __version__
 from deeprec.errors import DeepRecError
 from deeprec.serve.desk import BusyError, Text
 from deeprec.serve.exploration import Exploration, GoneError
-from deeprec.serve.gates import Guard, LimitBodies, Watch
+from deeprec.serve.gates import MCP, Guard, LimitBodies, Watch
 from deeprec.serve.mcp import create_mcp
 from deeprec.serve.messages import (
     WORDS,
@@ -43,7 +43,15 @@ RETRY = 5
 _PAGE = pathlib.Path(__file__).with_name("page")
 
 _PROBLEMS: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in (400, 413, 422)}
-_BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem}}
+_AGAIN = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+_BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem, "headers": _AGAIN}}
+_EVENTS = (
+    "With `stream: true`, server-sent events: `text` with the words that the policy has just written, `turn` with a "
+    "TurnMessage, and last `ranking` with a Ranking; the data of each is JSON."
+)
+_STREAM: dict[int | str, dict[str, object]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}}}
+}
 
 
 def create_app(service: Service, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
@@ -56,7 +64,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     agents = create_mcp(service)
     # A token makes up for the name by which a client came here; without one the protocol's server looks at it too.
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if token is not None else None
-    at_mcp = agents.streamable_http_app(host=host, transport_security=security)
+    at_mcp = agents.streamable_http_app(streamable_http_path=MCP, host=host, transport_security=security)
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
@@ -83,7 +91,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
     app.add_middleware(watch.middleware)
 
-    @app.post("/recommend", responses=_PROBLEMS | _BUSY, response_model=Recommended)
+    @app.post("/recommend", responses=_PROBLEMS | _BUSY | _STREAM, response_model=Recommended)
     async def recommend(asked: Recommend, request: Request) -> Response | Recommended:
         """Explore for a user and rank what was found. `stream: true` tells of it as it happens."""
         exploration = await run_in_threadpool(Exploration, service, asked)
@@ -163,7 +171,7 @@ def _event(name: str, data: str) -> str:
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """One sentence: where the request is wrong, and why. What it held is not repeated."""
+    """One sentence: where the request is wrong, and why. Of what it held only names of fields are repeated."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))[:200]

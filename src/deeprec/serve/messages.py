@@ -186,6 +186,6 @@ class Space(BaseModel):
 
 
 class Problem(BaseModel):
-    """Any answer of 4xx and 5xx."""
+    """Why a request was refused or failed, in a sentence."""
 
     detail: str
