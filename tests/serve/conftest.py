@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -15,6 +15,8 @@ import pytest
 import uvicorn
 
 from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, UserId
+from deeprec.data.dataset import Dataset
 from deeprec.explore.explorer import Explorer
 from deeprec.policies.policy import Chunk, Habits
 from deeprec.policies.scripted import ScriptedWriter
@@ -29,6 +31,14 @@ DATASET = toy_dataset()
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
 HABITS = Habits("example", trust=0.1)
 SECONDS = 20
+
+
+def films() -> Dataset:
+    """The same, with those of MovieLens that examples name."""
+    fields = {name: getattr(DATASET.catalog, name) for name in DATASET.catalog.__dataclass_fields__}
+    titles = ("Toy Story (1995)", "Fargo (1996)", *DATASET.catalog.titles[2:])
+    users = tuple(UserId(user.removeprefix("u")) for user in DATASET.users)
+    return replace(DATASET, catalog=Catalog(**fields | {"titles": titles}), users=users)
 
 
 class Gate:

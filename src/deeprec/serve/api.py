@@ -45,12 +45,25 @@ _PAGE = pathlib.Path(__file__).with_name("page")
 _PROBLEMS: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in (400, 413, 422)}
 _AGAIN = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 _BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem, "headers": _AGAIN}}
-_EVENTS = (
-    "With `stream: true`, server-sent events: `text` with the words that the policy has just written, `turn` with a "
-    "TurnMessage, and last `ranking` with a Ranking; the data of each is JSON."
-)
+
+
+def _heard(name: str, data: dict[str, object]) -> dict[str, object]:
+    """A server-sent event in the document's terms."""
+    json_data = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {
+        "type": "object",
+        "properties": {"event": {"const": name}, "data": json_data},
+        "required": ["event", "data"],
+    }
+
+
+_EVENTS = [
+    _heard("text", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
+    _heard("turn", {"$ref": "#/components/schemas/TurnMessage"}),
+    _heard("ranking", {"$ref": "#/components/schemas/Ranking"}),
+]
 _STREAM: dict[int | str, dict[str, object]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}}}
+    200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}}}
 }
 
 
@@ -112,13 +125,14 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
 
     @app.get("/items", responses=_PROBLEMS)
     async def items(
-        query: Annotated[str, Query(min_length=1, max_length=200)], limit: Annotated[int, Query(ge=1, le=50)] = 10
+        query: Annotated[str, Query(min_length=1, max_length=200, examples=["toy stroy"])],
+        limit: Annotated[int, Query(ge=1, le=50)] = 10,
     ) -> Items:
         """Search titles; letters may be wrong or missing."""
         return Items(items=tuple(await run_in_threadpool(service.search, query, limit)))
 
     @app.get("/users/{user}", responses=_PROBLEMS)
-    async def history(user: Annotated[str, Path(max_length=WORDS)]) -> Items:
+    async def history(user: Annotated[str, Path(max_length=WORDS, examples=["1"])]) -> Items:
         """A user of the data: all but the item that is held out, oldest first."""
         return Items(items=tuple(await run_in_threadpool(service.history, user)))
 

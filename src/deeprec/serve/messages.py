@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -21,8 +21,12 @@ WORDS = 500
 """Characters of a title or a preference, at most."""
 
 
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode's categories of what is no letter, sign or space: control, format, half characters, breaks of lines."""
+
+
 def _plain(text: str) -> str:
-    if any(unicodedata.category(character).startswith("C") for character in text):
+    if any(unicodedata.category(character) in _UNSEEN for character in text):
         raise ValueError("it holds a control character or an invisible one")
     return text
 
@@ -43,6 +47,14 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_FILMS = ["Toy Story (1995)", "Fargo (1996)"]
+
+
+def _examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """For the document; of MovieLens, as all examples."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
+
+
 class Call(_Message):
     """A tool call that is given and not written by the policy."""
 
@@ -61,6 +73,12 @@ class Call(_Message):
 
 class Recommend(_Message):
     """An exploration for a new user's history, or for a user of the data."""
+
+    model_config = _examples(
+        {"history": _FILMS, "k": 5},
+        {"user": "1", "max_calls": 2},
+        {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
+    )
 
     history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
     user: Name | None = Field(None, description="a user of the data, in place of a history")
@@ -96,6 +114,8 @@ class RetrieveQuery(_Message):
 
 
 class Retrieve(_Message):
+    model_config = _examples({"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5})
+
     queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=BATCH)
     k: Places = 10
 

@@ -12,7 +12,7 @@ export function make(tag, { text, ...attributes } = {}, ...children) {
 const readable = (text) => text.replace(/<[^<>]*>?/g, " ").trimStart();
 
 // As the server takes it in a request: one line, no tags. A new line parts phrases as ; does.
-const plain = (text) => text.replace(/[<>\p{C}]/gu, " ").trim().slice(0, 500);
+const plain = (text) => text.replace(/[<>\p{C}\p{Zl}\p{Zp}]/gu, " ").trim().slice(0, 500);
 const wish = (text) => plain(text.replace(/\n/g, "; "));
 
 export class Exploration {
