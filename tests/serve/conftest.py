@@ -42,9 +42,14 @@ def films() -> Dataset:
 
 
 class Gate:
-    """A writer that waits until it is opened, then does as the scripted one."""
+    """A writer that waits until it is opened, then does as the scripted one.
+
+    Attributes:
+        alone: it shuts behind each segment.
+    """
 
     def __init__(self) -> None:
+        self.alone = False
         self.script = ScriptedWriter(3)
         self.open = threading.Event()
         self.reached = threading.Event()
@@ -52,7 +57,15 @@ class Gate:
     def __call__(self, conversation: str) -> str:
         self.reached.set()
         assert self.open.wait(SECONDS)
+        if self.alone:
+            self.open.clear()
         return self.script(conversation)
+
+    def pass_one(self) -> None:
+        """Let the segment that waits through, until the next one waits."""
+        self.reached.clear()
+        self.open.set()
+        assert self.reached.wait(SECONDS)
 
 
 class Endless(TextPolicy):

@@ -76,6 +76,23 @@ def test_a_stream_tells_of_it_as_it_happens(site: Site) -> None:
     assert found[-1][1]["items"] == whole["ranking"]["items"]
 
 
+def test_turns_come_before_the_end(site: Site) -> None:
+    """The model is held up before each segment: the turns made by then are heard by then."""
+    site.gate.alone = True
+    body = {"history": HISTORY, "policy": "held", "stream": True}
+    with site.client.stream("POST", "/recommend", json=body) as answer:
+        lines = answer.iter_lines()
+        for made in (1, 2):
+            assert site.gate.reached.wait(SECONDS)
+            site.gate.pass_one()
+            while next(lines) != "event: turn":
+                pass
+            assert json.loads(next(lines).removeprefix("data: "))["call"] == made
+        site.gate.alone = False
+        site.gate.open.set()
+        assert "event: ranking" in list(lines)
+
+
 def test_given_calls_come_first(site: Site) -> None:
     told = site.client.post(
         "/recommend", json={"history": HISTORY, "calls": [{"preference": "War; 1990s", "thought": "I choose."}]}

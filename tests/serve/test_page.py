@@ -14,11 +14,11 @@ import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Browser, Page, expect  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from deeprec.config import TRUST  # noqa: E402
 from deeprec.serve.service import Service  # noqa: E402
-from serve.conftest import HABITS, Site, serve  # noqa: E402
+from serve.conftest import HABITS, SECONDS, Site, serve  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
@@ -65,20 +65,65 @@ def test_two_clicks_lead_to_an_exploration(page: Page) -> None:
     expect(page.locator("#news")).to_contain_text("ranked 10 items")
 
 
-def test_films_are_chosen_by_keyboard_alone(page: Page) -> None:
+def press_tab_to(page: Page, target: Locator) -> None:
+    """As a person does, who has nothing but the keyboard; what is reached must be seen to have the focus."""
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            assert target.evaluate("element => element.matches(':focus-visible')")
+            return
+    pytest.fail("Tab does not lead there")
+
+
+def test_all_is_done_by_keyboard_alone(page: Page) -> None:
+    keyboard = page.keyboard
+    press_tab_to(page, page.locator("#history button").first)
     while page.locator("#history li").count():
-        page.locator("#history button").first.press("Enter")
+        keyboard.press("Enter")  # the focus goes to the search
+        expect(page.get_by_role("combobox", name="Add a title")).to_be_focused()
+        if page.locator("#history li").count():
+            keyboard.press("Shift+Tab")
     expect(page.get_by_role("button", name="Explore", exact=True)).to_be_disabled()
-    search = page.get_by_role("combobox", name="Add a title")
     for typed in ("flm 12", "film 3 (1973)"):
-        search.press_sequentially(typed)
+        keyboard.type(typed)
         expect(page.get_by_role("option").first).to_be_visible()
-        search.press("ArrowDown")
+        keyboard.press("ArrowDown")
         expect(page.get_by_role("option").first).to_have_attribute("aria-selected", "true")
-        search.press("Enter")
+        keyboard.press("Enter")
     expect(page.locator("#history li")).to_have_count(2)
     expect(page.locator("#history li").first).to_contain_text("Film 12")
-    page.get_by_role("button", name="Explore", exact=True).press("Enter")
+    press_tab_to(page, page.get_by_role("checkbox", name="trm-alone"))
+    keyboard.press("Space")
+    press_tab_to(page, page.get_by_role("button", name="Explore", exact=True))
+    keyboard.press("Enter")
+    expect(page.locator(".card.ranking")).to_have_count(2)
+    press_tab_to(page, page.get_by_role("button", name="Edit call 1"))
+    keyboard.press("Enter")
+    keyboard.press("Control+A")
+    keyboard.type("Horror")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    expect(turns(page).first.locator(".preference")).to_have_text("Looks for: Horror")
+    expect(page.locator(".card.ranking")).to_have_count(1)
+
+
+def test_turns_are_seen_as_they_are_made(page: Page, site: Site) -> None:
+    """The model is held up before each segment: what is there by then is seen, and no more."""
+    page.get_by_role("checkbox", name="script").uncheck()
+    page.get_by_role("checkbox", name="held").check()
+    site.gate.alone = True
+    page.get_by_role("button", name="Explore", exact=True).click()
+    assert site.gate.reached.wait(SECONDS)
+    lit = []
+    for made in (0, 1, 2):
+        expect(turns(page)).to_have_count(made)
+        expect(page.locator(".card.ranking")).to_have_count(0)
+        expect(page.get_by_role("button", name="Stop")).to_be_enabled()
+        lit.append(re.findall(r"\d+", page.locator("#map").get_attribute("aria-label") or ""))
+        site.gate.pass_one()
+    assert lit[0] != lit[1] != lit[2]
+    site.gate.alone = False
+    site.gate.open.set()
     expect(page.locator(".card.ranking")).to_be_visible()
 
 
