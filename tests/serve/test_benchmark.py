@@ -15,7 +15,7 @@ from deeprec.serve.desk import Desk
 from deeprec.serve.service import Service
 from serve.conftest import SECONDS, explorer, serve
 
-SHORT = argparse.Namespace(clients=2, seconds=0.2, explorations=2, alone=1, rounds=1)
+SHORT = argparse.Namespace(clients=200, seconds=2, explorations=2, alone=1, rounds=1)
 
 
 @pytest.fixture
