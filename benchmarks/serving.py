@@ -1,10 +1,11 @@
 """The server under load, on loopback: `/retrieve` by many clients, explorations at once and one after another, and past
 capacity.
 
-Starts `deeprec serve` with the options after `--`; a TRM of that configuration that is not there is trained first.
-Clients ask for users of the data, each with two categories of the catalogue as the preference. Explorations at once and
-one after another are of the same users, or of some of them, in two rounds in turn. Past capacity, half as many again as
-there are slots and places to wait ask together.
+Starts `deeprec serve` with the options after `--`, 16 slots and 16 places to wait, and `serve.seconds=600`, so that no
+exploration is cut off by its time; one that fails ends the benchmark. A TRM of that configuration that is not there is
+trained first. Clients ask for users of the data, each with two categories of the catalogue as the preference.
+Explorations at once and one after another are of the same users, or of some of them, in two rounds in turn. Past
+capacity, half as many again as there are slots and places to wait ask together.
 
     python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [--alone 16] [-- --config FILE ...]
 """
@@ -65,23 +66,30 @@ async def retrieve(url: str, bodies: list[dict[str, Any]], clients: int, seconds
     }
 
 
+def endings(answers: list[httpx.Response]) -> dict[str, int]:
+    """How explorations ended. One that failed, or that the clock cut off, was not measured at its full length."""
+    rankings = [answer.raise_for_status().json()["ranking"] for answer in answers]
+    for ranking in rankings:
+        if ranking["error"]:
+            sys.exit(f"an exploration failed: {ranking['error']}")
+    return dict(Counter(ranking["stop"] for ranking in rankings))
+
+
 async def explore(client: httpx.AsyncClient, users: list[str], alone_for: int, rounds: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for _ in range(rounds):
         started = time.perf_counter()
-        for user in users[:alone_for]:
-            (await ask(client, "/recommend", {"user": user}))[0].raise_for_status()
+        lonely = [await ask(client, "/recommend", {"user": user}) for user in users[:alone_for]]
         alone = time.perf_counter() - started
         started = time.perf_counter()
         answers = await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in users))
         together = time.perf_counter() - started
-        for answer, _ in answers:
-            answer.raise_for_status()
         found.append(
             {
                 "one by one, s each": round(alone / alone_for, 2),
                 "at once, s each": round(together / len(users), 2),
                 "ratio": round(alone / alone_for / (together / len(users)), 2),
+                "ended": endings([answer for answer, _ in [*lonely, *answers]]),
             }
         )
     return {"explorations": len(users), "one by one": alone_for, "rounds": found}
@@ -91,15 +99,15 @@ async def past_capacity(client: httpx.AsyncClient, users: list[str]) -> dict[str
     asked = [users[place % len(users)] for place in range((SLOTS + QUEUE) * 3 // 2)]
     answers = [each for each, _ in await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in asked))]
     refused = [answer for answer in answers if answer.status_code == 429]
+    accepted = [answer for answer in answers if answer.status_code == 200]
     after, _ = await ask(client, "/recommend", {"user": users[0]})
     return {
         "asked": len(asked),
         "statuses": dict(Counter(answer.status_code for answer in answers)),
         "refusals with Retry-After": sum("retry-after" in answer.headers for answer in refused),
-        "answers with ten items": sum(
-            len(answer.json()["ranking"]["items"]) == 10 for answer in answers if answer.status_code == 200
-        ),
+        "answers with ten items": sum(len(answer.json()["ranking"]["items"]) == 10 for answer in accepted),
         "status afterwards": after.status_code,
+        "ended": endings([*accepted, after]),
     }
 
 

@@ -34,7 +34,7 @@ app.add_typer(experiment_app, name="experiment")
 # fmt: off
 _EXTRAS = {
     "torch", "transformers", "safetensors", "gguf", "accelerate", "peft", "trl", "datasets",
-    "fastapi", "mcp", "uvicorn", "rapidfuzz", "prometheus_client", "sklearn",
+    "fastapi", "mcp", "uvicorn", "prometheus_client", "sklearn",
 }
 # fmt: on
 

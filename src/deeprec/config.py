@@ -122,7 +122,7 @@ class PolicyConfig(Section):
     )
     url: str | None = Field(None, description="of an OpenAI-compatible server, as in http://127.0.0.1:8000/v1")
     api: Literal["completions", "chat"] = Field("completions", description="of that server; chat where it has no other")
-    timeout: float = Field(60.0, gt=0, description="seconds of silence, then the request is made again")
+    timeout: float = Field(60.0, gt=0, description="seconds of silence; a request not yet answered is then made again")
     retries: int = Field(3, ge=0, description="of a request that the server did not take")
     price_read: float = Field(0.0, ge=0, description="of a million tokens that the server reads")
     price_written: float = Field(0.0, ge=0)
@@ -305,6 +305,7 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=0, lt=2**16, description="0: any that is free")
     slots: int = Field(8, ge=1, description="explorations under way at once")
     queue: int = Field(32, ge=0, description="explorations that may wait; one more is told to come again")
+    queries: int = Field(1024, ge=64, description="to the TRM alone that may wait; one more is told to come again")
     seconds: float = Field(120.0, gt=0, description="after which an exploration is ended and served from what it found")
     untrained: bool = Field(True, description="where there is an adapter, offer the model without it too")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+import time
 import unicodedata
 
 import polars as pl
@@ -75,6 +77,20 @@ def test_index_names_close_ids(movies: Catalog) -> None:
     shop = build_catalog(["B0001", "B0002"], ["a", "b"], [None] * 2, [""] * 2, [()] * 2, [""] * 2, 80)
     with pytest.raises(DeepRecError, match=r"'B000'.*'B000[12]'"):
         shop.index(ItemId("B000"))
+
+
+def test_strangers_who_name_what_is_not_there_cost_little() -> None:
+    """Twenty thousand titles; difflib needed half a second for each."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlucm", k=draw.randint(2, 9))) for _ in range(3000)]
+    shop = catalogue([" ".join(draw.choices(words, k=draw.randint(1, 6))) for _ in range(20_000)])
+    assert shop.find(shop.titles[7]) == shop.resolve(shop.titles[7]).item
+    started = time.perf_counter()
+    for number in range(10):
+        for ask in (shop.find, lambda name: shop.index(ItemId(name))):
+            with pytest.raises(DeepRecError, match="There is no item"):
+                ask(f"a title that is unknown {number}")
+    assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize(

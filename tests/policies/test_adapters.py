@@ -8,7 +8,7 @@ import pytest
 
 from deeprec.config import TRUST, Config, ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.explorer import Explorer
+from deeprec.explore.explorer import Explorer, Given
 from deeprec.explore.protocol import call_text
 from deeprec.policies import tokens
 from deeprec.policies.policy import Habits
@@ -94,7 +94,10 @@ def test_a_person_s_calls_keep_a_person_s_trust() -> None:
         RecordingRetriever(len(DATASET.catalog)),
     )
     policy.habits = Habits("task", 0.2)  # type: ignore[attr-defined]
-    explorer = Explorer(policy, retriever, DATASET.catalog, ExploreConfig(max_calls=2))
-    explorer.start(DATASET.tasks("test")[0], given=[call_text("", "war")])
+    explorer = Explorer(policy, retriever, DATASET.catalog, ExploreConfig(max_calls=3))
+    explorer.start(
+        DATASET.tasks("test")[0], given=[Given(call_text("", "war")), Given(call_text("", "noir"), own=True)]
+    )
     explorer.step()
-    assert [(query.preference, query.trust) for query in retriever.queries] == [("war", TRUST), ("drama", 0.2)]
+    trusts = [(query.preference, query.trust) for query in retriever.queries]
+    assert trusts == [("war", TRUST), ("noir", 0.2), ("drama", 0.2)]

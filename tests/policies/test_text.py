@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -50,6 +51,19 @@ def test_words_are_lossless(texts: list[str]) -> None:
 
 def test_a_word_is_a_token() -> None:
     assert len(Words().encode("One two\n  three ")) == 4
+
+
+def test_no_word_is_kept() -> None:
+    words = Words()
+    tokens = words.encode("One two three")
+    assert not vars(words)
+    assert Words().decode(tokens) == "One two three"
+
+
+@pytest.mark.parametrize("word", ["x" * 10_000, "🎬" * 3000, "\0", "\ud800", "\n" * 9000])
+def test_words_of_any_kind_can_be_written_down(word: str) -> None:
+    tokens = json.loads(json.dumps(Words().encode(word)))
+    assert Words().decode(tokens) == word
 
 
 def said(text: str, *, stops: tuple[str, ...] = (), limit: int = 100) -> tuple[str, Finish | None]:

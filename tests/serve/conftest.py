@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 import uvicorn
 
 from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, UserId
+from deeprec.data.dataset import Dataset
 from deeprec.explore.explorer import Explorer
-from deeprec.policies.policy import Chunk
+from deeprec.policies.policy import Chunk, Habits
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.serve.api import create_app
@@ -26,13 +29,27 @@ from processes import free_port
 
 DATASET = toy_dataset()
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
+HABITS = Habits("example", trust=0.1)
 SECONDS = 20
 
 
+def films() -> Dataset:
+    """The same, with those of MovieLens that examples name."""
+    fields = {name: getattr(DATASET.catalog, name) for name in DATASET.catalog.__dataclass_fields__}
+    titles = ("Toy Story (1995)", "Fargo (1996)", *DATASET.catalog.titles[2:])
+    users = tuple(UserId(user.removeprefix("u")) for user in DATASET.users)
+    return replace(DATASET, catalog=Catalog(**fields | {"titles": titles}), users=users)
+
+
 class Gate:
-    """A writer that waits until it is opened, then does as the scripted one."""
+    """A writer that waits until it is opened, then does as the scripted one.
+
+    Attributes:
+        alone: it shuts behind each segment.
+    """
 
     def __init__(self) -> None:
+        self.alone = False
         self.script = ScriptedWriter(3)
         self.open = threading.Event()
         self.reached = threading.Event()
@@ -40,7 +57,15 @@ class Gate:
     def __call__(self, conversation: str) -> str:
         self.reached.set()
         assert self.open.wait(SECONDS)
+        if self.alone:
+            self.open.clear()
         return self.script(conversation)
+
+    def pass_one(self) -> None:
+        """Let the segment that waits through, until the next one waits."""
+        self.reached.clear()
+        self.open.set()
+        assert self.reached.wait(SECONDS)
 
 
 class Endless(TextPolicy):
@@ -52,7 +77,9 @@ class Endless(TextPolicy):
 
 
 def explorer(writer: object, kind: type[TextPolicy] = TextPolicy) -> Explorer:
-    return Explorer(kind(writer), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)  # type: ignore[arg-type]
+    policy: Any = kind(writer)  # type: ignore[arg-type]
+    policy.habits = HABITS
+    return Explorer(policy, RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)
 
 
 @dataclass

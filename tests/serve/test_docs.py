@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deeprec.data.catalog import Catalog
 from deeprec.serve.service import Service
-from serve.conftest import DATASET, serve
+from serve.conftest import films, serve
 
 TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 CURLS = [
@@ -28,10 +27,7 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 @pytest.fixture
 def url(service: Service) -> Iterator[str]:
     """Of a server whose catalogue has the films that the examples name."""
-    fields = {name: getattr(DATASET.catalog, name) for name in DATASET.catalog.__dataclass_fields__}
-    titles = ("Toy Story (1995)", "Fargo (1996)", *DATASET.catalog.titles[2:])
-    dataset = replace(DATASET, catalog=Catalog(**fields | {"titles": titles}))
-    running = serve(replace(service, dataset=dataset))
+    running = serve(replace(service, dataset=films()))
     yield next(running)
     next(running, None)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -56,12 +60,48 @@ def test_in_this_process(service: Service) -> None:
 
 def test_over_http(site: Site) -> None:
     with_client(f"{site.url}/mcp", tour)
+    assert 'deeprec_requests_total{path="/mcp",status="200"}' in site.client.get("/metrics").text
 
 
 def test_over_stdin_and_stdout(data_site: Any) -> None:  # noqa: F811
     files = ["--config", str(data_site.config), "--runs", str(data_site.runs)]
     command, *args = [*processes.DEEPREC, "mcp", *files]
     with_client(StdioServerParameters(command=command, args=args, env=processes.environment()), tour)
+
+
+async def explore_endlessly(url: str, mode: str) -> None:
+    async with Client(url, mode=mode) as client:
+        await client.call_tool("explore", {"history": HISTORY, "policy": "endless"})
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+@pytest.mark.parametrize("way", ["cancelled", "killed"])
+def test_a_client_that_leaves_frees_its_slot(site: Site, mode: str, way: str) -> None:
+    desk = site.service.desks["endless"]
+    here = str(Path(__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {here!r}); import anyio; from serve.test_mcp import explore_endlessly\n"
+    code += f"anyio.run(explore_endlessly, {site.url + '/mcp'!r}, {mode!r})"
+    if way == "killed":
+        with subprocess.Popen([sys.executable, "-c", code], env=processes.environment()) as client:
+            wait_for(lambda: desk.load() == (1, 0), 60)
+            client.kill()
+    else:
+
+        async def session() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(explore_endlessly, f"{site.url}/mcp", mode)
+                await anyio.to_thread.run_sync(wait_for, lambda: desk.load() == (1, 0), 60)
+                group.cancel_scope.cancel()
+
+        anyio.run(session)
+    wait_for(lambda: desk.load() == (0, 0), 1)
+
+
+def wait_for(there: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_it_is_what_the_api_gives(site: Site) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Browser, Page, expect  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-from serve.conftest import Site  # noqa: E402
+from deeprec.config import TRUST  # noqa: E402
+from deeprec.serve.service import Service  # noqa: E402
+from serve.conftest import HABITS, SECONDS, Site, serve  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
@@ -63,20 +65,65 @@ def test_two_clicks_lead_to_an_exploration(page: Page) -> None:
     expect(page.locator("#news")).to_contain_text("ranked 10 items")
 
 
-def test_films_are_chosen_by_keyboard_alone(page: Page) -> None:
+def press_tab_to(page: Page, target: Locator) -> None:
+    """As a person does, who has nothing but the keyboard; what is reached must be seen to have the focus."""
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            assert target.evaluate("element => element.matches(':focus-visible')")
+            return
+    pytest.fail("Tab does not lead there")
+
+
+def test_all_is_done_by_keyboard_alone(page: Page) -> None:
+    keyboard = page.keyboard
+    press_tab_to(page, page.locator("#history button").first)
     while page.locator("#history li").count():
-        page.locator("#history button").first.press("Enter")
+        keyboard.press("Enter")  # the focus goes to the search
+        expect(page.get_by_role("combobox", name="Add a title")).to_be_focused()
+        if page.locator("#history li").count():
+            keyboard.press("Shift+Tab")
     expect(page.get_by_role("button", name="Explore", exact=True)).to_be_disabled()
-    search = page.get_by_role("combobox", name="Add a title")
     for typed in ("flm 12", "film 3 (1973)"):
-        search.press_sequentially(typed)
+        keyboard.type(typed)
         expect(page.get_by_role("option").first).to_be_visible()
-        search.press("ArrowDown")
+        keyboard.press("ArrowDown")
         expect(page.get_by_role("option").first).to_have_attribute("aria-selected", "true")
-        search.press("Enter")
+        keyboard.press("Enter")
     expect(page.locator("#history li")).to_have_count(2)
     expect(page.locator("#history li").first).to_contain_text("Film 12")
-    page.get_by_role("button", name="Explore", exact=True).press("Enter")
+    press_tab_to(page, page.get_by_role("checkbox", name="trm-alone"))
+    keyboard.press("Space")
+    press_tab_to(page, page.get_by_role("button", name="Explore", exact=True))
+    keyboard.press("Enter")
+    expect(page.locator(".card.ranking")).to_have_count(2)
+    press_tab_to(page, page.get_by_role("button", name="Edit call 1"))
+    keyboard.press("Enter")
+    keyboard.press("Control+A")
+    keyboard.type("Horror")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    expect(turns(page).first.locator(".preference")).to_have_text("Looks for: Horror")
+    expect(page.locator(".card.ranking")).to_have_count(1)
+
+
+def test_turns_are_seen_as_they_are_made(page: Page, site: Site) -> None:
+    """The model is held up before each segment: what is there by then is seen, and no more."""
+    page.get_by_role("checkbox", name="script").uncheck()
+    page.get_by_role("checkbox", name="held").check()
+    site.gate.alone = True
+    page.get_by_role("button", name="Explore", exact=True).click()
+    assert site.gate.reached.wait(SECONDS)
+    lit = []
+    for made in (0, 1, 2):
+        expect(turns(page)).to_have_count(made)
+        expect(page.locator(".card.ranking")).to_have_count(0)
+        expect(page.get_by_role("button", name="Stop")).to_be_enabled()
+        lit.append(re.findall(r"\d+", page.locator("#map").get_attribute("aria-label") or ""))
+        site.gate.pass_one()
+    assert lit[0] != lit[1] != lit[2]
+    site.gate.alone = False
+    site.gate.open.set()
     expect(page.locator(".card.ranking")).to_be_visible()
 
 
@@ -90,6 +137,30 @@ def test_a_preference_is_edited_and_explored_from(page: Page) -> None:
     expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror; 1980s")
     expect(turns(page).first.locator(".preference")).to_have_text(before)
     expect(page.locator(".card.ranking")).to_be_visible()
+
+
+def test_what_was_explored_stays_when_another_history_is_chosen(page: Page, site: Site, tmp_path: Path) -> None:
+    seen = page.locator("#history li span").all_inner_texts()
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".card.ranking")).to_be_visible()
+    page.locator("#history button").first.click()
+    expect(page.locator("#history li")).to_have_count(len(seen) - 1)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    download.value.save_as(kept := tmp_path / "exploration.json")
+    assert [item["title"] for item in json.loads(kept.read_text())["history"]] == seen
+    retriever: Any = site.service.desks["script"].explorer.retriever
+    before = list(retriever.queries)
+    page.get_by_role("button", name="Edit call 2").click()
+    page.get_by_label("Look for (phrases parted by ;)").fill("Horror")
+    page.get_by_role("button", name="Explore from here").click()
+    expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror")
+    expect(page.locator(".card.ranking")).to_be_visible()
+    again, edited, *later = retriever.queries[len(before) :]
+    assert again == before[0]  # the history and the trust, too
+    assert (edited.history, edited.trust) == (before[1].history, TRUST)
+    assert {query.trust for query in later} <= {HABITS.trust}
+    expect(page.locator("#history li")).to_have_count(len(seen) - 1)
 
 
 def test_policies_are_compared_side_by_side(page: Page) -> None:
@@ -153,6 +224,16 @@ def test_a_server_that_is_gone_is_said(page: Page) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     expect(page.get_by_role("button", name="Explore", exact=True)).to_be_enabled()
+
+
+def test_a_token_comes_from_the_address(browser: Browser, service: Service) -> None:
+    token = "Ab+/9=="
+    running = serve(service, token=token)
+    page = browser.new_page()
+    page.goto(f"{next(running)}/#token={token}")
+    expect(page.locator("#history li")).not_to_have_count(0)
+    page.close()
+    next(running, None)
 
 
 SCREENS: dict[str, dict[str, Any]] = {

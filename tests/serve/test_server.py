@@ -20,6 +20,8 @@ from deeprec.serve.server import TOKEN, token_for
 from deeprec.serve.space import plane
 from test_cli import deeprec, site, stand_in  # noqa: F401 (fixtures)
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
@@ -54,13 +56,24 @@ def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
     assert (site.trained / "map.safetensors").exists()
 
 
+def test_the_demo_ends_by_offering_it(site):  # noqa: F811
+    makefile = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "demo", "VENV=v"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert makefile.stdout.splitlines()[-1].split() == ["v/bin/deeprec", "demo"]
+    told = site("demo", "--set", "policy.kind=scripted", "--users", "2")
+    assert told.code == 0, told.err
+    offer = re.match(r"Next: deeprec (serve) \(explore on a page", told.out.splitlines()[-1])
+    assert offer is not None, told.out
+    assert deeprec(offer[1], "--dry-run").code == 0
+
+
 def test_the_containers_options_are_options() -> None:
     """No image is built here; what it would run is read by the real command line."""
-    root = Path(__file__).parents[2]
-    entry = next(line for line in (root / "Dockerfile").read_text().splitlines() if line.startswith("ENTRYPOINT "))
+    entry = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("ENTRYPOINT "))
     program, *options = json.loads(entry.removeprefix("ENTRYPOINT "))
     assert program == "deeprec"
-    services = yaml.safe_load((root / "compose.yaml").read_text())["services"]
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     more = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", services["deeprec-gpu"]["command"]).split()
     for arguments in (options, options + more):
         told = deeprec(*arguments, "--dry-run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections import Counter
@@ -13,6 +12,7 @@ from functools import cached_property
 from typing import Any, NewType
 
 import polars as pl
+from rapidfuzz import fuzz, process
 
 from deeprec.errors import DeepRecError
 
@@ -132,7 +132,7 @@ class Catalog:
         try:
             return self._places[item]
         except KeyError:
-            close = difflib.get_close_matches(item, self.ids, n=3)
+            close = _close(item, self.ids)
             hint = f"did you mean {' or '.join(map(repr, close))}" if close else "use an id of the item file"
             raise DeepRecError(f"There is no item with the id {item!r} in the catalogue: {hint}?") from None
 
@@ -179,9 +179,8 @@ class Catalog:
         if same:
             ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
             raise DeepRecError(f"{name!r} is the title of {len(same)} items: give the id of one, as {ids}.")
-        known = {**self._by_yearless, **self._by_title}
-        close = difflib.get_close_matches(normalise_title(name), known, n=3)
-        meant = dict.fromkeys(self.titles[known[key][0]] for key in close)
+        known = self._by_yearless | self._by_title
+        meant = dict.fromkeys(self.titles[known[key][0]] for key in _close(normalise_title(name), known))
         hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else "use a title or an id of the item file."
         raise DeepRecError(f"There is no item with the title or id {name!r} in the catalogue: {hint}")
 
@@ -373,6 +372,11 @@ def _cut(text: str, chars: int) -> str:
 def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:
     clean = (neutralise(name) for name in names)
     return tuple(dict.fromkeys(name for name in clean if name and name.casefold() not in NO_CATEGORIES))
+
+
+def _close(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the known that are spelt nearly so. Strangers may ask: 0.01 s in 100,000 titles."""
+    return [found for found, _, _ in process.extract(name, list(known), scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 
 
 def _group(keys: Iterable[str]) -> dict[str, tuple[ItemIdx, ...]]:

@@ -21,6 +21,15 @@ Listener = Callable[[Task, Author, str], None]
 """Hears text as it is written. A policy's chunk may end inside a character; then the text comes later."""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A segment that stands before the policy's first. A person's is believed as such unless it is the policy's `own`,
+    of an exploration before."""
+
+    text: str
+    own: bool = False
+
+
 @dataclass
 class _Flight:
     """An exploration under way."""
@@ -98,15 +107,15 @@ class Explorer:
         *,
         config: ExploreConfig | None = None,
         occurrence: int = 0,
-        given: Sequence[str] = (),
+        given: Sequence[Given] = (),
     ) -> str:
         """Begin an exploration at the next step; returns its key.
 
         Args:
             config: limits and sampling of this one; default: the explorer's.
             occurrence: sets the seeds of several explorations of one task apart.
-            given: segments that stand before the policy's first own one, as if it had written them (a person's calls);
-                their author is the environment. What follows one that ends the exploration is left out.
+            given: segments that stand before the policy's first own one, as if it had written them; their author is
+                the environment. What follows one that ends the exploration is left out.
         """
         said = trust_of(config or self._configured)
         config = accustomed(config or self._configured, self._habits)
@@ -116,12 +125,13 @@ class Explorer:
             key, _seed(config.seed, task.id, occurrence), Environment(task, self.catalog, config), listener
         )
         self._append(flight, flight.environment.prompt())
-        for text in given:
-            self._append(flight, text)
-            query = flight.environment.receive(text, Finish.STOP)
+        for segment in given:
+            self._append(flight, segment.text)
+            query = flight.environment.receive(segment.text, Finish.STOP)
             if query is None:
                 break
-            hits = self._retrieve([replace(query, trust=said)], items_of(config))[0]
+            asked = query if segment.own else replace(query, trust=said)
+            hits = self._retrieve([asked], items_of(config))[0]
             self._append(flight, flight.environment.answer_call(hits))
         self._flights[key] = flight
         self._new.append(flight)

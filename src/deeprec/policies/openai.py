@@ -1,18 +1,21 @@
 """A language model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, or a hosted one.
 
 Each segment is a streamed request. Stop strings are watched for here: servers leave them out of the text, seldom say
-which of them came, and some know none. Where one comes, or the limit, the stream is closed, and the server stops.
+which of them came, and some know none. Where one comes, or the limit, the stream is closed, and the server stops. So it
+is for who leaves, whatever is waited for: requests are tasks of one event loop, which can be cancelled anywhere.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,7 @@ from deeprec.policies.text import Words
 from deeprec.policies.tokens import brief
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI
 
 KEY = "OPENAI_API_KEY"
 _COUNTS: tuple[dict[str, Any], ...] = (
@@ -49,11 +52,10 @@ class _News:
 
 @dataclass(eq=False)
 class _Job:
-    """A segment under way, in a thread of its own."""
+    """A segment under way."""
 
     request: Request
-    gone: bool = False
-    stream: Any = None
+    work: Future[None] | None = None
     written: int = 0
 
 
@@ -70,7 +72,7 @@ class OpenAIPolicy:
 
     def __init__(
         self,
-        client: OpenAI,
+        client: AsyncOpenAI,
         model: str,
         *,
         chat: bool = False,
@@ -89,6 +91,8 @@ class OpenAIPolicy:
         self._own: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         """By key, where in the context the segments are that this policy wrote."""
         self._counts = 0
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
 
     @classmethod
     def load(cls, config: PolicyConfig) -> OpenAIPolicy:
@@ -98,22 +102,22 @@ class OpenAIPolicy:
             DeepRecError: there is no server, or it has no such model.
         """
         try:
-            from openai import APIStatusError, OpenAI, OpenAIError
+            from openai import APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
         except ImportError:
             raise DeepRecError("policy.kind='openai' needs the client: pip install 'deeprec[openai]'.") from None
         if config.adapter not in ("shipped", "none"):
             raise DeepRecError("policy.adapter is for models in this process: let the server of policy.url load it.")
         if config.url is None:
             raise DeepRecError("policy.kind='openai' needs policy.url, as in http://127.0.0.1:8000/v1.")
-        client = OpenAI(
-            base_url=config.url,
-            api_key=os.environ.get(KEY) or "none",
-            timeout=config.timeout,
-            max_retries=config.retries,
-        )
+        settings: dict[str, Any] = {
+            "base_url": config.url,
+            "api_key": os.environ.get(KEY) or "none",
+            "timeout": config.timeout,
+            "max_retries": config.retries,
+        }
         limit = sys.maxsize
         try:
-            models = {model.id: model for model in client.models.list()}
+            models = {model.id: model for model in OpenAI(**settings).models.list()}
         except APIStatusError as error:
             if error.status_code != 404:  # not every server lists its models
                 raise DeepRecError(f"policy.url={config.url!r} refuses ({KEY} is the key): {brief(error)}") from None
@@ -126,6 +130,7 @@ class OpenAIPolicy:
                 )
             limit = (models[config.model].model_extra or {}).get("max_model_len") or limit
         prices = (config.price_read, config.price_written)
+        client = AsyncOpenAI(**settings)
         return cls(client, config.model, chat=config.api == "chat", prices=prices, context_limit=limit)
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
@@ -138,8 +143,7 @@ class OpenAIPolicy:
         for request in requests:
             self._drop(request.key)
             job = self._jobs[request.key] = _Job(request)
-            asked = self._asked(request)
-            threading.Thread(target=self._work, args=(job, asked), name="segment", daemon=True).start()
+            job.work = asyncio.run_coroutine_threadsafe(self._work(job, self._asked(request)), self._loop)
 
     def step(self) -> list[Chunk]:
         """As every policy's; where the server lets one wait, an empty chunk, so that others may come and go."""
@@ -151,7 +155,7 @@ class OpenAIPolicy:
             except queue.Empty:
                 chunks = [Chunk(next(iter(self._jobs)), (), ())]
                 break
-            if not job.gone:
+            if self._jobs.get(job.request.key) is job:
                 chunks.append(self._chunk(job, news))
         self.seconds["wait"] += time.perf_counter() - started
         return chunks
@@ -163,14 +167,12 @@ class OpenAIPolicy:
 
     def _drop(self, key: str) -> None:
         job = self._jobs.pop(key, None)
-        if job is not None:
-            job.gone = True
-            if job.stream is not None:
-                job.stream.close()
+        if job is not None and job.work is not None:
+            job.work.cancel()
 
     def _chunk(self, job: _Job, news: _News) -> Chunk:
         key = job.request.key
-        tokens = (self._words.token(news.piece),) if news.piece else ()
+        tokens = tuple(self._words.piece(news.piece))
         job.written += len(tokens)
         if news.finish is not None:
             del self._jobs[key]
@@ -198,23 +200,20 @@ class OpenAIPolicy:
             place = end
         return asked | {"messages": messages}
 
-    def _work(self, job: _Job, asked: dict[str, Any]) -> None:
-        """In the job's thread: hand on what the server sends. The last of the news always has a finish."""
+    async def _work(self, job: _Job, asked: dict[str, Any]) -> None:
+        """In the loop's thread: hand on what the server sends. The last of the news always has a finish."""
         try:
-            for news in self._segment(job, asked):
+            async for news in self._segment(job.request, asked):
                 self._news.put((job, news))
         except Exception as error:  # noqa: BLE001 (whatever a foreign server makes the client raise)
             self._news.put((job, _News(finish=Finish.FAILED, error=f"{self.client.base_url}: {brief(error)}")))
 
-    def _segment(self, job: _Job, asked: dict[str, Any]) -> Iterator[_News]:
-        request, text, written = job.request, "", 0
+    async def _segment(self, request: Request, asked: dict[str, Any]) -> AsyncIterator[_News]:
+        text, written = "", 0
         finish: Finish | None = None
         told: Any = None
-        with self._open(asked) as stream:
-            job.stream = stream
-            for event in stream:
-                if job.gone:
-                    return
+        async with await self._open(asked) as stream:
+            async for event in stream:
                 told = event.usage or told
                 if not event.choices:
                     continue
@@ -240,15 +239,15 @@ class OpenAIPolicy:
         cost = (read * self.prices[0] + written * self.prices[1]) / _MILLION
         yield _News(finish=finish, usage=Usage(read, written, cost))
 
-    def _open(self, asked: dict[str, Any]) -> Any:
+    async def _open(self, asked: dict[str, Any]) -> Any:
         from openai import BadRequestError, UnprocessableEntityError
 
         create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
         for place in range(self._counts, len(_COUNTS)):
             try:
-                return create(**asked, **_COUNTS[place])
+                return await create(**asked, **_COUNTS[place])
             except (BadRequestError, UnprocessableEntityError) as error:
                 if "stream_options" not in str(error):
                     raise
-                self._counts = max(self._counts, place + 1)  # of several threads the furthest counts
+                self._counts = max(self._counts, place + 1)  # of several requests the furthest counts
         raise ValueError("the server refuses stream_options that were not sent")

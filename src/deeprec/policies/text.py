@@ -9,6 +9,8 @@ from typing import Protocol
 
 from deeprec.policies.policy import Chunk, Finish, Request
 
+_LONG = 256
+"""Characters of a token, at most: Python reads and writes numbers of 4,300 digits."""
 Writer = Callable[[str], str]
 """Reads the whole conversation so far and returns the next segment."""
 
@@ -20,24 +22,22 @@ class Codec(Protocol):
 
 
 class Words:
-    """One token a word with the white space before it: lossless, and about as many as a language model's."""
+    """One token a word with the white space before it: lossless, and about as many as a language model's.
 
-    def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
-        self._words: list[str] = []
+    A token is the word's bytes, after a 1, as a number, so that nothing is kept for however many words there are.
+    """
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
-        return [self.token(word) for word in re.findall(r"\s*\S+|\s+", text)]
+        return [token for word in re.findall(r"\s*\S+|\s+", text) for token in self.piece(word)]
 
-    def token(self, word: str) -> int:
-        """The one token of a text, whatever white space is in it."""
-        if word not in self._ids:
-            self._ids[word] = len(self._words)
-            self._words.append(word)
-        return self._ids[word]
+    def piece(self, text: str) -> list[int]:
+        """The one token of a text, whatever white space is in it; more where it is very long."""
+        parts = [text[place : place + _LONG] for place in range(0, len(text), _LONG)]
+        return [int.from_bytes(b"\1" + part.encode("utf-8", "surrogatepass")) for part in parts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return "".join(self._words[token] for token in tokens)
+        words = [token.to_bytes((token.bit_length() + 7) // 8)[1:] for token in tokens]
+        return b"".join(words).decode("utf-8", "surrogatepass")
 
 
 class SegmentPolicy(ABC):

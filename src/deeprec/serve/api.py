@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pathlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -21,10 +20,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from deeprec import __version__
 from deeprec.errors import DeepRecError
-from deeprec.serve.batcher import Batcher
 from deeprec.serve.desk import BusyError, Text
-from deeprec.serve.exploration import Exploration
-from deeprec.serve.gates import Guard, LimitBodies, Watch
+from deeprec.serve.exploration import Exploration, GoneError
+from deeprec.serve.gates import MCP, Guard, LimitBodies, Watch
 from deeprec.serve.mcp import create_mcp
 from deeprec.serve.messages import (
     WORDS,
@@ -41,13 +39,32 @@ from deeprec.serve.service import Service
 
 RETRY = 5
 """Seconds after which who was refused may try again."""
-_GLANCE = 0.2
-"""Seconds between looks at whether a silent client is still there."""
 
 _PAGE = pathlib.Path(__file__).with_name("page")
 
 _PROBLEMS: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in (400, 413, 422)}
-_BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem}}
+_AGAIN = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+_BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem, "headers": _AGAIN}}
+
+
+def _heard(name: str, data: dict[str, object]) -> dict[str, object]:
+    """A server-sent event in the document's terms."""
+    json_data = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {
+        "type": "object",
+        "properties": {"event": {"const": name}, "data": json_data},
+        "required": ["event", "data"],
+    }
+
+
+_EVENTS = [
+    _heard("text", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
+    _heard("turn", {"$ref": "#/components/schemas/TurnMessage"}),
+    _heard("ranking", {"$ref": "#/components/schemas/Ranking"}),
+]
+_STREAM: dict[int | str, dict[str, object]] = {
+    200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}}}
+}
 
 
 def create_app(service: Service, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
@@ -60,7 +77,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     agents = create_mcp(service)
     # A token makes up for the name by which a client came here; without one the protocol's server looks at it too.
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if token is not None else None
-    at_mcp = agents.streamable_http_app(host=host, transport_security=security)
+    at_mcp = agents.streamable_http_app(streamable_http_path=MCP, host=host, transport_security=security)
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
@@ -74,11 +91,11 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         lifespan=alive,
         responses={401: {"model": Problem}},
     )
-    batcher = Batcher(service.retriever)
     watch = Watch({name: desk.load for name, desk in service.desks.items()})
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DeepRecError, _refused)
     app.add_exception_handler(BusyError, _busy)
+    app.add_exception_handler(GoneError, _gone)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(LimitBodies)
     if token is not None:
@@ -87,7 +104,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
     app.add_middleware(watch.middleware)
 
-    @app.post("/recommend", responses=_PROBLEMS | _BUSY, response_model=Recommended)
+    @app.post("/recommend", responses=_PROBLEMS | _BUSY | _STREAM, response_model=Recommended)
     async def recommend(asked: Recommend, request: Request) -> Response | Recommended:
         """Explore for a user and rank what was found. `stream: true` tells of it as it happens."""
         exploration = await run_in_threadpool(Exploration, service, asked)
@@ -97,24 +114,25 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
             after = BackgroundTask(exploration.leave)
             events = _stream(exploration)
             return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED, background=after)
-        return await _whole(exploration, request)
+        return await exploration.whole(request)
 
-    @app.post("/retrieve", responses=_PROBLEMS)
+    @app.post("/retrieve", responses=_PROBLEMS | _BUSY)
     async def retrieve(asked: Retrieve) -> Retrieved:
         """Ask the TRM alone; many queries at once."""
         queries = await run_in_threadpool(lambda: list(map(service.query, asked.queries)))
-        hits = await batcher.retrieve(queries, asked.k)
+        hits = await service.batcher.ask(queries, asked.k)
         return Retrieved(results=tuple(map(service.found, hits)))
 
     @app.get("/items", responses=_PROBLEMS)
     async def items(
-        query: Annotated[str, Query(min_length=1, max_length=200)], limit: Annotated[int, Query(ge=1, le=50)] = 10
+        query: Annotated[str, Query(min_length=1, max_length=200, examples=["toy stroy"])],
+        limit: Annotated[int, Query(ge=1, le=50)] = 10,
     ) -> Items:
         """Search titles; letters may be wrong or missing."""
         return Items(items=tuple(await run_in_threadpool(service.search, query, limit)))
 
     @app.get("/users/{user}", responses=_PROBLEMS)
-    async def history(user: Annotated[str, Path(max_length=WORDS)]) -> Items:
+    async def history(user: Annotated[str, Path(max_length=WORDS, examples=["1"])]) -> Items:
         """A user of the data: all but the item that is held out, oldest first."""
         return Items(items=tuple(await run_in_threadpool(service.history, user)))
 
@@ -161,24 +179,13 @@ async def _stream(exploration: Exploration) -> AsyncIterator[str]:
                 yield _event("ranking", event.model_dump_json())
 
 
-async def _whole(exploration: Exploration, request: Request) -> Recommended:
-    """The answer in one piece; a client that has gone is noticed, and its slot freed."""
-    work = asyncio.ensure_future(exploration.whole())
-    while not work.done():
-        await asyncio.wait([work], timeout=_GLANCE)
-        if not work.done() and await request.is_disconnected():
-            work.cancel()
-            raise HTTPException(499, "The client has gone.")
-    return work.result()
-
-
 def _event(name: str, data: str) -> str:
     """A server-sent event; JSON has no line breaks of its own."""
     return f"event: {name}\ndata: {data}\n\n"
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
-    """One sentence: where the request is wrong, and why. What it held is not repeated."""
+    """One sentence: where the request is wrong, and why. Of what it held only names of fields are repeated."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))[:200]
@@ -192,6 +199,11 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _failed(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": "The server failed; its log says why."}, 500)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """For the log alone: nobody is there to read it."""
+    return JSONResponse({"detail": str(error)}, 499)
 
 
 async def _busy(_: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from deeprec.config import ExploreConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.explorer import Explorer
+from deeprec.explore.explorer import Explorer, Given
 from deeprec.explore.trace import Author, Trace, Turn
 
 _LOG = logging.getLogger("deeprec.serve")
@@ -52,7 +52,7 @@ class Ticket:
     config: ExploreConfig
     tell: Callable[[Event], None]
     deadline: float
-    given: Sequence[str] = ()
+    given: Sequence[Given] = ()
     key: str = ""
     told: int = 0
     left: bool = False
@@ -80,7 +80,7 @@ class Desk:
         self._thread.start()
 
     def ask(
-        self, task: Task, config: ExploreConfig, tell: Callable[[Event], None], given: Sequence[str] = ()
+        self, task: Task, config: ExploreConfig, tell: Callable[[Event], None], given: Sequence[Given] = ()
     ) -> Ticket:
         """Begin an exploration as soon as there is a slot. `tell` is called from the desk's thread.
 

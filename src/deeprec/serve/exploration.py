@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace, Turn
 from deeprec.serve.desk import Broken, Event, Text, Ticket
 from deeprec.serve.messages import Ranking, Recommend, Recommended, TurnMessage
 from deeprec.serve.service import Service
+from deeprec.trm.retriever import Hit, Query
 
+_GLANCE = 0.2
+"""Seconds between looks at whether a silent client is still there."""
 _BEAT = 15
 """Seconds of silence after which an empty text says that the connection lives."""
+
+
+class GoneError(DeepRecError):
+    """Who asked has gone."""
 
 
 class Exploration:
@@ -38,13 +46,15 @@ class Exploration:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._desk = service.desks.get(self.policy)
         self._ticket: Ticket | None = None
+        self._alone: Awaitable[list[list[Hit]]] | None = None
 
     def begin(self) -> None:
         """
         Raises:
-            BusyError: no slot is free, and the queue is full.
+            BusyError: no slot is free, and the queue is full; or too many wait for the TRM.
         """
         if self._desk is None:
+            self._alone = self.service.batcher.ask([self._bare], self.asked.k)
             return
         loop = asyncio.get_running_loop()
 
@@ -61,8 +71,9 @@ class Exploration:
     async def events(self) -> AsyncGenerator[Text | TurnMessage | Ranking]:
         """What happens, in order; the ranking is the last. Closing the iterator leaves the desk."""
         try:
-            if self._desk is None:
-                yield await run_in_threadpool(self.service.alone, self.task.history, self.asked.k)
+            if self._alone is not None:
+                (hits,) = await self._alone
+                yield self.service.alone(hits, self._seconds())
                 return
             calls = 0
             while True:
@@ -71,8 +82,9 @@ class Exploration:
                 except TimeoutError:
                     event = Text("")
                 if isinstance(event, Turn):
+                    own = calls >= len(self.asked.calls) or self.asked.calls[calls].own
                     calls += 1
-                    yield self.service.turn(calls, event)
+                    yield self.service.turn(calls, event, own=own)
                 elif isinstance(event, Text):
                     yield event
                 else:
@@ -81,8 +93,25 @@ class Exploration:
         finally:
             self.leave()
 
-    async def whole(self) -> Recommended:
-        """All of it at its end. Cancelling leaves the desk."""
+    async def whole(self, request: Request | None = None) -> Recommended:
+        """All of it at its end. Cancelling leaves the desk.
+
+        Args:
+            request: what asks over HTTP; None: another transport, which cancels for a client that leaves.
+
+        Raises:
+            GoneError: the client of `request` has left, and with it the exploration the desk.
+        """
+        work = asyncio.ensure_future(self._whole())
+        try:
+            while not (await asyncio.wait([work], timeout=_GLANCE))[0]:
+                if request is not None and await request.is_disconnected():
+                    raise GoneError("The client has gone.")
+            return work.result()
+        finally:
+            work.cancel()
+
+    async def _whole(self) -> Recommended:
         turns: list[TurnMessage] = []
         async with aclosing(self.events()) as events:
             async for event in events:
@@ -94,5 +123,13 @@ class Exploration:
 
     def _ranking(self, event: Trace | Broken) -> Ranking:
         if isinstance(event, Broken):
-            return self.service.alone(self.task.history, self.asked.k, event.error)
-        return self.service.ranking(event, self.asked.k, time.perf_counter() - self.started)
+            hits = self.service.retriever.retrieve([self._bare], self.asked.k)[0]
+            return self.service.alone(hits, self._seconds(), event.error)
+        return self.service.ranking(event, self.asked.k, self._seconds())
+
+    @property
+    def _bare(self) -> Query:
+        return Query(self.task.history, exclude=frozenset(self.task.history))
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOG = logging.getLogger("deeprec.serve")
 _BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+MCP = "/mcp"
+"""Where the Model Context Protocol is; its route is not of FastAPI's and does not say so."""
 BODY = 256 * 1024
 """Bytes of a request, at most."""
 
@@ -113,7 +115,7 @@ class Watch:
                 raise
             finally:
                 # The route's own path, so that strangers' paths do not each become a series.
-                path = getattr(scope.get("route"), "path", "other")
+                path = getattr(scope.get("route"), "path", scope["path"] if scope["path"] == MCP else "other")
                 self.requests.labels(path, status).inc()
                 spent = time.perf_counter() - started
                 self.seconds.labels(path).observe(spent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
 from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from deeprec.serve import messages
 from deeprec.serve.exploration import Exploration
 from deeprec.serve.messages import HISTORY, Name, Places, Plain
 from deeprec.serve.service import Service
+from deeprec.trm.retriever import Query
 
 History = Annotated[list[Name], Field(max_length=HISTORY, description="titles or ids of items, oldest first")]
 User = Annotated[Name | None, Field(description="a user of the data, in place of a history")]
@@ -44,12 +45,13 @@ def create_mcp(service: Service) -> MCPServer:
     ) -> messages.FoundItems:
         """Items for a history and a preference, the best first; those of the history are left out."""
 
-        def retrieve() -> messages.FoundItems:
+        def read() -> Query:
             asked = messages.RetrieveQuery(history=tuple(history), preference=preference, exclude=tuple(exclude))
-            hits = service.retriever.retrieve([service.query(asked, user)], k)[0]
-            return messages.FoundItems(items=service.found(hits))
+            return service.query(asked, user)
 
-        return await run_in_threadpool(_told, retrieve)
+        query = await run_in_threadpool(_told, read)
+        (hits,) = await _told(lambda: service.batcher.ask([query], k))
+        return messages.FoundItems(items=service.found(hits))
 
     @server.tool()
     async def search_titles(
@@ -60,6 +62,7 @@ def create_mcp(service: Service) -> MCPServer:
 
     @server.tool(description=f"{_EXPLORE} Policies: {', '.join(service.policies())}.")
     async def explore(
+        context: Context,
         history: History = [],  # noqa: B006
         user: User = None,
         k: Places = 10,
@@ -72,7 +75,8 @@ def create_mcp(service: Service) -> MCPServer:
 
         exploration = await run_in_threadpool(_told, begin)
         _told(exploration.begin)
-        return await exploration.whole()
+        # Clients of the protocol before 2026 do not say that they leave: their connection does.
+        return await exploration.whole(context.request_context.request)
 
     @server.resource("item://{item}", mime_type="application/json")
     def details(item: str) -> messages.Details:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from deeprec.explore.explorer import Given
 from deeprec.explore.protocol import call_text
 from deeprec.policies.policy import Usage
 
@@ -20,8 +21,12 @@ WORDS = 500
 """Characters of a title or a preference, at most."""
 
 
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode's categories of what is no letter, sign or space: control, format, half characters, breaks of lines."""
+
+
 def _plain(text: str) -> str:
-    if any(unicodedata.category(character).startswith("C") for character in text):
+    if any(unicodedata.category(character) in _UNSEEN for character in text):
         raise ValueError("it holds a control character or an invisible one")
     return text
 
@@ -42,15 +47,38 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_FILMS = ["Toy Story (1995)", "Fargo (1996)"]
+
+
+def _examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """For the document; of MovieLens, as all examples."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
+
+
 class Call(_Message):
     """A tool call that is given and not written by the policy."""
 
-    preference: Annotated[Name, AfterValidator(_untagged)]
+    preference: Annotated[Plain, AfterValidator(_untagged)]
     thought: Annotated[Plain, AfterValidator(_untagged)] = ""
+    own: bool = Field(
+        False, strict=True, description="the policy made it in an exploration before, and is believed no more than then"
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Call:
+        if not (self.preference or self.own):
+            raise ValueError("a call needs a preference")
+        return self
 
 
 class Recommend(_Message):
     """An exploration for a new user's history, or for a user of the data."""
+
+    model_config = _examples(
+        {"history": _FILMS, "k": 5},
+        {"user": "1", "max_calls": 2},
+        {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
+    )
 
     history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
     user: Name | None = Field(None, description="a user of the data, in place of a history")
@@ -63,9 +91,9 @@ class Recommend(_Message):
     calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
 
-    def given(self) -> list[str]:
+    def given(self) -> list[Given]:
         """The first calls as a policy would have written them."""
-        return [call_text(call.thought, call.preference) for call in self.calls]
+        return [Given(call_text(call.thought, call.preference), call.own) for call in self.calls]
 
     @model_validator(mode="after")
     def _one_user(self) -> Recommend:
@@ -86,6 +114,8 @@ class RetrieveQuery(_Message):
 
 
 class Retrieve(_Message):
+    model_config = _examples({"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5})
+
     queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=BATCH)
     k: Places = 10
 
@@ -110,9 +140,10 @@ class Ranked(Item):
 
 
 class TurnMessage(BaseModel):
-    """A tool call and what it brought."""
+    """A tool call and what it brought; `own`: the policy made it, now or in an exploration before."""
 
     call: int
+    own: bool
     thought: str
     preference: str
     items: tuple[Found, ...]
@@ -175,6 +206,6 @@ class Space(BaseModel):
 
 
 class Problem(BaseModel):
-    """Any answer of 4xx and 5xx."""
+    """Why a request was refused or failed, in a sentence."""
 
     detail: str

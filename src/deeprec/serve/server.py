@@ -70,7 +70,7 @@ def service_of(
         for name, policy in policies.items()
     }
     try:
-        yield Service(dataset, trm, desks, config.explore, points_I2)
+        yield Service(dataset, trm, desks, config.explore, points_I2, limits.queries)
     finally:
         for desk in desks.values():
             desk.close()

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
-from deeprec.config import ExploreConfig, trust_of
+from deeprec.config import ExploreConfig, ServeConfig, trust_of
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Origin, Stop, Trace, Turn
 from deeprec.serve import messages
+from deeprec.serve.batcher import Batcher
 from deeprec.serve.desk import FAILED, LATE, Desk
 from deeprec.trm.retriever import Hit, Query, Retriever
 
@@ -33,6 +34,7 @@ class Service:
         desks: by the name under which a request asks for a policy; the first is the default.
         explore: limits of an exploration; a request may ask for fewer calls and for another trust.
         points_I2: the items' places on the map, in the unit square.
+        queries: that may wait for the retriever, beside those of explorations.
     """
 
     dataset: Dataset
@@ -40,6 +42,11 @@ class Service:
     desks: Mapping[str, Desk]
     explore: ExploreConfig
     points_I2: NDArray[np.float32]
+    queries: int = ServeConfig().queries
+
+    @cached_property
+    def batcher(self) -> Batcher:
+        return Batcher(self.retriever, self.queries)
 
     @property
     def catalog(self) -> Catalog:
@@ -154,10 +161,9 @@ class Service:
     def found(self, hits: Sequence[Hit]) -> tuple[messages.Found, ...]:
         return tuple(messages.Found(**self.item(hit.item).model_dump(), score=hit.score) for hit in hits)
 
-    def turn(self, number: int, turn: Turn) -> messages.TurnMessage:
-        return messages.TurnMessage(
-            call=number, thought=turn.thought, preference=turn.preference, items=self.found(turn.hits)
-        )
+    def turn(self, number: int, turn: Turn, *, own: bool) -> messages.TurnMessage:
+        said = {"thought": turn.thought, "preference": turn.preference}
+        return messages.TurnMessage(call=number, own=own, **said, items=self.found(turn.hits))
 
     def ranking(self, trace: Trace, k: int, seconds: float) -> messages.Ranking:
         """The served ranking, filled up to `k` with what else was retrieved and then by the TRM alone."""
@@ -181,9 +187,8 @@ class Service:
             seconds=seconds,
         )
 
-    def alone(self, history: Sequence[ItemIdx], k: int, error: str | None = None) -> messages.Ranking:
+    def alone(self, hits: Sequence[Hit], seconds: float, error: str | None = None) -> messages.Ranking:
         """What the TRM says without a word: asked for, or in place of an explorer that failed."""
-        hits = self.retriever.retrieve([Query(tuple(history), exclude=frozenset(history))], k)[0]
         return messages.Ranking(
             items=tuple(self._ranked(hit.item, None) for hit in hits),
             origin=Origin.RETRIEVER.value,
@@ -193,7 +198,7 @@ class Service:
             thought="",
             tokens=0,
             usage=None,
-            seconds=0.0,
+            seconds=seconds,
         )
 
     def _ranked(self, item: ItemIdx, by: tuple[int, Turn] | None) -> messages.Ranked:

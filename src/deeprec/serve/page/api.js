@@ -18,9 +18,9 @@ async function ask(path, options = {}) {
   return answer;
 }
 
-// A server with a token gets it from the address: /#token=...
+// A server with a token gets it from the address: /#token=... In forms a + is a space, in tokens it is not.
 function headers() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  const token = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("token");
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 

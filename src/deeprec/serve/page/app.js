@@ -9,6 +9,8 @@ const part = (id) => document.getElementById(id);
 const map = new SpaceMap(part("map"), part("map-item"));
 let history = [];
 let running = null;
+// What was explored last: whom for, which may be another than who is chosen by now, and what happened.
+let explored = [];
 let recorded = [];
 
 const complain = (message) => (part("problem").textContent = message);
@@ -56,11 +58,11 @@ async function takeUser() {
 
 const chosen = () => [...document.querySelectorAll("#policies input:checked")].map(({ value }) => value);
 
-function begin(policies) {
-  const shown = policies.map((policy) => new Exploration(policy, (calls) => explore([policy], calls)));
+function begin(policies, seen) {
+  const shown = policies.map((policy) => new Exploration(policy, (calls) => explore([policy], seen, calls)));
   part("explorations").replaceChildren(...shown.map(({ element }) => element));
   map.clear();
-  map.light("history", history.map(({ id }) => id));
+  map.light("history", seen.map(({ id }) => id));
   return new Map(policies.map((policy, place) => [policy, shown[place]]));
 }
 
@@ -83,15 +85,16 @@ function busy(controller) {
   part("save").disabled = running !== null || recorded.length === 0;
 }
 
-async function explore(policies, calls = []) {
+async function explore(policies, seen, calls = []) {
   running?.abort();
   if (!policies.length) return complain("Choose at least one to explore with.");
   complain("");
   const controller = new AbortController();
   busy(controller);
+  explored = seen;
   recorded = [];
   const started = performance.now();
-  const explorations = begin(policies);
+  const explorations = begin(policies, seen);
   await Promise.all(
     policies.map(async (policy) => {
       const note = (name, data) => {
@@ -99,7 +102,7 @@ async function explore(policies, calls = []) {
         hear(explorations.get(policy), policy, name, data);
       };
       // The server takes the latest 500.
-      const body = { history: history.slice(-500).map(({ id }) => id), policy, calls };
+      const body = { history: seen.slice(-500).map(({ id }) => id), policy, calls };
       try {
         await api.recommend(body, note, controller.signal);
       } catch (error) {
@@ -112,7 +115,7 @@ async function explore(policies, calls = []) {
 }
 
 function save() {
-  const kept = JSON.stringify({ history, events: recorded }, null, 1);
+  const kept = JSON.stringify({ history: explored, events: recorded }, null, 1);
   const link = make("a", { download: "exploration.json", href: URL.createObjectURL(new Blob([kept])) });
   link.click();
   URL.revokeObjectURL(link.href);
@@ -126,10 +129,11 @@ async function replay(file) {
     const policies = [...new Set(kept.events.map(({ policy }) => policy))];
     running?.abort();
     busy(controller);
-    history = seen;
+    history = [...seen];
+    explored = seen;
     recorded = kept.events;
     showHistory();
-    const explorations = begin(policies);
+    const explorations = begin(policies, seen);
     const started = performance.now();
     for (const { after, policy, name, data } of recorded) {
       const wait = Math.min(after, 60000) - (performance.now() - started);
@@ -147,7 +151,7 @@ async function replay(file) {
 async function open() {
   searchBox(part("search"), part("suggestions"), add, complain);
   part("user").addEventListener("change", takeUser);
-  part("explore").addEventListener("click", () => explore(chosen()));
+  part("explore").addEventListener("click", () => explore(chosen(), [...history]));
   part("stop").addEventListener("click", () => running?.abort());
   part("save").addEventListener("click", save);
   part("replay").addEventListener("change", ({ target }) => target.files.length && replay(target.files[0]));

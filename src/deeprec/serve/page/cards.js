@@ -11,8 +11,9 @@ export function make(tag, { text, ...attributes } = {}, ...children) {
 // What the policy is writing, without the protocol's tags.
 const readable = (text) => text.replace(/<[^<>]*>?/g, " ").trimStart();
 
-// As the server takes it in a request: one line, no tags.
-const plain = (text) => text.replace(/[<>\p{C}]/gu, " ").trim().slice(0, 500);
+// As the server takes it in a request: one line, no tags. A new line parts phrases as ; does.
+const plain = (text) => text.replace(/[<>\p{C}\p{Zl}\p{Zp}]/gu, " ").trim().slice(0, 500);
+const wish = (text) => plain(text.replace(/\n/g, "; "));
 
 export class Exploration {
   // onEdit(calls): explore again from a changed call; calls are those up to and with it.
@@ -44,8 +45,8 @@ export class Exploration {
     this.writing.textContent = readable(this.written) || "…";
   }
 
-  turn({ call, thought, preference, items }) {
-    this.calls.push({ thought, preference });
+  turn({ call, own, thought, preference, items }) {
+    this.calls.push({ own, thought: plain(thought), preference: wish(preference) });
     this.written = "";
     this.writing.textContent = "…";
     const edit = make("button", { type: "button", class: "small", text: "Edit", "aria-label": `Edit call ${call}` });
@@ -73,10 +74,8 @@ export class Exploration {
     const form = make("form", { class: "edit" }, label, input, go);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const wanted = input.value.trim();
-      if (!wanted) return;
-      const before = this.calls.slice(0, call - 1);
-      this.onEdit([...before.map((c) => ({ thought: plain(c.thought), preference: plain(c.preference) })), { preference: plain(wanted) }]);
+      const wanted = wish(input.value);
+      if (wanted) this.onEdit([...this.calls.slice(0, call - 1), { preference: wanted }]);
     });
     card.insertBefore(form, card.querySelector("ol"));
     input.focus();
