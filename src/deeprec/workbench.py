@@ -31,7 +31,7 @@ from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.policies.tokens import adapter_digest, adapter_folder, bare, name_of
+from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
@@ -362,8 +362,8 @@ class Workbench:
     def _origin(self) -> dict[str, Any]:
         """What decides a training beside its data and configuration: an adapter's name may come to mean another."""
         named = self.config.train.adapter
-        weights = named and adapter_digest(self.config.policy.model_copy(update={"adapter": named}))
-        return {"protocol": PROTOCOL, "adapter": weights}
+        folder = named and adapter_folder(self.config.policy.model_copy(update={"adapter": named}))
+        return {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None}
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""

@@ -330,6 +330,15 @@ def test_a_chat_that_thinks_unseen_has_its_limit(server: _Server) -> None:
     assert server.asked[0]["max_completion_tokens"] == 9
 
 
+def released(server: _Server) -> OpenAIPolicy:
+    """A policy whose one segment is given up after half a second."""
+    ours = policy(server, timeout=60.0)
+    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
+    time.sleep(0.5)
+    ours.release(["a"])
+    return ours
+
+
 def test_who_is_released_is_hung_up_on(server: _Server) -> None:
     gone = threading.Event()
 
@@ -343,10 +352,7 @@ def test_who_is_released_is_hung_up_on(server: _Server) -> None:
             gone.set()
 
     server.reply = reply
-    ours = policy(server, timeout=60.0)
-    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
-    time.sleep(0.5)
-    ours.release(["a"])
+    ours = released(server)
     assert gone.wait(5)
     assert ours.step() == []
 
@@ -359,20 +365,14 @@ def test_who_is_released_before_the_server_answers_is_hung_up_on(server: _Server
             gone.set()
 
     server.reply = reply
-    ours = policy(server, timeout=60.0)
-    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
-    time.sleep(0.5)
-    ours.release(["a"])
+    ours = released(server)
     assert gone.wait(5)
     assert ours.step() == []
 
 
 def test_who_is_released_is_asked_for_no_more(server: _Server) -> None:
     server.reply = lambda handler, _: handler.answer(503, {"error": "busy"}, Retry_After="1")
-    ours = policy(server)
-    ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
-    time.sleep(0.5)
-    ours.release(["a"])
+    released(server)
     time.sleep(2)
     assert len(server.asked) == 1
 

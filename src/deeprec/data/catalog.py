@@ -375,7 +375,7 @@ def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _close(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the known that are spelt nearly so. Strangers may ask: 0.01 s in 100,000 titles."""
+    """Up to three of the known that are spelt nearly so. Strangers may ask: 0.02 s in 100,000 titles."""
     return [found for found, _, _ in process.extract(name, list(known), scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
+from deeprec.eval.evaluate import rankings_of
 from deeprec.explore import protocol
 from deeprec.explore.environment import item_lines, resolve_lines, segment_tokens_of
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
@@ -39,18 +40,15 @@ def fused(
 ) -> list[list[ItemIdx]]:
     """The best `k` items by reciprocal-rank fusion (Cormack et al., SIGIR 2009) of what each trace asks for, each time
     of the whole catalogue but the history. Of equals the first found comes first."""
-    queries = [
-        Query(task.history, turn.preference, frozenset(task.history), trust)
-        for task, trace in zip(tasks, traces, strict=True)
-        for turn in trace.turns
-    ]
-    lists = iter(retriever.retrieve(queries, _FUSED))
+    asking = [task for task, trace in zip(tasks, traces, strict=True) for _ in trace.turns]
+    words = iter([turn.preference for trace in traces for turn in trace.turns])  # asked for in this order
+    lists = iter(rankings_of(retriever, asking, _FUSED, lambda _: next(words), trust))
     rankings = []
     for trace in traces:
         scores: defaultdict[ItemIdx, float] = defaultdict(float)
-        for hits in islice(lists, len(trace.turns)):
-            for place, hit in enumerate(hits, start=1):
-                scores[hit.item] += 1 / (_DAMPING + place)
+        for ranking in islice(lists, len(trace.turns)):
+            for place, item in enumerate(ranking, start=1):
+                scores[item] += 1 / (_DAMPING + place)
         rankings.append(sorted(scores, key=scores.__getitem__, reverse=True)[:k])
     return rankings
 

@@ -29,7 +29,7 @@ from deeprec.experiments.report import write_report
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.trace import Stop, Trace
-from deeprec.policies.tokens import adapter_folder
+from deeprec.policies.tokens import adapter_folder, digests_of
 from deeprec.runs import JsonLines, environment, lock
 from deeprec.trm.retriever import PopularityRetriever, Retriever, TransitionRetriever
 from deeprec.workbench import TRAINED_BY, Workbench
@@ -171,15 +171,14 @@ class Experiment:
             file = lists_file(system, set_, seed)
             lists = read_lists(file, dataset, tasks)
             made = part(rankings=[each[:k] for each in lists], seconds_per_user=None, note=f"from {file}")
-        elif system.kind == "fusion":
-            started, trm = time.perf_counter(), self._trm(bench, dataset)
-            traces = Explorer(bench.script(), trm, dataset.catalog, config.explore).run(tasks)
-            found = fused(trm, tasks, traces, k, trust_of(config.explore))
-            made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note="")
         else:
             retriever, note = self._retriever(bench, system, dataset)
             started = time.perf_counter()
-            found = rankings_of(retriever, tasks, k, _says(system, dataset), trust_of(config.explore))
+            if system.kind == "fusion":
+                traces = Explorer(bench.script(), retriever, dataset.catalog, config.explore).run(tasks)
+                found = fused(retriever, tasks, traces, k, trust_of(config.explore))
+            else:
+                found = rankings_of(retriever, tasks, k, _says(system, dataset), trust_of(config.explore))
             made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
         save(made, path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
@@ -319,22 +318,10 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
     if system.kind in ("script", "fusion", "explore"):
         record["items"] = items_of(config.explore)
     if "policy" in reads:
-        record["weights"] = _weights(config)
+        folders = (adapter_folder(config.policy), Path(config.policy.model).expanduser())
+        record["weights"] = [digest for folder in folders for digest in digests_of(folder)]
     if system.kind == "rerank":
         record["candidates"] = system.candidates
     if system.kind == "lists":
         record["lists"] = hashlib.sha256(lists_file(system, set_, seed).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _weights(config: Config) -> list[str]:
-    """Digests of an adapter and of a model that lies in a folder: their names may stand for other weights tomorrow.
-
-    Raises:
-        DeepRecError: there is no such adapter.
-    """
-    found = []
-    for folder in (adapter_folder(config.policy), Path(config.policy.model).expanduser()):
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("deeprec.json")]) if folder is not None else []
-        found += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return found

@@ -61,15 +61,11 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
     return adapter
 
 
-def adapter_digest(config: PolicyConfig) -> str | None:
-    """Of the weights of that adapter: a name may come to mean another. None where there are none.
-
-    Raises:
-        DeepRecError: as `adapter_folder`.
-    """
-    folder = adapter_folder(config)
-    weights = folder and folder / "adapter_model.safetensors"
-    return sha256_of(weights) if weights and weights.is_file() else None
+def digests_of(folder: Path | None) -> list[str]:
+    """Of an adapter's or a model's weights and habits: their folder's name may stand for others tomorrow."""
+    return (
+        [sha256_of(file) for file in sorted([*folder.glob("*.safetensors"), *folder.glob(_HABITS)])] if folder else []
+    )
 
 
 def bare(config: PolicyConfig) -> PolicyConfig:
