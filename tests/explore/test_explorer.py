@@ -383,7 +383,7 @@ def test_traces_survive_json() -> None:
         assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
 
 
-@pytest.mark.parametrize(("title", "limit"), [("A" * 20, 220), ("A" * 80, 60 + 10 * (80 // 3 + 4)), ("語" * 80, 900)])
+@pytest.mark.parametrize(("title", "limit"), [("A" * 20, 220), ("A" * 80, 60 + 10 * (80 // 2 + 4)), ("語" * 80, 1300)])
 def test_a_segment_has_room_for_an_answer_of_long_titles(title: str, limit: int) -> None:
     """Unless the configuration says what room it has."""
     titles = tuple(f"{title} {n:02}" if n % 10 == 0 else f"T {n:02}" for n in range(len(CATALOG)))

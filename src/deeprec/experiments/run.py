@@ -26,6 +26,7 @@ from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
 from deeprec.experiments.plan import PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, load_plan, slug
 from deeprec.experiments.report import write_report
+from deeprec.explore.environment import segment_tokens_of
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.trace import Stop, Trace
@@ -320,6 +321,7 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
     if "policy" in reads:
         folders = (adapter_folder(config.policy), Path(config.policy.model).expanduser())
         record["weights"] = [digest for folder in folders for digest in digests_of(folder)]
+        record["room"] = segment_tokens_of(config.explore, dataset.catalog)
     if system.kind == "rerank":
         record["candidates"] = system.candidates
     if system.kind == "lists":

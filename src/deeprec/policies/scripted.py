@@ -48,7 +48,7 @@ class ScriptedWriter:
             preference = self._preference(history, lists)
             if preference not in asked:
                 return protocol.call_text(self._thought(len(lists)), preference)
-        titles = list(dict.fromkeys(item.title for items in lists for item in items))[: self.answer_size]
+        titles = [item.title for items in lists for item in items][: self.answer_size]
         return protocol.answer_text("What fits the whole history comes first, then what fits a part of it.", titles)
 
     def _preference(self, history: Sequence[_Item], lists: Sequence[Sequence[_Item]]) -> str:

@@ -118,7 +118,7 @@ class Teacher(TextPolicy):
         calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, limits.max_calls), limits.max_calls)
         if len(lists) < calls:
             return self._call(rng, task, lists, self._said[request.key])
-        titles = list(dict.fromkeys(title for found in lists for title in found))[: limits.answer_size]
+        titles = [title for found in lists for title in found][: limits.answer_size]
         return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
 
     def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> str:
