@@ -25,7 +25,7 @@ _STOPS = {
 _SEGMENT = 220
 _THOUGHT = 60
 _TOKEN = 2
-"""Bytes of a title to a token: words take four or more, but digits and marks one each, which some titles are full of."""
+"""Bytes of a title to a token: words take four or more, but digits and marks one each, which many titles hold."""
 
 
 def segment_tokens_of(explore: ExploreConfig, catalog: Catalog) -> int:
