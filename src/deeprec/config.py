@@ -195,6 +195,7 @@ class WarmStartConfig(Section):
 
     share: float = Field(0.15, ge=0, le=1, description="of the users, who serve nothing else")
     tasks: int = Field(1500, ge=0, description="explorations to learn from; 0: no warm start")
+    beside: tuple[str, ...] = Field((), description="other data sets, as in data.source, that give their share of them")
     learning_rate: float = Field(5e-4, gt=0)
     batch_size: int = Field(8, ge=1)
 

@@ -140,6 +140,7 @@ class Workbench:
             self._see_that_contexts_fit(policy.context_limit)
             sampler = in_process if kind == "transformers" else VllmSampler(self._vllm(training=True))
             rehearsal = self.rehearsal(dataset)
+            beside = [other.rehearsal(other.dataset()) for other in self._beside()]
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
@@ -168,7 +169,13 @@ class Workbench:
                         told.add(alarm)
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
-            return train(policy, rehearsal, self.config, run.path, on_step, sampler)
+            return train(policy, rehearsal, self.config, run.path, on_step, sampler, beside)
+
+    def _beside(self) -> Iterator[Workbench]:
+        """On each of the other data sets that the warm start learns from."""
+        for source in self.config.train.warm_start.beside:
+            data = self.config.data.model_copy(update={"source": source, "items": None})
+            yield replace(self, config=self.config.model_copy(update={"data": data}))
 
     def rehearsal(self, dataset: Dataset) -> Rehearsal:
         """What the policy of the configuration trains with: users of each stage, and a TRM that never met them."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -27,7 +28,7 @@ from deeprec.train.processes import first_goes_first, require_equal_shares
 from deeprec.train.rehearsal import WARM_START, Rehearsal, active, shares
 from deeprec.train.sampling import Sampler, in_process
 from deeprec.train.stages import run_stage
-from deeprec.train.teacher import Teacher
+from deeprec.train.teacher import Example, Teacher
 from deeprec.train.warm_start import warm_start
 
 _OF_STAGES = (
@@ -47,8 +48,10 @@ def train(
     folder: Path,
     on_step: OnStep,
     sampler: Sampler = in_process,
+    beside: Sequence[Rehearsal] = (),
 ) -> Path:
-    """Train the policy's model; returns the folder of the last stage's weights. `sampler` explores in the stages.
+    """Train the policy's model; returns the folder of the last stage's weights. `sampler` explores in the stages, and
+    the warm start's lessons are shared among `rehearsal` and those `beside` it.
 
     Each finished stage leaves `<folder>/<stage>`, an adapter or a whole model. What is there already is not trained
     again, and an unfinished stage goes on from its last checkpoint: the same call after an interruption goes on.
@@ -60,7 +63,7 @@ def train(
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
     require_equal_shares(config.train)
-    rehearsal = _with_room(rehearsal, policy, config)
+    rehearsal, *beside = (_with_room(each, policy, config) for each in (rehearsal, *beside))
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
     rubrics = rubrics_of(stages, rehearsal, config)
     for name in stages:
@@ -80,7 +83,7 @@ def train(
             continue
         checkpoints = folder / "checkpoints" / name
         if name == WARM_START:
-            _warm_start(model, policy, rehearsal, config, checkpoints, on_step)
+            _warm_start(model, policy, [rehearsal, *beside], config, checkpoints, on_step)
         else:
             _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step, sampler)
         with first_goes_first() as first:
@@ -162,12 +165,27 @@ def rubrics_of(stages: Mapping[str, StageConfig], rehearsal: Rehearsal, config: 
 
 
 def _warm_start(
-    model: Any, policy: TransformersPolicy, rehearsal: Rehearsal, config: Config, folder: Path, on_step: OnStep
+    model: Any,
+    policy: TransformersPolicy,
+    rehearsals: Sequence[Rehearsal],
+    config: Config,
+    folder: Path,
+    on_step: OnStep,
 ) -> None:
     settings = config.train.warm_start
+    examples = [example for each in rehearsals for example in _lessons(each, policy, config, len(rehearsals))]
+    if len(rehearsals) > 1:
+        random.Random(config.train.seed).shuffle(examples)
+    steps = -(-len(examples) // settings.batch_size)
+    journal = Journal(WARM_START, lambda step, numbers: on_step(WARM_START, step, steps, numbers))
+    warm_start(model, examples, config.train, folder, journal)
+
+
+def _lessons(rehearsal: Rehearsal, policy: TransformersPolicy, config: Config, sets: int) -> list[Example]:
+    """One set's share of the lessons."""
     teacher = Teacher(
         rehearsal.catalog,
-        rehearsal.tasks[WARM_START][: settings.tasks],
+        rehearsal.tasks[WARM_START][: config.train.warm_start.tasks // sets],
         rehearsal.followed,
         policy,
         config.explore,
@@ -180,9 +198,7 @@ def _warm_start(
             f"No exploration of the warm start is well-formed (commonest: {fault}). Look at explore.context_tokens and "
             "segment_tokens, and at warm_start.share."
         )
-    steps = -(-len(examples) // settings.batch_size)
-    journal = Journal(WARM_START, lambda step, numbers: on_step(WARM_START, step, steps, numbers))
-    warm_start(model, examples, config.train, folder, journal)
+    return examples
 
 
 def _stage(
