@@ -27,6 +27,7 @@ from deeprec.train.journal import alarms, measure
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.stages import OwnTokensTrainer, arguments, order_of
+from deeprec.train.teacher import Example
 from deeprec.train.trainer import first_parts, train
 from deeprec.trm.retriever import Query
 from deeprec.trm.trm import TRM
@@ -228,6 +229,26 @@ def test_a_stage_of_no_steps_is_passed_over(rehearsal: Rehearsal, tmp_path: Path
     assert train(fresh(), rehearsal, idle, tmp_path, heard) == tmp_path / "two"
     assert {stage for stage, _ in heard.steps} == {WARM_START, "two"}
     assert not (tmp_path / "one").exists()
+
+
+def test_lessons_are_shared_among_sets(rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them are of either catalogue, in a random order."""
+    titles = tuple(title.upper() for title in DATA.catalog.titles)
+    other = replace(rehearsal, catalog=replace(DATA.catalog, titles=titles))
+    seen: list[Example] = []
+
+    def learn(model: Any, examples: Sequence[Example], config: TrainConfig, folder: Path, journal: Any) -> None:
+        seen.extend(examples)
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr("deeprec.train.trainer.warm_start", learn)
+    config = config_of(stages=(config_of().train.stages[0].model_copy(update={"steps": 0}),))
+    train(fresh(), rehearsal, config, tmp_path, Heard(), beside=[other])
+    texts = [fresh().decode(example.tokens).rpartition("<recommendation_list>")[2] for example in seen]
+    upper = [any(title in text for title in titles) for text in texts]
+    assert (len(upper), sum(upper)) == (8, 4)
+    assert upper != sorted(upper)
+    assert upper != sorted(upper, reverse=True)
 
 
 def test_a_training_goes_on_from_an_adapter(rehearsal: Rehearsal, tmp_path: Path) -> None:
