@@ -15,16 +15,14 @@ from pathlib import Path
 
 from deeprec.config import items_of, trust_of
 from deeprec.data.catalog import ItemIdx
-from deeprec.data.dataset import Task
 from deeprec.eval.evaluate import evaluation_tasks, rankings_of, score_rankings
+from deeprec.eval.links import in_front, in_own_order, phrases_to, replay
 from deeprec.eval.report import Report
 from deeprec.explore.explorer import accustomed
 from deeprec.explore.trace import Trace
 from deeprec.policies.tokens import adapter_folder, read_habits
 from deeprec.runs import Run, environment
-from deeprec.trm.preferences import THEMES, item_phrases, themes
-from deeprec.trm.retriever import Query
-from deeprec.trm.trm import TRM
+from deeprec.trm.preferences import themes
 from deeprec.workbench import Workbench
 
 TRUSTS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -53,9 +51,8 @@ def main() -> None:
     said = [[turn.preference for turn in traces[task.id].turns] for task in tasks]
     pools = [list(traces[task.id].pool) for task in tasks]
     alone = rankings_of(trm, tasks, n_items)
-    places = [{item: place for place, item in enumerate(ranking)} for ranking in alone]
     themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
-    right = ["; ".join(item_phrases(catalog, targets[task.id])[:THEMES]) for task in tasks]
+    right = phrases_to(catalog, [targets[task.id] for task in tasks])
     adapter = adapter_folder(config.policy)
     explore = accustomed(config.explore, read_habits(adapter) if adapter else None)
     per_call, trust = items_of(explore), trust_of(explore)
@@ -64,10 +61,7 @@ def main() -> None:
         "TRM alone": (alone, [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)]),
         "explorer, as served": (served, pools),
         "its pool, list after list": (pools, pools),
-        "its pool, in the TRM's own order": (
-            [sorted(pool, key=place.__getitem__) for pool, place in zip(pools, places, strict=True)],
-            pools,
-        ),
+        "its pool, in the TRM's own order": (in_own_order(trm, tasks, pools), pools),
         "its pool, the target first": (
             [sorted(pool, key=targets[task.id].__ne__) for pool, task in zip(pools, tasks, strict=True)],
             pools,
@@ -106,25 +100,6 @@ def main() -> None:
     print(report.to_markdown())
     if args.output:
         args.output.write_text(report.to_markdown(), encoding="utf-8")
-
-
-def in_front(first: Sequence[str], said: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [[new, *words[1:]] for new, words in zip(first, said, strict=True)]
-
-
-def replay(
-    trm: TRM, tasks: Sequence[Task], words: Sequence[Sequence[str]], per_call: int, trust: float
-) -> list[list[ItemIdx]]:
-    """What the calls would bring back, one call after another, at a trust."""
-    pools: list[list[ItemIdx]] = [[] for _ in tasks]
-    for call in range(max(map(len, words))):
-        open_ = [place for place, said in enumerate(words) if call < len(said)]
-        queries = [
-            Query(tasks[p].history, words[p][call], frozenset([*tasks[p].history, *pools[p]]), trust) for p in open_
-        ]
-        for place, hits in zip(open_, trm.retrieve(queries, per_call), strict=True):
-            pools[place] += [hit.item for hit in hits]
-    return pools
 
 
 if __name__ == "__main__":

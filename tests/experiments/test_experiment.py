@@ -146,6 +146,52 @@ def test_explorations_are_kept_call_by_call(experiment):
     assert len(traces) == 4
 
 
+def links_in(folder):
+    """The table of links in a report: system, link, share, NDCG and the difference to the baseline, in cells."""
+    table = (folder / "report.md").read_text().partition("### Which link loses\n")[2].partition("\n\n- ")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| s")][
+        1:
+    ]
+
+
+def test_each_link_of_an_exploration_is_replaced(experiment):
+    folder, _, _ = experiment
+    found, rows = parts(folder), {(row[0], row[1]): row[2:] for row in links_in(folder)}
+    assert {name for name, _ in rows} == {"script", "script, one call"}
+    assert len(rows) == 14
+    text = (folder / "report.md").read_text()
+    served = rows["script", "none, as served"]
+    assert f"| script | 60 | 2 | {served[1]} | " in text
+    for seed in (0, 1):
+        run = found["script", seed].explorations
+        assert all((place >= 0) == (call > 0) for place, call in zip(run.links.reordered, run.found, strict=True))
+        assert min(run.links.completed) >= 0
+    assert rows["script", "ranking oracle"][0] == served[0]  # the pool is the same
+    assert rows["script", "retrieval oracle"][0] == "100.0 %"
+    # A list of five (ten are more than are left) for one call, without a word: the TRM's own.
+    alone = np.mean([[rank >= 0 for rank in found["script, one call", s].explorations.links.alone] for s in (0, 1)])
+    assert rows["script, one call", "no exploring"][0] == f"{100 * alone:.1f} %"
+
+
+def test_parts_of_before_there_were_links_get_them_from_their_traces(experiment, site, tmp_path):  # noqa: F811
+    folder, plan, _ = experiment
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    whole = {path: path.read_bytes() for path in (copy / "parts").rglob("script*.json")}
+    assert len(whole) == 4
+    for path, text in whole.items():
+        part = json.loads(text)
+        del part["explorations"]["links"]
+        path.write_text(json.dumps(part))
+    assert deeprec("experiment", "report", copy).code == 0
+    assert links_in(copy) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Explorer, "step", None)  # nothing is explored
+        assert site("experiment", "run", plan, "--out", copy).out.count("done before") == 16
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert links_in(copy) == links_in(folder)
+
+
 def test_the_page_is_one_file_that_loads_nothing(experiment):
     folder, _, _ = experiment
     page = (folder / "report.html").read_text()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deeprec.experiments.figures import Outcome, by_turn, gini, reach, thirds
+from deeprec.eval.links import Links
+from deeprec.experiments.figures import Outcome, by_link, by_turn, gini, reach, thirds
 from deeprec.experiments.parts import Explorations, Part, Population
 
 BOOTSTRAP = {"confidence": 0.95, "resamples": 200, "seed": 0}
@@ -27,7 +28,7 @@ def part(ranks, rankings=None, explorations=None, users=None):
     )
 
 
-def explored(answered, pooled=None, found=None, retrieved=None):
+def explored(answered, pooled=None, found=None, retrieved=None, links=None):
     n = len(answered)
     return Explorations(
         answered=tuple(answered),
@@ -39,6 +40,7 @@ def explored(answered, pooled=None, found=None, retrieved=None):
         fallback=(False,) * n,
         stops={"answered": n},
         cost=0.0,
+        links=links,
     )
 
 
@@ -92,6 +94,27 @@ def test_what_explorations_had_after_each_call():
         outcome(part([0, 3, -1, 1], explorations=explorations), part([-1] * 4, explorations=nothing))
     )
     assert (first.pool_hit.mean, second.pool_hit.mean, second.share) == (0.25, 0.375, 0.375)
+
+
+def test_what_explorations_had_been_with_one_link_replaced():
+    """Two users, two seeds; a place of 2 is worth 0.5. What was served says nothing about any of it."""
+    one = Links(alone=(0, -1), reordered=(2, -1), completed=(2, 2), told=(-1, -1), believed=(0, 0))
+    two = Links(alone=(2, 2), reordered=(-1, -1), completed=(0, -1), told=(0, 2), believed=(0, 0))
+    runs = explored((-1, -1), found=(3, 0), links=one), explored((-1, -1), found=(0, 1), links=two)
+    parts = [part([-1, -1], explorations=run) for run in runs]
+    found = by_link(outcome(*parts))
+    assert {name: (hit, ranked.metrics["NDCG@10"].tolist()) for name, (hit, ranked) in found.items()} == {
+        "no exploring": (0.75, [0.75, 0.25]),
+        "ranking by the tool": (0.25, [0.25, 0.0]),
+        "ranking oracle": (0.5, [0.5, 0.5]),
+        "retrieval oracle": (0.75, [0.75, 0.25]),
+        "preference oracle": (0.5, [0.5, 0.25]),
+        "preference oracle, trust 1": (1.0, [1.0, 1.0]),
+    }
+    change = found["preference oracle"][1].against(outcome(part([0, -1]), part([0, -1])), "NDCG@10")
+    assert (change.users, change.difference) == (2, -0.125)
+    assert by_link(outcome(parts[0], part([0, 0], explorations=explored((0, 0))))) == {}  # one seed has no links
+    assert by_link(outcome(part([0]))) == {}
 
 
 @pytest.mark.parametrize(

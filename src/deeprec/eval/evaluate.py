@@ -109,8 +109,7 @@ def resume(
 
     A run that was killed goes on where it was when it is started again on its folder.
     """
-    traces = (entry["trace"] for entry in log if entry["system"] == system)
-    done = {trace["task"]: Trace.from_json(trace) for trace in traces if trace["stop"] != Stop.FAILED}
+    done = explored(system, log)
     missing = [task for task in tasks if task.id not in done]
     on_done(len(tasks) - len(missing))
     for _, trace in explore(missing) if missing else _nothing():
@@ -118,6 +117,12 @@ def resume(
         done[trace.task] = trace
         on_done(1)
     return [done[task.id] for task in tasks]
+
+
+def explored(system: str, log: JsonLines) -> dict[str, Trace]:
+    """The system's traces in a log, by task; those that failed are to be made again."""
+    traces = (entry["trace"] for entry in log if entry["system"] == system)
+    return {trace["task"]: Trace.from_json(trace) for trace in traces if trace["stop"] != Stop.FAILED}
 
 
 def _nothing() -> Iterator[tuple[int, Trace]]:

@@ -123,6 +123,32 @@ def by_turn(outcome: Outcome) -> list[AfterTurn]:
     return found
 
 
+def by_link(outcome: Outcome) -> dict[str, tuple[float, Outcome]]:
+    """What explorations would be worth with one link replaced: the share of users whose target is in the list, and the
+    list's outcome. Empty for systems that call no tool, and where a part does not know its links."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for run in outcome.explorations:
+        if run.links is None:
+            return {}
+        first = tuple(0 if call else -1 for call in run.found)
+        for name, ranks in (
+            ("no exploring", run.links.alone),
+            ("ranking by the tool", run.links.reordered),
+            ("ranking oracle", first),
+            ("retrieval oracle", run.links.completed),
+            ("preference oracle", run.links.told),
+            ("preference oracle, trust 1", run.links.believed),
+        ):
+            found.setdefault(name, []).append(ranks)
+    return {name: _ranked(outcome, each) for name, each in found.items()}
+
+
+def _ranked(outcome: Outcome, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Outcome]:
+    """For each part."""
+    parts = tuple(replace(part, ranks=each) for part, each in zip(outcome.parts, ranks, strict=True))
+    return float(np.mean([rank >= 0 for each in ranks for rank in each])), replace(outcome, parts=parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What a system shows of the catalogue.

@@ -16,6 +16,7 @@ from deeprec.config import EvalConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
+from deeprec.eval.links import Links
 from deeprec.eval.metrics import ranks_of
 from deeprec.experiments.plan import SetPlan, SystemPlan, slug
 from deeprec.explore.trace import Trace
@@ -64,6 +65,7 @@ class Explorations:
         tokens: written by the policy.
         stops: how many ended for each reason.
         cost: of the tokens, where a server counted them and prices are set.
+        links: with one link replaced; None where no call was made, and in parts of before there were links.
     """
 
     answered: tuple[int, ...]
@@ -75,10 +77,16 @@ class Explorations:
     fallback: tuple[bool, ...]
     stops: dict[str, int]
     cost: float
+    links: Links | None = None
 
     @classmethod
     def of(
-        cls, traces: Sequence[Trace], rankings: Sequence[Sequence[int]], targets: Mapping[str, ItemIdx], calls: bool
+        cls,
+        traces: Sequence[Trace],
+        rankings: Sequence[Sequence[int]],
+        targets: Mapping[str, ItemIdx],
+        calls: bool,
+        links: Links | None = None,
     ) -> Explorations:
         """`rankings` are those served; `calls` says whether what was retrieved was asked for by the policy."""
         wanted = [targets[trace.task] for trace in traces]
@@ -93,6 +101,7 @@ class Explorations:
             fallback=tuple(len(t.answered) < len(ranking) for t, ranking in zip(traces, rankings, strict=True)),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             cost=sum(trace.usage.cost for trace in traces if trace.usage is not None),
+            links=links,
         )
 
 
@@ -176,7 +185,11 @@ def load_part(path: Path) -> Part | None:
         return None
     try:
         explored = tree.pop("explorations")
-        return Part(**_tuples(tree), explorations=None if explored is None else Explorations(**_tuples(explored)))
+        if explored is None:
+            return Part(**_tuples(tree))
+        links = explored.pop("links", None)
+        links = None if links is None else Links(**_tuples(links))
+        return Part(**_tuples(tree), explorations=Explorations(**_tuples(explored), links=links))
     except (TypeError, KeyError, AttributeError):
         raise _damaged(path) from None
 

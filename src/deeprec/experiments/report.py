@@ -95,6 +95,8 @@ def _section(each: SetReport, folder: Path) -> list[str]:
     if table := each.turns():
         lines += ["", "### Call by call", "", *table]
         lines += _figure(plot_turns(each.outcomes, each.headline, folder / f"{name}-turns.svg"), "Quality by call")
+    if table := each.links():
+        lines += ["", "### Which link loses", "", *table, "", *_LINKS]
     histories = dict(zip(population.users, population.histories, strict=True))
     counts = dict(zip(population.users, population.target_counts, strict=True))
     lines += ["", f"### {each.headline} by length of the history", "", *each.groups("items in the history", histories)]
@@ -129,6 +131,18 @@ def to_html(markdown: str, folder: Path, title: str) -> str:
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
     return _PAGE.format(title=escape(title), body=body)
 
+
+_LINKS = [
+    "The same users' explorations with one link replaced; the pool is what the calls brought back. Oracles know the "
+    "target: they bound what a better link would bring, with the others as they are.",
+    "",
+    "- no exploring: the TRM's own list, as long as the pool.",
+    "- ranking by the tool: the pool, in the TRM's own order.",
+    "- ranking oracle: the pool, the target first.",
+    "- retrieval oracle: the pool and the target, in the TRM's own order.",
+    "- preference oracle: what the calls bring, list after list, if the first says phrases of the target and the "
+    "others what they said; at the system's trust, and at 1.",
+]
 
 _PAGE = """\
 <!doctype html>

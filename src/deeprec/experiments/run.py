@@ -19,18 +19,19 @@ from deeprec.config import Config, items_of, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import fused, recall_titles, rerank
-from deeprec.eval.evaluate import evaluation_tasks, rankings_of, resume
+from deeprec.eval.evaluate import evaluation_tasks, explored, rankings_of, resume
 from deeprec.eval.forked import Stream, spread
+from deeprec.eval.links import Links
 from deeprec.eval.metrics import ndcg_at, ranks_of
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
 from deeprec.experiments.plan import PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, load_plan, slug
 from deeprec.experiments.report import write_report
 from deeprec.explore.environment import segment_tokens_of
-from deeprec.explore.explorer import Explorer
+from deeprec.explore.explorer import Explorer, accustomed
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.trace import Stop, Trace
-from deeprec.policies.tokens import adapter_folder, digests_of
+from deeprec.policies.tokens import adapter_folder, digests_of, read_habits
 from deeprec.runs import JsonLines, environment, lock
 from deeprec.trm.retriever import PopularityRetriever, Retriever, TransitionRetriever
 from deeprec.workbench import TRAINED_BY, Workbench
@@ -44,6 +45,9 @@ BUILT_IN = Path(__file__).with_name("comparison.toml")
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
 _CLOCK = "clock"
 """The system of the lines of a log that hold seconds, not traces."""
+
+_CALLING = ("script", "explore")
+"""Kinds that call the tool."""
 
 _ONE_SHOT = {"history", "answer_size", "segment_tokens", "context_tokens"}
 _READS: dict[str, dict[str, set[str] | None]] = {
@@ -143,18 +147,19 @@ class Experiment:
         tasks = evaluation_tasks(dataset, config.eval.model_copy(update={"users": users}))[1]
         key, plan = _key(system, set_, seed, dataset, config, tasks), self.plan.digest(set_, system, seed)
         path = part_file(self.folder, set_, system, seed)
+        log = JsonLines(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
         for other in dict.fromkeys((seed, *self.plan.seeds)):  # a system without a seed is run for the first alone
             old = load_part(part_file(self.folder, set_, system, other))
             if old is not None and old.key == key:
-                if other != seed or old.plan != plan:
-                    save(replace(old, plan=plan), path)
+                now = self._with_links(replace(old, plan=plan), bench, system, dataset, tasks, log)
+                if other != seed or old != now:
+                    save(now, path)
                 return "done before"
         k, targets = max(config.eval.cutoffs), dataset.targets(config.eval.split)
         part = partial(
             Part.of, key, plan, dataset.fingerprint, tasks, targets=targets, environment=environment(sys.argv)
         )
         if system.kind in ("script", *WITH_MODEL):
-            log = JsonLines(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = self._stream(bench, system, dataset)
             with bench.progress(f"{escape(where)}, users", len(tasks)) as (bar, mark):
@@ -166,8 +171,10 @@ class Experiment:
                 )
             rankings = [trace.answered if system.kind == "titles" else trace.served()[0] for trace in traces]
             rankings = [ranking[:k] for ranking in rankings]
-            explored = Explorations.of(traces, rankings, targets, calls=system.kind in ("script", "explore"))
-            made = part(rankings=rankings, seconds_per_user=_rate(log), note="", explorations=explored)
+            calls = system.kind in _CALLING
+            links = self._links(bench, system, dataset, tasks, traces) if calls else None
+            explorations = Explorations.of(traces, rankings, targets, calls, links)
+            made = part(rankings=rankings, seconds_per_user=_rate(log), note="", explorations=explorations)
         elif system.kind == "lists":
             file = lists_file(system, set_, seed)
             lists = read_lists(file, dataset, tasks)
@@ -183,6 +190,27 @@ class Experiment:
             made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
         save(made, path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
+
+    def _links(
+        self, bench: Workbench, system: SystemPlan, dataset: Dataset, tasks: Sequence[Task], traces: Sequence[Trace]
+    ) -> Links:
+        """The explorations with one link replaced."""
+        adapter = adapter_folder(bench.config.policy) if system.kind == "explore" else None
+        explore = accustomed(bench.config.explore, read_habits(adapter) if adapter else None)
+        targets = dataset.targets(bench.config.eval.split)
+        return Links.of(self._trm(bench, dataset), dataset.catalog, tasks, traces, targets, explore)
+
+    def _with_links(
+        self, part: Part, bench: Workbench, system: SystemPlan, dataset: Dataset, tasks: Sequence[Task], log: JsonLines
+    ) -> Part:
+        """A part of before there were links gets them from its traces, where these are still there."""
+        if system.kind not in _CALLING or part.explorations is None or part.explorations.links is not None:
+            return part
+        traces = explored(system.name, log)
+        if any(task.id not in traces for task in tasks):
+            return part
+        links = self._links(bench, system, dataset, tasks, [traces[task.id] for task in tasks])
+        return replace(part, explorations=replace(part.explorations, links=links))
 
     def _stream(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> Stream:
         """What explores, or asks once, and yields `(place, trace)` of tasks."""

@@ -17,7 +17,7 @@ from scipy import stats
 from deeprec.config import EvalConfig
 from deeprec.eval.intervals import mean_interval
 from deeprec.eval.report import interval_text, markdown_table, share_text
-from deeprec.experiments.figures import Outcome, by_turn, common_users, reach, thirds
+from deeprec.experiments.figures import Outcome, by_link, by_turn, common_users, reach, thirds
 from deeprec.experiments.parts import Part, Population, load_part, load_population, part_file, population_file
 from deeprec.experiments.plan import Plan, SetPlan
 
@@ -193,6 +193,19 @@ class SetReport:
             for after in by_turn(outcome)
         ]
         headings = ["system", "after call", "made by", "new items", "pool hit", f"{self.headline}, list after list"]
+        return markdown_table(headings, rows) if rows else []
+
+    def links(self) -> list[str]:
+        """Explorations with one link replaced; empty without any."""
+        rows = []
+        for outcome in self.outcomes:
+            links = by_link(outcome)
+            hits = [place > 0 for run in outcome.explorations for place in run.found]
+            served = {"none, as served": (float(np.mean(hits)), outcome)} if links else {}
+            for name, (hit, ranked) in (served | links).items():
+                mean, change = ranked.mean(self.headline), self._change(ranked, self.baseline)
+                rows.append([outcome.name, name, share_text(hit), interval_text(mean), change])
+        headings = ["system", "link replaced", "pool hit", self.headline, f"{self.headline} to {self.plan.baseline}"]
         return markdown_table(headings, rows) if rows else []
 
     def groups(self, title: str, values: dict[str, int]) -> list[str]:
