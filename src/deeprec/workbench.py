@@ -128,7 +128,8 @@ class Workbench:
                 "policy.adapter can't be trained on; an adapter that a training goes on from is named in train.adapter."
             )
         from deeprec.policies.transformers import TransformersPolicy
-        from deeprec.train.journal import alarms
+        from deeprec.train.clock import came_to
+        from deeprec.train.journal import alarms, tensorboard_in
         from deeprec.train.processes import first_goes_first
         from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
@@ -148,7 +149,7 @@ class Workbench:
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
-        board = _tensorboard(run.path) if tensorboard and first else nullcontext()
+        board = tensorboard_in(run.path) if tensorboard and first else nullcontext()
         with whole, board as board, self.timed("train the policy"), self.progress("", 1) as (bar, task):
 
             def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
@@ -168,7 +169,9 @@ class Workbench:
                         told.add(alarm)
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
-            return train(policy, rehearsal, self.config, run.path, on_step, sampler)
+            weights = train(policy, rehearsal, self.config, run.path, on_step, sampler)
+        self.console.print(f"The training came to {came_to(run.path)}", soft_wrap=True)
+        return weights
 
     def rehearsal(self, dataset: Dataset) -> Rehearsal:
         """What the policy of the configuration trains with: users of each stage, and a TRM that never met them."""
@@ -387,11 +390,3 @@ class Workbench:
             same &= all(run.manifest.get(name) == value for name, value in origin.items())
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 yield run
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
-    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
