@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deeprec.errors import DeepRecError
+from deeprec.toml import apply_override, read_toml
 
 TRUST = 0.75
 """How far a preference is believed unless someone says otherwise; chosen on validation, see docs/trm.md."""
@@ -242,6 +242,9 @@ class TrainConfig(Section):
             rewards={"format": 1.0, "invocation": 0.0, "diversity": 0.0, "hit": 1.0, "rank": 1.0, "pointwise": 1.0},
         ),
     )
+    minutes: float | None = Field(
+        None, gt=0, description="that the parts share, each to begin no step after its time; default: no limit"
+    )
     tasks_per_step: int = Field(8, ge=1)
     samples: int = Field(8, ge=2, description="explorations of each task: a group")
     updates: int = Field(1, ge=1, description="optimiser steps a step")
@@ -334,23 +337,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     """
     tree = read_toml(path, "configuration file") if path is not None else {}
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     where = " and ".join([f"from {path}"] * (path is not None) + ["from --set"] * bool(overrides))
     return parse_config(tree, where=where or "defaults")
-
-
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The file's content; `what` names it where it is missing.
-
-    Raises:
-        DeepRecError: it is missing or malformed.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DeepRecError(f"There is no {what} {path}: check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
@@ -368,24 +357,6 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as TOML; keys that are None are left out, their default being None."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise DeepRecError(f"--set {override!r} is not of the form section.key=value.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise DeepRecError(f"--set {override!r}: {parent!r} is not a section.")
-        node = child
-    node[last] = value
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

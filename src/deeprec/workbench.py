@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deeprec.config import Config, dump_config
+from deeprec.config import Columns, Config, dump_config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
@@ -128,7 +128,8 @@ class Workbench:
                 "policy.adapter can't be trained on; an adapter that a training goes on from is named in train.adapter."
             )
         from deeprec.policies.transformers import TransformersPolicy
-        from deeprec.train.journal import alarms
+        from deeprec.train.clock import came_to
+        from deeprec.train.journal import alarms, tensorboard_in
         from deeprec.train.processes import first_goes_first
         from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
@@ -149,7 +150,7 @@ class Workbench:
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
-        board = _tensorboard(run.path) if tensorboard and first else nullcontext()
+        board = tensorboard_in(run.path) if tensorboard and first else nullcontext()
         with whole, board as board, self.timed("train the policy"), self.progress("", 1) as (bar, task):
 
             def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
@@ -169,12 +170,15 @@ class Workbench:
                         told.add(alarm)
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
-            return train(policy, rehearsal, self.config, run.path, on_step, sampler, beside)
+            weights = train(policy, rehearsal, self.config, run.path, on_step, sampler, beside)
+        self.console.print(f"The training came to {came_to(run.path)}", soft_wrap=True)
+        return weights
 
     def _beside(self) -> Iterator[Workbench]:
         """On each of the other data sets that the warm start learns from."""
+        plain = {"items": None, "format": "auto", "columns": Columns()}
         for source in self.config.train.warm_start.beside:
-            data = self.config.data.model_copy(update={"source": source, "items": None})
+            data = self.config.data.model_copy(update={"source": source} | plain)
             yield replace(self, config=self.config.model_copy(update={"data": data}))
 
     def rehearsal(self, dataset: Dataset) -> Rehearsal:
@@ -394,11 +398,3 @@ class Workbench:
             same &= all(run.manifest.get(name) == value for name, value in origin.items())
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 yield run
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
-    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)

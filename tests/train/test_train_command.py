@@ -176,6 +176,35 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path
         torch.testing.assert_close(ours[name], weight, atol=1e-5, rtol=1e-3)
 
 
+def test_a_time_for_it_makes_another_training(trained, config):
+    """On a slower machine the same command comes less far: what came of another time is never taken for it."""
+    result, runs, run = trained
+    assert "The training came to warm-start 2 of 2 steps, one 4 of 4 steps; " in result.out
+    bench = Workbench(load_config(config, ["train.minutes=0.001"]), runs)
+    dataset = bench.dataset()
+    assert bench.latest("train", dataset, TRAINED_BY) is None
+    found = deeprec("train", "--config", config, "--runs", runs, "--set", "train.minutes=0.001")
+    assert found.code == 0, found.err
+    assert "The training came to warm-start 1 of 2 steps, one 0 of 4 steps; 0.0 minutes" in found.out
+    new = bench.latest("train", dataset, TRAINED_BY)
+    assert new.path != run
+    assert "taken from" not in found.out
+    shutil.rmtree(new.path)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_the_same_step(trained, config, tmp_path):
+    """By the first one's clock: were they of two minds, one would wait for the other in vain."""
+    more = ("--set", "train.minutes=0.2", "--set", "train.warm_start.tasks=400")
+    in_two_processes("--no-python", *processes.DEEPREC, "train", "--config", config, "--runs", tmp_path, *more)
+    (run,) = tmp_path.glob("*-train")
+    assert (run / "one" / "adapter_model.safetensors").exists()
+    kept = json.loads((run / "clock.json").read_text())
+    steps = [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    assert steps == [*range(1, kept["warm-start"]["steps"] + 1), *range(1, kept["one"]["steps"] + 1)]
+    assert 0 < kept["warm-start"]["steps"] <= kept["warm-start"]["of"]
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(trained, config, tmp_path):
     """One run, the warm start as in one process; what is sampled later may differ where rounding decides."""

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from deeprec.config import Config, Section, parse_config, read_toml
+from deeprec.config import Config, Section, parse_config
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import CANDIDATES
+from deeprec.toml import read_toml
 
 Kind = (
     Literal["popularity", "transitions", "ease", "trm", "themes", "script", "fusion", "lists"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from deeprec.errors import DeepRecError
 from deeprec.explore.protocol import Fault
 from deeprec.explore.trace import Stop, Trace
 from deeprec.rewards.rubric import Scored
+from deeprec.train.clock import Clock
 
 _ROOM = 1 << 29
 """Free bytes without which no step is saved."""
@@ -27,15 +29,16 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 
 
 class Journal(TrainerCallback):
-    """Joins what the rollout saw with what the trainer logs, and tells of every step.
+    """Joins what the rollout saw with what the trainer logs, and tells of every step; a clock may end the part.
 
     Raises:
         DeepRecError: on a step whose loss or gradient is no number; it is not saved.
     """
 
-    def __init__(self, stage: str, on_step: OnStep) -> None:
+    def __init__(self, stage: str, on_step: OnStep, clock: Clock | None = None) -> None:
         self.stage = stage
         self.on_step = on_step
+        self.clock = clock
         self.seen: dict[str, float] = {}
         self.written = 0
 
@@ -45,6 +48,10 @@ class Journal(TrainerCallback):
         every = gather_object([own])  # of all processes, which have equal shares
         self.seen = {name: float(np.mean([numbers[name] for numbers in every])) for name in own}
         self.written = sum(gather_object([sum(trace.policy_tokens for trace in traces)]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.clock is not None and self.clock.strike(state.global_step, state.max_steps):
+            control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -90,6 +97,19 @@ def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, floa
         "repeated preferences": sum(repeats) / max(1, sum(len(trace.turns) for trace in traces)),
         "equal groups": float(np.mean([len(totals) < 2 for totals in groups.values()])),
     }
+
+
+def tensorboard_in(folder: Path) -> Any:
+    """A writer for TensorBoard, in a folder of its own there.
+
+    Raises:
+        DeepRecError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
 
 def alarms(numbers: Mapping[str, float], explore: ExploreConfig) -> list[str]:

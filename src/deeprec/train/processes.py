@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from deeprec.config import TrainConfig
 from deeprec.errors import DeepRecError
 
+_T = TypeVar("_T")
 _PATIENCE = timedelta(hours=12)
 """The others wait so long for the first: it may train a TRM, or explore longer than they."""
 
@@ -20,6 +23,19 @@ _PATIENCE = timedelta(hours=12)
 def world_size() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def first_says(value: _T) -> _T:
+    """The first process's value, in all of them; each must ask."""
+    told = [value]
+    if world_size() > 1:
+        broadcast_object_list(told)
+    return told[0]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from deeprec.explore.environment import Environment, segment_tokens_of
 from deeprec.policies.tokens import adapter_folder, brief, write_habits
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
+from deeprec.train.clock import Clock
 from deeprec.train.journal import Journal
 from deeprec.train.processes import first_goes_first, require_equal_shares
 from deeprec.train.rehearsal import WARM_START, Rehearsal, active, shares
@@ -38,7 +39,8 @@ _OF_STAGES = (
 """Keys that the warm start does not read."""
 
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
-"""Told the stage, the step's number from 1, the stage's steps, and the step's numbers."""
+"""Told the stage, the step's number from 1, the stage's steps (within a time, how many are expected), and the step's
+numbers."""
 
 
 def train(
@@ -55,6 +57,7 @@ def train(
 
     Each finished stage leaves `<folder>/<stage>`, an adapter or a whole model. What is there already is not trained
     again, and an unfinished stage goes on from its last checkpoint: the same call after an interruption goes on.
+    Within `train.minutes` each part ends when its time is up, and one for which none is left changes nothing.
 
     Raises:
         DeepRecError: a stage has too few tasks, or diverged.
@@ -72,6 +75,7 @@ def train(
                 f"Stage {name!r} has {len(rehearsal.tasks[name])} tasks, and a step takes "
                 f"{config.train.tasks_per_step}: raise its share or train.per_user, or lower train.tasks_per_step."
             )
+    clock = Clock(folder, planned(rehearsal, config.train), config.train.minutes)
     torch.manual_seed(config.train.seed)
     model = adapted(policy.model, config.train.lora_rank)
     if config.train.adapter is not None:
@@ -83,30 +87,37 @@ def train(
             continue
         checkpoints = folder / "checkpoints" / name
         if name == WARM_START:
-            _warm_start(model, policy, [rehearsal, *beside], config, checkpoints, on_step)
+            _warm_start(model, policy, [rehearsal, *beside], config, checkpoints, on_step, clock)
         else:
-            _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step, sampler)
+            _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step, sampler, clock)
         with first_goes_first() as first:
             if first:
                 _save(model, policy, config, done)
-                shutil.rmtree(checkpoints)
+                shutil.rmtree(checkpoints, ignore_errors=True)
     return folder / names[-1]
 
 
 def first_parts(config: TrainConfig, other: TrainConfig) -> list[str]:
     """The parts that come out alike in both trainings: those before the first difference, if the users are shared
-    out alike and all that the parts have in common is the same."""
+    out alike and all that the parts have in common is the same. None do within a time."""
 
     def with_others(*names: str) -> TrainConfig:
         return config.model_copy(update={name: getattr(other, name) for name in names})
 
-    if shares(config) != shares(other) or with_others("stages", *_OF_STAGES) != other:
+    if config.minutes is not None or shares(config) != shares(other) or with_others("stages", *_OF_STAGES) != other:
         return []
     names = [WARM_START]
     if with_others("stages") == other:
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(config.stages, other.stages, strict=False))
         names += [stage.name for stage, _ in alike]
     return [name for name in names if name in active(config)]
+
+
+def planned(rehearsal: Rehearsal, config: TrainConfig) -> dict[str, int]:
+    """Explorations of each part: lessons of the warm start, samples of the stages."""
+    found = {stage.name: stage.steps * config.tasks_per_step * config.samples for stage in config.stages}
+    found[WARM_START] = max(1, min(config.warm_start.tasks, len(rehearsal.tasks[WARM_START])))
+    return {name: found[name] for name in active(config)}
 
 
 def _go_on_from(model: Any, config: Config) -> None:
@@ -171,13 +182,19 @@ def _warm_start(
     config: Config,
     folder: Path,
     on_step: OnStep,
+    clock: Clock,
 ) -> None:
     settings = config.train.warm_start
+    clock.begin(WARM_START, -(-clock.planned[WARM_START] // settings.batch_size))
     examples = [example for each in rehearsals for example in _lessons(each, policy, config, len(rehearsals))]
     if len(rehearsals) > 1:
         random.Random(config.train.seed).shuffle(examples)
     steps = -(-len(examples) // settings.batch_size)
-    journal = Journal(WARM_START, lambda step, numbers: on_step(WARM_START, step, steps, numbers))
+    journal = Journal(
+        WARM_START,
+        lambda step, numbers: on_step(WARM_START, step, clock.reachable(step, steps), numbers),
+        clock,
+    )
     warm_start(model, examples, config.train, folder, journal)
 
 
@@ -211,9 +228,16 @@ def _stage(
     folder: Path,
     on_step: OnStep,
     sampler: Sampler,
+    clock: Clock,
 ) -> None:
     steps = stage.steps * config.train.updates
-    journal = Journal(stage.name, lambda step, numbers: on_step(stage.name, step, steps, numbers))
+    if not clock.begin(stage.name, steps, every=config.train.updates):
+        return
+    journal = Journal(
+        stage.name,
+        lambda step, numbers: on_step(stage.name, step, clock.reachable(step, steps), numbers),
+        clock,
+    )
     run_stage(model, policy.tokenizer, rehearsal, stage, rubric, config.explore, config.train, folder, journal, sampler)
 
 

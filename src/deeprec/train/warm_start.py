@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from deeprec.config import TrainConfig
+from deeprec.train.clock import Clock
 from deeprec.train.journal import Journal
 from deeprec.train.processes import first_goes_first, world_size
 from deeprec.train.teacher import Example
@@ -51,11 +52,24 @@ def warm_start(
         data_collator=collate,
         callbacks=[journal],
     )
+    trainer.clock = journal.clock
     run_trainer(trainer, folder)
 
 
 class _Imitation(Trainer):
     """Cross-entropy of the learned tokens; the logits of the others are not computed."""
+
+    clock: Clock | None = None
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Towards 0 at the end of the steps or of the time, whichever is nearer."""
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        planned = scheduler.lr_lambdas[0]
+        if (clock := self.clock) is not None:
+            scheduler.lr_lambdas = [lambda step: min(planned(step), max(0.0, 1 - clock.share))] * len(
+                scheduler.base_lrs
+            )
+        return scheduler
 
     def compute_loss(
         self,

@@ -1,0 +1,46 @@
+"""TOML: files, and single values."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from deeprec.errors import DeepRecError
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The file's content; `what` names it where it is missing.
+
+    Raises:
+        DeepRecError: it is missing or malformed.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DeepRecError(f"There is no {what} {path}: check the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in a tree; the value is read as TOML and, failing that, as a string.
+
+    Raises:
+        DeepRecError: it is not of that form.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise DeepRecError(f"--set {override!r} is not of the form section.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise DeepRecError(f"--set {override!r}: {parent!r} is not a section.")
+        node = child
+    node[last] = value
