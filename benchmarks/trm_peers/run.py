@@ -1,7 +1,7 @@
 """The TRM against the sequential recommenders of RecTools and RecBole: same data, same budget, same metric code.
 
     .venv/bin/python benchmarks/trm_peers/run.py --tune      (once: the best point of every grid, on validation)
-    .venv/bin/python benchmarks/trm_peers/run.py             (all runs, then report.md and report.json)
+    .venv/bin/python benchmarks/trm_peers/run.py             (all runs and their lists, then report.md and report.json)
 
 Finished runs are kept: after an interruption the same command goes on.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import tomli_w
 from export import export, load
 from jobs import SEEDLESS, SETTINGS, SYSTEMS, reads_history, run, settings_of
+from lists import write_lists
 from report import write_report
 
 BUDGET = 1800.0
@@ -28,10 +29,10 @@ def main() -> None:
     for source in args.sets:
         name = Path(source).name
         folder, budget = args.out / name, budgets.get(name, BUDGET)
-        data = folder / "data.npz"
+        data, dataset = folder / "data.npz", load(source)
         if not data.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            export(load(source), data)
+            export(dataset, data)
         common = {"source": source, "data": data, "budget": budget, "patience": args.patience, "threads": args.threads}
         for system in args.systems:
             history = {"history": int(histories[name])} if name in histories and reads_history(system) else {}
@@ -40,7 +41,9 @@ def main() -> None:
                 continue
             settings = _tuned(args.out).get(args.tuned_on or name, {}).get(system) or settings_of(system)
             for seed in args.seeds[:1] if system in SEEDLESS else args.seeds:
-                run(system, out=folder / f"{system}-{seed}", seed=seed, settings=settings | history, **common)
+                out = folder / f"{system}-{seed}"
+                if run(system, out=out, seed=seed, settings=settings | history, **common) is not None:
+                    write_lists(dataset, data, out)
     if not args.tune:
         write_report(args.out, [Path(source).name for source in args.sets], args.systems, args.seeds)
         print(f"report: {args.out / 'report.md'}")

@@ -66,7 +66,7 @@ def test_lists_are_put_in_the_own_order_of_each_task():
 def test_what_each_link_would_bring():
     """a looks for 4. Its own list is 1 2 3 4; its pool in that order 1 2 3 5, and 1 2 3 4 5 with the target. At trust
     0.2 C4 comes to -2, level with 2, so the calls bring 1 2 and, for C3, 3 4; at trust 1 they bring 4 1, 3 2. b finds
-    its target second, where the TRM has it first. c called nothing: its pool is empty, or made of the target alone."""
+    its target second, where the TRM has it first. c called nothing, and a better link would bring nothing either."""
     tasks = [task("a", 0), task("b", 1, 2), task("c")]
     traces = [
         explored(tasks[0], ("C5", (5, 1)), ("C3", (3, 2))),
@@ -78,6 +78,6 @@ def test_what_each_link_would_bring():
     links = Links.of(Lowest(), CATALOG, tasks, traces, targets, explore)
     assert links.alone == (3, 0, -1)
     assert links.reordered == (-1, 0, -1)
-    assert links.completed == (3, 0, 0)
+    assert links.completed == (3, 0, -1)
     assert links.told == (3, 0, -1)
     assert links.believed == (0, 0, -1)

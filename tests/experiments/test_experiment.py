@@ -16,7 +16,7 @@ import test_cli
 from deeprec.config import Config, load_config
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
-from deeprec.experiments.lists import read_lists
+from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import load_part, load_population, part_file, population_file
 from deeprec.experiments.plan import Plan, SetPlan, SystemPlan, dump_plan, load_plan
 from deeprec.experiments.report import write_report
@@ -281,6 +281,11 @@ def test_the_main_plan_is_one():
     adapters = {name: plan.config_of(plan.sets[0], each, 0).policy.adapter for name, each in models.items()}
     assert [adapter for name, adapter in adapters.items() if ", trained" in name] == ["shipped", "shipped"]
     assert adapters["SmolLM2-135M, untrained"] == "none"
+    (lists,) = (each for each in plan.systems if each.kind == "lists")
+    with pytest.raises(
+        DeepRecError, match=r"this makes it: python benchmarks/trm_peers/run\.py --sets ml-100k --systems"
+    ):
+        lists_file(lists, plan.sets[0], 99)
     # What a system asks with is no part of the training that made it.
     trained = models["SmolLM2-135M, trained, one call"].model_copy(update={"train": "warm-start"})
     expected = load_config(root / "configs" / "cpu.toml", ['data.source="ml-100k"'])
@@ -302,6 +307,7 @@ def test_a_plan_survives_its_own_file(site):  # noqa: F811
         ('name = "x"\nsystems = [{ name = "TRM alone", kind = "magic" }]', "kind"),
         ('name = "x"\nsystems = [{ name = "other", kind = "trm" }]', "baseline 'TRM alone' is none of the systems"),
         ('name = "x"\nsystems = [{ name = "TRM alone", kind = "lists" }]', "needs one"),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "trm", make = "x" }]', "`make` says how"),
         ('name = "x"\nsystems = [{ name = "TRM alone", kind = "trm", train = "cold-start" }]', "`train` is for"),
         ('name = "x"\nsystems = [{ name = "TRM alone", kind = "explore", train_on = "y" }]', "need `train`"),
         (
@@ -371,6 +377,63 @@ def test_rankings_of_ones_own_are_read_with_care(site, tmp_path):  # noqa: F811
     assert read_lists(path, dataset, [task]) == [[dataset.catalog.index(new)]]
     with pytest.raises(DeepRecError, match="check the path"):
         read_lists(Path("absent.tsv"), dataset, [task])
+
+
+def test_lists_that_are_missing_are_told_of_and_stop_nothing(site, tmp_path):  # noqa: F811
+    """Before anything runs, for they can be made meanwhile; and at the end, as what failed."""
+    plan_file, out = tmp_path / "plan.toml", tmp_path / "out"
+    lists, table = str(tmp_path / "{set}-{seed}.tsv"), str(site.root / "table.csv")
+    plan_file.write_text(f"""
+name = "x"
+baseline = "popularity"
+[[sets]]
+source = {table!r}
+name = "toy set"
+[[systems]]
+name = "theirs"
+kind = "lists"
+file = {lists!r}
+make = "make-lists {{source}} --seed {{seed}}"
+[[systems]]
+name = "popularity"
+kind = "popularity"
+""")
+    result = site("experiment", "run", plan_file, "--out", out)
+    told = f"there is no file {tmp_path}/toy set-0.tsv with its rankings; this makes it: make-lists {table} --seed 0\n"
+    assert result.code == 2
+    assert result.err.endswith(told)
+    assert result.err.count("\n") == 1
+    assert 0 < result.out.index(told) < result.out.index("popularity: NDCG@3")
+    text = (out / "report.md").read_text()
+    assert "| popularity | 60 |" in text
+    assert "Not finished: theirs (0 of 1 seeds)." in text
+    users = [task.user for task in load_dataset(load_config(site.config).data).tasks("test")]
+    (tmp_path / "toy set-0.tsv").write_text("\n".join(users))
+    assert site("experiment", "run", plan_file, "--out", out).code == 0
+    assert "| theirs | 60 |" in (out / "report.md").read_text()
+    # Another command for the same file changes nothing of what was run.
+    (out / "experiment.toml").write_text((out / "experiment.toml").read_text().replace("make-lists", "make"))
+    assert "| theirs | 60 |" in write_report(out)[0].read_text()
+
+
+def test_rankings_of_the_peers_are_lists(tmp_path, monkeypatch):
+    """The benchmark's file of places, -1 where there is nothing more, by the ids of the data."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "trm_peers"))
+    from lists import write_lists
+
+    dataset = toy_dataset(n_users=3)
+    tasks, targets = dataset.tasks("test"), dataset.targets("test")
+    others = [[item for item in range(40) if item not in task.history] for task in tasks]
+    rankings = [others[0][::-1][:4], [*others[1][:2], -1, -1], [-1] * 4]
+    np.savez(tmp_path / "data.npz", test_targets_T=[targets[task.id] for task in tasks])
+    np.savez(tmp_path / "theirs-0.npz", ranked_TK=rankings)
+    write_lists(dataset, tmp_path / "data.npz", tmp_path / "theirs-0")
+    last = others[0][-1]
+    assert (tmp_path / "theirs-0.tsv").read_text().startswith(f"u0\t{dataset.catalog.ids[last]}\t")
+    assert read_lists(tmp_path / "theirs-0.tsv", dataset, tasks) == [rankings[0], others[1][:2], []]
+    np.savez(tmp_path / "data.npz", test_targets_T=[0, 0, 0])
+    with pytest.raises(SystemExit, match="is of other data than toy"):
+        write_lists(dataset, tmp_path / "data.npz", tmp_path / "theirs-0")
 
 
 def test_a_damaged_part_is_named(experiment, tmp_path):

@@ -31,7 +31,7 @@ class Links:
     Attributes:
         alone: in the TRM's own list, which is cut to the length of the pool.
         reordered: in the pool, as the TRM without a preference ranks it.
-        completed: the same with the target in the pool.
+        completed: the same with the target in the pool, where there is one.
         told: in what the calls bring, one after another, if the first says phrases of the target.
         believed: the same at a trust of 1.
     """
@@ -57,7 +57,10 @@ class Links:
         pools = [list(trace.pool) for trace in traces]
         said = [[turn.preference for turn in trace.turns] for trace in traces]
         alone = rankings_of(trm, tasks, max(map(len, pools), default=0))
-        completed = [list(dict.fromkeys((*pool, target))) for pool, target in zip(pools, wanted, strict=True)]
+        # Nothing was asked, so nothing better can come back: alone in its list, the target would be first.
+        completed = [
+            [*dict.fromkeys((*pool, target))] if pool else [] for pool, target in zip(pools, wanted, strict=True)
+        ]
         right = in_front(phrases_to(catalog, wanted), said)
         lists = (
             [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,15 @@ def lists_file(system: SystemPlan, set_: SetPlan, seed: int) -> Path:
     Raises:
         DeepRecError: it is not there.
     """
-    path = Path(str(system.file).replace("{set}", set_.label).replace("{seed}", str(seed)))
+
+    def filled(text: str) -> str:
+        names = {"{set}": set_.label, "{source}": set_.source, "{seed}": str(seed)}
+        return re.sub("|".join(map(re.escape, names)), lambda match: names[match[0]], text)
+
+    path = Path(filled(str(system.file)))
     if not path.is_file():
-        raise DeepRecError(f"System {system.name!r}: there is no file {path} with its rankings.")
+        hint = f"; this makes it: {filled(system.make)}" if system.make else "."
+        raise DeepRecError(f"System {system.name!r}: there is no file {path} with its rankings{hint}")
     return path
 
 

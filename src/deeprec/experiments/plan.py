@@ -66,7 +66,8 @@ class SystemPlan(Section):
     )
     train_on: str | None = Field(None, description="name of the set to train on; default: the set that is asked")
     training: dict[str, Any] = Field({}, description="configuration of that training, which `config` is no part of")
-    file: str | None = Field(None, description="of `lists`; {set} and {seed} are filled in")
+    file: str | None = Field(None, description="of `lists`; {set}, {source} and {seed} are filled in")
+    make: str = Field("", description="the command that makes the file; told where it is missing")
     candidates: int = Field(CANDIDATES, ge=1, description="that `rerank` shows")
     sets: tuple[str, ...] | None = Field(None, description="run on these sets only")
     against: tuple[str, ...] = Field((), description="other systems to compare it with, beside the baseline")
@@ -76,6 +77,8 @@ class SystemPlan(Section):
     def _fits(self) -> SystemPlan:
         if (self.file is not None) != (self.kind == "lists"):
             raise ValueError(f"system {self.name!r}: `file` belongs to kind 'lists', and that needs one")
+        if self.make and self.file is None:
+            raise ValueError(f"system {self.name!r}: `make` says how `file` is made, and there is none")
         if self.train is not None and self.kind not in WITH_MODEL:
             raise ValueError(f"system {self.name!r}: `train` is for the kinds {', '.join(WITH_MODEL)}")
         if self.train is None and (self.train_on is not None or self.training):
@@ -157,7 +160,7 @@ class Plan(Section):
         if system.train is not None:
             configs.append(self.training_of(set_, system, seed))
         said = [
-            system.model_dump_json(exclude={"name", "note", "sets", "against"}, exclude_defaults=True),
+            system.model_dump_json(exclude={"name", "note", "make", "sets", "against"}, exclude_defaults=True),
             *(each.model_dump_json(exclude_defaults=True) for each in configs),
         ]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()

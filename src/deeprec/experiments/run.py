@@ -110,10 +110,7 @@ class Experiment:
 
     def run(self) -> list[str]:
         """Make all parts that are missing or were made otherwise; says what went wrong with those that failed."""
-        for set_ in self.plan.sets:
-            for system in self.plan.systems_of(set_):
-                for seed in self.plan.seeds if system.file is not None else ():
-                    lists_file(system, set_, seed)  # before hours are spent on others
+        self._warn_of_missing_lists()
         failed = []
         for set_ in self.plan.sets:
             systems = self.plan.systems_of(set_)
@@ -136,6 +133,16 @@ class Experiment:
                         failed.append(f"{where}: {error}")
                     self.bench.console.print(f"{escape(where)}: {escape(told)}", soft_wrap=True)
         return failed
+
+    def _warn_of_missing_lists(self) -> None:
+        """At once: there may be hours until it is their turn, in which they can be made."""
+        for set_ in self.plan.sets:
+            for system in self.plan.systems_of(set_):
+                for seed in self.plan.seeds if system.file is not None else ():
+                    try:
+                        lists_file(system, set_, seed)
+                    except DeepRecError as error:
+                        self.bench.console.print(escape(str(error)), soft_wrap=True)
 
     def _part(self, set_: SetPlan, system: SystemPlan, seed: int, dataset: Dataset, where: str) -> str:
         """Make a part where it is not there yet; says how it went."""
