@@ -31,7 +31,7 @@ from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of
+from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of, unconstrained
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
@@ -128,11 +128,13 @@ class Workbench:
                 "policy.adapter can't be trained on; an adapter that a training goes on from is named in train.adapter."
             )
         from deeprec.policies.transformers import TransformersPolicy
-        from deeprec.train.journal import alarms
+        from deeprec.train.journal import alarms, tensorboard_of
         from deeprec.train.processes import first_goes_first
+        from deeprec.train.rehearsal import require_free_answers
         from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
 
+        require_free_answers(self.config.explore)
         with first_goes_first() as first:
             self.console.quiet |= not first
             with self.timed("load the language model"):
@@ -148,7 +150,7 @@ class Workbench:
         self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
-        board = _tensorboard(run.path) if tensorboard and first else nullcontext()
+        board = tensorboard_of(run.path) if tensorboard and first else nullcontext()
         with whole, board as board, self.timed("train the policy"), self.progress("", 1) as (bar, task):
 
             def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
@@ -211,6 +213,8 @@ class Workbench:
         """
         if self.config.policy.kind == "scripted":
             return self.script()
+        if self.config.explore.answer == "pool" and self.config.policy.kind != "transformers":
+            raise unconstrained(self.config.policy.kind)
         if self.config.policy.kind == "vllm":
             return self._vllm()
         if self.config.policy.kind == "openai":
@@ -387,11 +391,3 @@ class Workbench:
             same &= all(run.manifest.get(name) == value for name, value in origin.items())
             if same and run.manifest.get("dataset") == dataset.fingerprint:
                 yield run
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
-    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)

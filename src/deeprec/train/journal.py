@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,16 @@ def alarms(numbers: Mapping[str, float], explore: ExploreConfig) -> list[str]:
         (numbers.get("equal groups", 0.0) > 0.8, "Nearly all groups have equal rewards: little is left to learn from."),
     )
     return [text for sign, text in signs if sign]
+
+
+def tensorboard_of(folder: Path) -> Any:
+    """A writer of what TensorBoard reads.
+
+    Raises:
+        DeepRecError: it is missing.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
