@@ -139,11 +139,11 @@ class ExploreConfig(Section):
     items_per_call: int = Field(8, ge=1, description="more where so few calls would not fill the answer")
     answer_size: int = Field(10, ge=1)
     max_calls: int = Field(3, ge=1)
+    answer: Literal["free", "pool"] | None = Field(
+        None, description="pool: titles that were retrieved, and nothing else, between the answer's tags; default: free"
+    )
     segment_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="new tokens between two tool results; default: room for a thought and an answer of long titles of "
-        "the catalogue, and 220 at least",
+        None, ge=1, description="new tokens between two tool results; default: 220, or more for long titles"
     )
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
     guidance: Guidance | None = Field(

@@ -31,7 +31,7 @@ from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of
+from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of, unconstrained
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
@@ -129,11 +129,13 @@ class Workbench:
             )
         from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.clock import came_to
-        from deeprec.train.journal import alarms, tensorboard_in
+        from deeprec.train.journal import alarms, in_a_line, tensorboard_in
         from deeprec.train.processes import first_goes_first
+        from deeprec.train.rehearsal import require_free_answers
         from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
 
+        require_free_answers(self.config.explore)
         with first_goes_first() as first:
             self.console.quiet |= not first
             with self.timed("load the language model"):
@@ -141,7 +143,7 @@ class Workbench:
             self._see_that_contexts_fit(policy.context_limit)
             sampler = in_process if kind == "transformers" else VllmSampler(self._vllm(training=True))
             rehearsal = self.rehearsal(dataset)
-            beside = [other.rehearsal(other.dataset()) for other in self._beside()]
+            beside = [other.rehearsal(other.dataset()) for other in map(self._on, self.config.train.warm_start.beside)]
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
@@ -161,10 +163,7 @@ class Workbench:
                 shown = [f"{name} {numbers[name]:.3f}" for name in _SHOWN if name in numbers]
                 bar.update(task, total=steps, completed=step, description=f"{stage}: {', '.join(shown)}; step")
                 if "reward" in numbers:  # a step of reinforcement learning takes long enough for a line of its own
-                    terms = {name: value for name, value in numbers.items() if name.startswith("reward/") and value}
-                    terms |= {name: numbers[name] for name in ("turns", "tokens/s") if name in numbers}
-                    line = ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
-                    self.console.print(f"{stage} {step}/{steps}: {line}", soft_wrap=True)
+                    self.console.print(f"{stage} {step}/{steps}: {in_a_line(numbers)}", soft_wrap=True)
                 for alarm in alarms(numbers, self.config.explore):
                     if alarm not in told:
                         told.add(alarm)
@@ -174,12 +173,11 @@ class Workbench:
         self.console.print(f"The training came to {came_to(run.path)}", soft_wrap=True)
         return weights
 
-    def _beside(self) -> Iterator[Workbench]:
-        """On each of the other data sets that the warm start learns from."""
-        plain = {"items": None, "format": "auto", "columns": Columns()}
-        for source in self.config.train.warm_start.beside:
-            data = self.config.data.model_copy(update={"source": source} | plain)
-            yield replace(self, config=self.config.model_copy(update={"data": data}))
+    def _on(self, source: str) -> Workbench:
+        """The same on another data set."""
+        plain = {"source": source, "items": None, "format": "auto", "columns": Columns()}
+        data = self.config.data.model_copy(update=plain)
+        return replace(self, config=self.config.model_copy(update={"data": data}))
 
     def rehearsal(self, dataset: Dataset) -> Rehearsal:
         """What the policy of the configuration trains with: users of each stage, and a TRM that never met them."""
@@ -222,6 +220,8 @@ class Workbench:
         """
         if self.config.policy.kind == "scripted":
             return self.script()
+        if self.config.explore.answer == "pool" and self.config.policy.kind != "transformers":
+            raise unconstrained(self.config.policy.kind)
         if self.config.policy.kind == "vllm":
             return self._vllm()
         if self.config.policy.kind == "openai":

@@ -606,6 +606,19 @@ def test_failed_explorations_are_no_result(site, tmp_path):  # noqa: F811
     assert "Not finished" not in (out / "report.md").read_text()
 
 
+def test_free_answers_are_known_as_they_were_before_there_was_a_choice(site):  # noqa: F811
+    from deeprec.experiments.run import _key
+
+    config = load_config(site.config)
+    dataset = load_dataset(config.data)
+    keys = []
+    for answer in (None, "free", "pool"):
+        asked = config.model_copy(update={"explore": config.explore.model_copy(update={"answer": answer})})
+        explorer = SystemPlan(name="x", kind="explore")
+        keys.append(_key(explorer, SetPlan(source="x"), 0, dataset, asked, dataset.tasks("test")))
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_changed_text_and_changed_files_are_changed_keys(site, tmp_path):  # noqa: F811
     from deeprec.experiments.run import _key
 

@@ -25,7 +25,7 @@ from deeprec.explore.protocol import (
     call_text,
 )
 from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Finish
+from deeprec.policies.policy import Constraint, Finish
 from deeprec.trm.retriever import Hit, Query
 
 # 0 Heat (1995), 1 Alien (1979), 2 Twin (1990), 3 Twin (1991), 4 Same (2000), 5 Same (2000), 6 Halo (1996), 7 Halo 2
@@ -318,3 +318,18 @@ def test_a_trace_survives_json() -> None:
         error="boom",
     )
     assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+
+
+def test_an_answer_may_be_held_to_what_was_retrieved(catalog: Catalog) -> None:
+    """Namesakes as often as there are items, nothing twice, and no title that would be read as the prompt's words."""
+    odd = replace(catalog, titles=(*catalog.titles[:7], "title"))
+    free, held = environment(odd), environment(odd, answer="pool")
+    for env in (free, held):
+        env.receive(call_text("Hm.", "war"), Finish.STOP)
+        env.answer_call(hits(4, 1, 7))
+        env.receive(call_text("Hm.", "peace"), Finish.STOP)
+        env.answer_call(hits(5, 1))
+    assert free.constraint() is None
+    titles = ("Same (2000)", "Alien (1979)", "Same (2000)")
+    assert held.constraint() == Constraint(ANSWER, END_ANSWER, titles, CONFIG.answer_size)
+    assert environment(odd, answer="pool").constraint() == Constraint(ANSWER, END_ANSWER, (), CONFIG.answer_size)

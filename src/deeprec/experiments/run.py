@@ -336,15 +336,19 @@ def _best_ease(dataset: Dataset) -> tuple[Retriever, str]:
 def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config: Config, tasks: Sequence[Task]) -> str:
     """Digest of all that decides what a part holds."""
     reads = _READS[system.kind]
+    configuration = {
+        name: getattr(config, name).model_dump(mode="json", include=keys, exclude=_DECIDES_NOTHING.get(name))
+        for name, keys in reads.items()
+    }
+    explore = configuration.get("explore", {})
+    if explore.get("answer") in (None, "free"):  # as before there was a choice
+        explore.pop("answer", None)
     record = {
         "kind": system.kind,
         "data": dataset.fingerprint,
         "users": [task.id for task in tasks],
         "cutoff": max(config.eval.cutoffs),
-        "configuration": {
-            name: getattr(config, name).model_dump(mode="json", include=keys, exclude=_DECIDES_NOTHING.get(name))
-            for name, keys in reads.items()
-        },
+        "configuration": configuration,
     }
     if reads:
         frame = dataset.catalog.to_frame()

@@ -11,7 +11,7 @@ from deeprec.data.dataset import Task
 from deeprec.explore import protocol
 from deeprec.explore.protocol import Answer, Call, Fault
 from deeprec.explore.trace import Line, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Finish, Usage
+from deeprec.policies.policy import Constraint, Finish, Usage
 from deeprec.trm.retriever import Hit, Query
 
 _STOPS = {
@@ -96,6 +96,16 @@ class Environment:
         self._shown.update(items)
         last = len(self.turns) == self.config.max_calls
         return protocol.tool_result(item_lines(self.catalog, items), last=last)
+
+    def constraint(self) -> Constraint | None:
+        """What the next segment is held to, where answers are held to what was retrieved."""
+        if self.config.answer != "pool":
+            return None
+        pool = dict.fromkeys(hit.item for turn in self.turns for hit in turn.hits)
+        titles = [self.catalog.titles[item] for item in pool]
+        # A title that would be read as the prompt's own words is a fault wherever it stands.
+        fit = [t for t in titles if protocol.parse_lines(protocol.answer_line(1, t), answer_size=1) == ((t,), ())]
+        return Constraint(protocol.ANSWER, protocol.END_ANSWER, tuple(fit), self.config.answer_size)
 
     def abort(self, stop: Stop, error: str | None = None) -> None:
         """End from outside: no room left in the context, or the policy failed."""

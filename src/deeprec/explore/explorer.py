@@ -221,6 +221,7 @@ class Explorer:
                     temperature=config.temperature,
                     top_p=config.top_p,
                     seed=flight.seed + len(flight.segments),
+                    constraint=flight.environment.constraint(),
                 )
             )
         if requests:

@@ -188,8 +188,12 @@ def call_text(thought: str, preference: str) -> str:
 
 def answer_text(thought: str, titles: Sequence[str]) -> str:
     """An answer as a policy should write it."""
-    lines = "".join(f"{number}. {title}\n" for number, title in enumerate(titles, start=1))
+    lines = "".join(answer_line(number, title) for number, title in enumerate(titles, start=1))
     return f"{thought.strip()}\n{END_THINK}\n{ANSWER}\n{lines}{END_ANSWER}"
+
+
+def answer_line(number: int, title: str) -> str:
+    return f"{number}. {title}\n"
 
 
 def _demonstration(answer_size: int) -> str:

@@ -23,7 +23,7 @@ from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.policies.policy import Chunk, Finish, Request, Usage
 from deeprec.policies.text import Words
-from deeprec.policies.tokens import brief
+from deeprec.policies.tokens import brief, refuse_constraints
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -140,6 +140,7 @@ class OpenAIPolicy:
         return self._words.decode(tokens)
 
     def submit(self, requests: Sequence[Request]) -> None:
+        refuse_constraints(requests, "openai")
         for request in requests:
             self._drop(request.key)
             job = self._jobs[request.key] = _Job(request)

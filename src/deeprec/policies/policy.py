@@ -21,6 +21,20 @@ class Finish(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """Between `opening` and `closing` a segment holds nothing but lines `1. title`, `2. title` and so on.
+
+    Each title is written at most once (one that stands here twice, twice): `lines` of them, or all where there are
+    fewer. What stands before `opening` is free.
+    """
+
+    opening: str
+    closing: str
+    titles: tuple[str, ...]
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Continue `context` by one segment.
 
@@ -30,6 +44,7 @@ class Request:
         stops: the segment ends with the token that completes one of these strings.
         temperature: 0 is greedy.
         seed: of this segment alone, so that a result does not depend on what else is in the batch.
+        constraint: on the answer, for policies that choose tokens; those that write text know what they write.
     """
 
     key: str
@@ -39,6 +54,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens that a policy has written, with the logprob of each under the distribution it was sampled from
-    before `top_p` (at temperature 0: the model's own). `logprobs` is empty where none are known."""
+    before `top_p` and any constraint (at temperature 0: the model's own). `logprobs` is empty where none are known."""
 
     key: str
     tokens: tuple[int, ...]

@@ -12,7 +12,7 @@ from deeprec.assets import ASSETS, fetch
 from deeprec.config import ExploreConfig, PolicyConfig, guidance_of, trust_of
 from deeprec.downloads import sha256_of
 from deeprec.errors import DeepRecError
-from deeprec.policies.policy import Habits
+from deeprec.policies.policy import Habits, Request
 
 SHIPPED = Path(__file__).parents[1] / "adapters"
 """Adapters that we trained, in folders by the asset that is their model."""
@@ -96,6 +96,20 @@ def read_habits(adapter: Path) -> Habits | None:
 def write_habits(adapter: Path, explore: ExploreConfig) -> None:
     habits = Habits(guidance_of(explore), trust_of(explore))
     (adapter / _HABITS).write_text(json.dumps(asdict(habits), indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_constraints(requests: Sequence[Request], kind: str) -> None:
+    """For policies whose tokens are chosen elsewhere.
+
+    Raises:
+        DeepRecError: a request has a constraint.
+    """
+    if any(request.constraint for request in requests):
+        raise unconstrained(kind)
+
+
+def unconstrained(kind: str) -> DeepRecError:
+    return DeepRecError(f"policy.kind={kind!r} can't hold answers to explore.answer='pool': use transformers, or free.")
 
 
 def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.policies.attention import group
+from deeprec.policies.constrained import Grammars, Held
 from deeprec.policies.drafts import Drafts
 from deeprec.policies.policy import Chunk, Finish, Habits, Request
 from deeprec.policies.row_cache import RowCache
@@ -48,6 +50,7 @@ class _Row:
     written: int = 0
     tail: list[int] = field(default_factory=list)
     generator: torch.Generator | None = None
+    held: Held | None = None
     drafts: Drafts = field(default_factory=Drafts)
     noted: int = 0
 
@@ -122,6 +125,11 @@ class TransformersPolicy(TokenizerCodec):
         policy.habits = read_habits(adapter) if adapter else None
         return policy
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Made where a constraint asks for it first."""
+        return Grammars(self)
+
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
         for request in requests:
@@ -136,6 +144,7 @@ class TransformersPolicy(TokenizerCodec):
             row.cached = min(same, len(context) - 1)
             row.context, row.request, row.written, row.tail = context, request, 0, []
             row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
+            row.held = Held(request.constraint, self.grammars) if request.constraint else None
 
     @torch.inference_mode()
     def step(self) -> list[Chunk]:
@@ -255,14 +264,14 @@ class TransformersPolicy(TokenizerCodec):
             )
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
-        picks = []
+        picks: list[int] = []
         for place, row in enumerate(rows):
-            request = row.request
-            assert request is not None
-            token = best_B[place]
-            if row.generator is not None:
-                token = _draw(logprobs_BV[place], request.top_p, row.generator)
-            picks.append(token)
+            assert row.request is not None
+            if row.generator is None:
+                picks.append(row.held.pick(logits_BV[place], _best) if row.held else best_B[place])
+            else:
+                draw = partial(_draw, top_p=row.request.top_p, generator=row.generator)
+                picks.append(row.held.pick(logprobs_BV[place], draw) if row.held else draw(logprobs_BV[place]))
         picked_B = torch.tensor(picks, device=logits_BV.device)
         values = logprobs_BV.gather(-1, picked_B[:, None])[:, 0].tolist()
         return list(zip(picks, values, strict=True))
@@ -313,6 +322,10 @@ def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
         if a[place] != b[place]:
             return place
     return limit
+
+
+def _best(scores_V: Tensor) -> int:
+    return int(scores_V.argmax())
 
 
 def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:

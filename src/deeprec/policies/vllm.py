@@ -14,7 +14,14 @@ from typing import Any
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.policies.policy import Chunk, Finish, Habits, Request
-from deeprec.policies.tokens import TokenizerCodec, adapter_folder, model_source, read_habits, unloadable
+from deeprec.policies.tokens import (
+    TokenizerCodec,
+    adapter_folder,
+    model_source,
+    read_habits,
+    refuse_constraints,
+    unloadable,
+)
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be prepared for."""
@@ -87,6 +94,7 @@ class VllmPolicy(TokenizerCodec):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        refuse_constraints(requests, "vllm")
         for request in requests:
             self.release([request.key])
             self._count += 1

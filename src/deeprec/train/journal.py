@@ -99,6 +99,13 @@ def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, floa
     }
 
 
+def in_a_line(numbers: Mapping[str, float]) -> str:
+    """A step of reinforcement learning: what was paid, turns, and tokens written a second."""
+    terms = {name: value for name, value in numbers.items() if name.startswith("reward/") and value}
+    terms |= {name: numbers[name] for name in ("turns", "tokens/s") if name in numbers}
+    return ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
+
+
 def tensorboard_in(folder: Path) -> Any:
     """A writer for TensorBoard, in a folder of its own there.
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deeprec.config import TrainConfig
+from deeprec.config import ExploreConfig, TrainConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
@@ -27,6 +27,16 @@ def active(config: TrainConfig) -> list[str]:
     """The parts of a training that do something, in order."""
     warm = [WARM_START] if config.warm_start.tasks and config.warm_start.share else []
     return warm + [stage.name for stage in config.stages if stage.steps and stage.share]
+
+
+def require_free_answers(explore: ExploreConfig) -> None:
+    """See that what is learned from is what the policy itself would write.
+
+    Raises:
+        DeepRecError: it is not.
+    """
+    if explore.answer == "pool":
+        raise DeepRecError("explore.answer='pool' is not for training, which learns from what is freely sampled.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from deeprec.rewards.rubric import Rubric
 from deeprec.train.clock import Clock
 from deeprec.train.journal import Journal
 from deeprec.train.processes import first_goes_first, require_equal_shares
-from deeprec.train.rehearsal import WARM_START, Rehearsal, active, shares
+from deeprec.train.rehearsal import WARM_START, Rehearsal, active, require_free_answers, shares
 from deeprec.train.sampling import Sampler, in_process
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Example, Teacher
@@ -60,12 +60,13 @@ def train(
     Within `train.minutes` each part ends when its time is up, and one for which none is left changes nothing.
 
     Raises:
-        DeepRecError: a stage has too few tasks, or diverged.
+        DeepRecError: a stage has too few tasks, or diverged; or answers are not free.
     """
     names = active(config.train)
     if not names:
         raise DeepRecError("There is nothing to train: train.warm_start.tasks and all stages' steps are 0.")
     require_equal_shares(config.train)
+    require_free_answers(config.explore)
     rehearsal, *beside = (_with_room(each, policy, config) for each in (rehearsal, *beside))
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
     rubrics = rubrics_of(stages, rehearsal, config)
