@@ -12,7 +12,7 @@ import typer
 
 from deeprec import __version__
 from deeprec.errors import DeepRecError
-from deeprec.options import ConfigFile, DryRun, Items, Offline, Overrides, Runs, User, bench_of
+from deeprec.options import ConfigFile, DryRun, Items, Minutes, Offline, Overrides, Runs, Sets, User, bench_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -326,7 +326,8 @@ Folder = Annotated[Path | None, typer.Option("--out", help="Folder of the experi
 @experiment_app.command("run")
 def experiment_run(
     plan: PlanFile = None,
-    data: Annotated[list[str] | None, typer.Option("--data", help="Take these sets for the experiment's own.")] = None,
+    data: Sets = None,
+    minutes: Minutes = None,
     out: Folder = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -335,7 +336,8 @@ def experiment_run(
     runs: Runs = Path("runs"),
 ) -> None:
     """Run what is missing of an experiment, part by part, and write its report; goes on where it was interrupted."""
-    bench = bench_of(config, set_, dry_run, offline, runs)
+    overrides = [*(set_ or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
+    bench = bench_of(config, overrides, dry_run, offline, runs)
     from deeprec.experiments.run import run_experiment
 
     report, page = run_experiment(bench, plan, data or [], out)

@@ -224,7 +224,9 @@ class TrainConfig(Section):
     """
 
     lora_rank: int = Field(16, ge=0, description="of the adapter that is trained; 0: all weights")
-    adapter: str | None = Field(None, description="of that rank, to go on from: a folder, or shipped; default: anew")
+    adapter: str | None = Field(
+        None, description="of that rank, to go on from: a folder, or shipped, where it is the model's; default: anew"
+    )
     per_user: int = Field(20, ge=1, description="a training user's last items that serve as targets")
     reach: int = Field(100, ge=1, description="keep tasks whose target the TRM alone ranks so high")
     warm_start: WarmStartConfig = WarmStartConfig()

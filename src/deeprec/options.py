@@ -18,6 +18,19 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")
 User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
 Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in a new user's history, oldest first.")]
 
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="A set to run on, in place of the experiment's own: a file of interactions, its items in a file beside it "
+        "(or --set data.items=FILE), a folder, or an asset. May be repeated.",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for so long at most."),
+]
+
 
 def bench_of(
     config: Path | None,

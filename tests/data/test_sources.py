@@ -18,8 +18,8 @@ from deeprec.data.catalog import ItemId
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
+from shared_data import shared
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -55,12 +55,6 @@ def ml_100k() -> Path:
     if not (folder / "ml-100k.inter").is_file():
         pytest.skip("this copy of ml-100k holds the raw files, from which no atomic ones are made here")
     return folder
-
-
-def shared(name: str) -> Path:
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"the development data is absent: no folder ../shared/data/{name} beside the repository")
-    return SHARED / name
 
 
 def test_ml_100k_figures(ml_100k: Path) -> None:

@@ -259,7 +259,7 @@ def test_an_interrupted_exploration_goes_on(site, tmp_path):  # noqa: F811
 def test_the_built_in_plan_runs_on_any_table(site, tmp_path):  # noqa: F811
     """Its language models take the configuration's policy, which is a script here, so they are left out."""
     text = BUILT_IN.read_text()
-    plan = load_plan(BUILT_IN, load_config(site.config))
+    plan = load_plan(BUILT_IN, load_config(site.config), training=False)
     assert plan.sets[0].source == str(site.root / "table.csv")
     kinds = [system.kind for system in plan.systems if system.kind in ("titles", "rerank", "explore")]
     assert kinds == ["titles", "rerank", "explore", "explore"]
@@ -293,7 +293,7 @@ def test_the_main_plan_is_one():
 
 
 def test_a_plan_survives_its_own_file(site):  # noqa: F811
-    plan = load_plan(BUILT_IN, load_config(site.config, ["explore.trust=0.5"]))
+    plan = load_plan(BUILT_IN, load_config(site.config, ["explore.trust=0.5", "policy.kind=transformers"]))
     assert plan.config["explore"]["trust"] == 0.5
     assert "source" not in plan.config["data"]
     assert Plan.model_validate(tomllib.loads(dump_plan(plan))) == plan

@@ -255,7 +255,7 @@ def in_two_processes(*command, n=2):
         ('train.stages=[{name="one",share=0.2,steps=1,rewards={hits=1.0}}]', "There is no reward 'hits'"),
         ("train.lora_rank=-1", "train.lora_rank"),
         ("policy.adapter=somewhere", "can't be trained on"),
-        ("train.adapter=shipped", "and an adapter of"),
+        ("train.adapter=none", "and an adapter of"),
         ("explore.answer=pool", "explore.answer='pool' is not for training"),
         ('train.stages=[{name="checkpoints",share=0.2,steps=1,rewards={hit=1.0}}]', "checkpoints"),
         (

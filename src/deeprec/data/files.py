@@ -174,7 +174,7 @@ def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, men
     found = [name for name in frame.columns if name != LINE]
     bare = {re.sub(r"[^a-z0-9]", "", name.casefold()): name for name in reversed(found)}
     wanted = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in (*names, what)]
-    close = [near for name in wanted for near in difflib.get_close_matches(name, bare, n=1, cutoff=0.5)]
+    close = [near for name in wanted for near in difflib.get_close_matches(name, bare, n=1, cutoff=0.6)]
     hint = f", perhaps {bare[close[0]]!r} is meant" if close else ""
     raise DeepRecError(f"{file} has no {what} column {names[0]!r} (its columns: {', '.join(found)}){hint}: {mend}.")
 

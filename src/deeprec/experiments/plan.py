@@ -173,12 +173,13 @@ class Plan(Section):
         return parse_config(tree, where=f"experiment {self.name!r}, set {set_.label!r}, system {system!r}")
 
 
-def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
+def load_plan(path: Path, config: Config, sources: Sequence[str] = (), *, training: bool = True) -> Plan:
     """Read a plan.
 
     Args:
         config: what was set in it is laid over the plan's configuration; where the plan names no set, its own is taken.
         sources: the sets to run on, in place of all of the plan: by source or name, or others.
+        training: leave no system out because the language model would be trained for it.
 
     Raises:
         DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
@@ -187,6 +188,9 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = ()) -> Plan:
     said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     if own := [f"{section}.seed" for section in ("trm", "train", "explore") if "seed" in said.get(section, {})]:
         raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
+    if not training:
+        tree["systems"] = [system for system in tree["systems"] if "train" not in system]
+        del tree["config"]["train"]
     try:
         if sources or not tree.get("sets"):
             _choose(tree, sources or [config.data.source])

@@ -74,11 +74,15 @@ def run_experiment(
     bench: Workbench, plan: Path | None, sources: Sequence[str], folder: Path | None
 ) -> tuple[Path, Path]:
     """Run what is missing of the plan in a file, or of the built-in one, and write its report; the report's two files.
+    The built-in one trains the language model too where `train.minutes` is set.
 
     Raises:
         DeepRecError: the plan is wrong, or some of its systems could not be run. The others are, and are reported.
     """
-    found = load_plan(plan or BUILT_IN, bench.config, sources)
+    if plan is not None and plan.suffix != ".toml" and plan.exists():
+        raise DeepRecError(f"{plan} is not an experiment's TOML file: a set to run on is named with --data {plan}.")
+    training = plan is not None or bench.config.train.minutes is not None
+    found = load_plan(plan or BUILT_IN, bench.config, sources, training=training)
     names = [found.name, *([] if plan is not None and not sources else [set_.label for set_ in found.sets])]
     folder = folder or bench.runs / "-".join(["experiment", *map(slug, names)])
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +90,10 @@ def run_experiment(
         (folder / PLAN_FILE).write_text(dump_plan(found), encoding="utf-8")
         bench.console.print(f"Experiment in {folder}; if interrupted, the same command goes on", soft_wrap=True)
         failed = Experiment(found, folder, bench).run()
-        report = write_report(folder)
+        try:
+            report = write_report(folder)
+        except DeepRecError as error:  # nothing is there to report, for a reason
+            raise DeepRecError(failed[0] if failed else str(error)) from None
     if failed:
         raise DeepRecError(
             f"{len(failed)} of the experiment's parts failed, the others are in {report[0]}: {failed[0]}"
@@ -146,9 +153,10 @@ class Experiment:
 
     def _part(self, set_: SetPlan, system: SystemPlan, seed: int, dataset: Dataset, where: str) -> str:
         """Make a part where it is not there yet; says how it went."""
-        config = self.plan.config_of(set_, system, seed)
+        config, note = self.plan.config_of(set_, system, seed), ""
         if system.train is not None:
-            config = _with_weights(config, self._trained(set_, system, seed, dataset))
+            weights = self._trained(set_, system, seed, dataset)
+            config, note = _with_weights(config, weights), _training_note(weights)
         bench = replace(self.bench, config=config, seconds={})
         users = config.eval.users if system.kind in WITH_MODEL and config.eval.users is not None else system.users
         tasks = evaluation_tasks(dataset, config.eval.model_copy(update={"users": users}))[1]
@@ -181,7 +189,7 @@ class Experiment:
             calls = system.kind in _CALLING
             links = self._links(bench, system, dataset, tasks, traces) if calls else None
             explorations = Explorations.of(traces, rankings, targets, calls, links)
-            made = part(rankings=rankings, seconds_per_user=_rate(log), note="", explorations=explorations)
+            made = part(rankings=rankings, seconds_per_user=_rate(log), note=note, explorations=explorations)
         elif system.kind == "lists":
             file = lists_file(system, set_, seed)
             lists = read_lists(file, dataset, tasks)
@@ -283,6 +291,13 @@ def _with_weights(config: Config, weights: Path) -> Config:
     adapter = (weights / "adapter_config.json").is_file()
     own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
     return config.model_copy(update={"policy": config.policy.model_copy(update=own)})
+
+
+def _training_note(weights: Path) -> str:
+    from deeprec.train.clock import came_to
+
+    came = came_to(weights.parent)
+    return f"its training came to {came}" if came else ""
 
 
 def _says(system: SystemPlan, dataset: Dataset) -> Callable[[Task], str]:

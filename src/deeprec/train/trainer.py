@@ -124,6 +124,8 @@ def planned(rehearsal: Rehearsal, config: TrainConfig) -> dict[str, int]:
 def _go_on_from(model: Any, config: Config) -> None:
     named = repr(config.train.adapter)
     folder = adapter_folder(config.policy.model_copy(update={"adapter": config.train.adapter}))
+    if folder is None and config.train.adapter == "shipped":
+        return
     if folder is None or not isinstance(model, PeftModel):
         raise DeepRecError(f"train.adapter={named} needs a train.lora_rank, and an adapter of {config.policy.model}.")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
