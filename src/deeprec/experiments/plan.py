@@ -179,7 +179,7 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = (), *, traini
     Args:
         config: what was set in it is laid over the plan's configuration; where the plan names no set, its own is taken.
         sources: the sets to run on, in place of all of the plan: by source or name, or others.
-        training: leave no system out because the language model would be trained for it.
+        training: whether to keep the systems for which the language model is trained, and its settings.
 
     Raises:
         DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
@@ -189,8 +189,8 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = (), *, traini
     if own := [f"{section}.seed" for section in ("trm", "train", "explore") if "seed" in said.get(section, {})]:
         raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
     if not training:
-        tree["systems"] = [system for system in tree["systems"] if "train" not in system]
-        del tree["config"]["train"]
+        tree["systems"] = [system for system in tree.get("systems", []) if "train" not in system]
+        tree.get("config", {}).pop("train", None)
     try:
         if sources or not tree.get("sets"):
             _choose(tree, sources or [config.data.source])
