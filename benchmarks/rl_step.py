@@ -54,18 +54,21 @@ class PlainPolicy(SegmentPolicy):
         length = max(len(request.context) for request in requests)
         rows = [[0] * (length - len(request.context)) + list(request.context) for request in requests]
         real = [[0] * (length - len(request.context)) + [1] * len(request.context) for request in requests]
-        output_BT = self.model.generate(
-            input_ids=torch.tensor(rows),
-            attention_mask=torch.tensor(real),
-            do_sample=True,
-            temperature=requests[0].temperature,
-            top_p=requests[0].top_p,
-            top_k=0,
-            max_new_tokens=max(request.max_new_tokens for request in requests),
-            stop_strings=list(requests[0].stops),
-            tokenizer=self.tokenizer,
-            pad_token_id=min(self.ends),
-        )
+        # As in a forward pass of the trainer: the adapter's weights are float32, the model's may be bfloat16.
+        half = self.model.dtype == torch.bfloat16
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=half):
+            output_BT = self.model.generate(
+                input_ids=torch.tensor(rows),
+                attention_mask=torch.tensor(real),
+                do_sample=True,
+                temperature=requests[0].temperature,
+                top_p=requests[0].top_p,
+                top_k=0,
+                max_new_tokens=max(request.max_new_tokens for request in requests),
+                stop_strings=list(requests[0].stops),
+                tokenizer=self.tokenizer,
+                pad_token_id=min(self.ends),
+            )
         self.seconds["generate"] += time.perf_counter() - started
         return [self._chunk(request, row[length:].tolist()) for request, row in zip(requests, output_BT, strict=True)]
 
