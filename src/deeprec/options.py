@@ -28,7 +28,7 @@ Sets = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for so long at most."),
+    typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for about so long."),
 ]
 
 

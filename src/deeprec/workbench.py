@@ -131,7 +131,7 @@ class Workbench:
         from deeprec.train.clock import came_to
         from deeprec.train.journal import alarms, in_a_line, tensorboard_in
         from deeprec.train.processes import first_goes_first
-        from deeprec.train.rehearsal import require_free_answers
+        from deeprec.train.rehearsal import WARM_START, active, require_free_answers
         from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
 
@@ -143,7 +143,8 @@ class Workbench:
             self._see_that_contexts_fit(policy.context_limit)
             sampler = in_process if kind == "transformers" else VllmSampler(self._vllm(training=True))
             rehearsal = self.rehearsal(dataset)
-            beside = [other.rehearsal(other.dataset()) for other in map(self._on, self.config.train.warm_start.beside)]
+            sources = self.config.train.warm_start.beside if WARM_START in active(self.config.train) else ()
+            beside = [other.rehearsal(other.dataset(), (WARM_START,)) for other in map(self._on, sources)]
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
@@ -170,27 +171,25 @@ class Workbench:
                         self.console.print(f"{stage}, step {step}: {alarm}")
 
             weights = train(policy, rehearsal, self.config, run.path, on_step, sampler, beside)
-        self.console.print(f"The training came to {came_to(run.path)}", soft_wrap=True)
+        if came := came_to(run.path):  # else all of it is an earlier training's
+            self.console.print(f"The training came to {came}", soft_wrap=True)
         return weights
 
     def _on(self, source: str) -> Workbench:
-        """The same on another data set."""
-        plain = {"source": source, "items": None, "format": "auto", "columns": Columns()}
-        data = self.config.data.model_copy(update=plain)
+        own = {"source": source, "items": None, "format": "auto", "columns": Columns()}
+        data = self.config.data.model_copy(update=own)
         return replace(self, config=self.config.model_copy(update={"data": data}))
 
-    def rehearsal(self, dataset: Dataset) -> Rehearsal:
-        """What the policy of the configuration trains with: users of each stage, and a TRM that never met them."""
+    def rehearsal(self, dataset: Dataset, names: Sequence[str] = ()) -> Rehearsal:
+        """What the policy trains with: users of each part, or of those named, and a TRM that met none of any part."""
         from deeprec.train.rehearsal import Rehearsal, shares
 
         config = self.config.train
         parts, rest = dataset.divide(shares(config), config.seed)
-        self.console.print(
-            f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others."
-        )
+        self.console.print(f"The policy trains with users whom its TRM never met; that has {len(rest.users)} others.")
         trm, _ = self.trm(rest)
         with self.timed("rank the targets"):
-            return Rehearsal.prepare(parts, trm, dataset.catalog, config)
+            return Rehearsal.prepare({name: parts[name] for name in names or parts}, trm, dataset.catalog, config)
 
     def _take_over(self, run: Run, dataset: Dataset, sections: Sequence[str]) -> None:
         """Copy what other trainings have finished of the parts before the first that is another in this one."""
@@ -371,10 +370,11 @@ class Workbench:
             yield bar, bar.add_task(text, total=total)
 
     def _origin(self) -> dict[str, Any]:
-        """What decides a training beside its data and configuration: an adapter's name may come to mean another."""
+        """What decides a training beside its data and configuration: names may come to mean another adapter or set."""
         named = self.config.train.adapter
         folder = named and adapter_folder(self.config.policy.model_copy(update={"adapter": named}))
-        return {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None}
+        sets = [self._on(source).dataset().fingerprint for source in self.config.train.warm_start.beside]
+        return {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None, "beside": sets or None}
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""

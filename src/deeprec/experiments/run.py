@@ -375,7 +375,8 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
     if "policy" in reads:
         folders = (adapter_folder(config.policy), Path(config.policy.model).expanduser())
         record["weights"] = [digest for folder in folders for digest in digests_of(folder)]
-        record["room"] = segment_tokens_of(config.explore, dataset.catalog)
+        if config.explore.segment_tokens is None:
+            record["room"] = segment_tokens_of(config.explore, dataset.catalog)
     if system.kind == "rerank":
         record["candidates"] = system.candidates
     if system.kind == "lists":

@@ -76,7 +76,8 @@ class Held:
             self._write(self._matcher, token)
             return token
         while self._breaks(token := draw(scores_V)):
-            scores_V = scores_V.index_fill(0, torch.tensor([token], device=scores_V.device), -torch.inf)
+            banned = torch.tensor([token], device=scores_V.device)
+            scores_V = scores_V.index_fill(0, banned, -torch.inf).log_softmax(-1)
         return token
 
     def _breaks(self, token: int) -> bool:

@@ -76,7 +76,7 @@ def train(
                 f"Stage {name!r} has {len(rehearsal.tasks[name])} tasks, and a step takes "
                 f"{config.train.tasks_per_step}: raise its share or train.per_user, or lower train.tasks_per_step."
             )
-    clock = Clock(folder, planned(rehearsal, config.train), config.train.minutes)
+    clock = Clock(folder, planned([rehearsal, *beside], config.train), config.train.minutes)
     torch.manual_seed(config.train.seed)
     model = adapted(policy.model, config.train.lora_rank)
     if config.train.adapter is not None:
@@ -114,10 +114,11 @@ def first_parts(config: TrainConfig, other: TrainConfig) -> list[str]:
     return [name for name in names if name in active(config)]
 
 
-def planned(rehearsal: Rehearsal, config: TrainConfig) -> dict[str, int]:
+def planned(rehearsals: Sequence[Rehearsal], config: TrainConfig) -> dict[str, int]:
     """Explorations of each part: lessons of the warm start, samples of the stages."""
     found = {stage.name: stage.steps * config.tasks_per_step * config.samples for stage in config.stages}
-    found[WARM_START] = max(1, min(config.warm_start.tasks, len(rehearsal.tasks[WARM_START])))
+    share = config.warm_start.tasks // len(rehearsals)
+    found[WARM_START] = max(1, sum(min(share, len(each.tasks[WARM_START])) for each in rehearsals))
     return {name: found[name] for name in active(config)}
 
 
