@@ -194,11 +194,7 @@ def _warm_start(
     if len(rehearsals) > 1:
         random.Random(config.train.seed).shuffle(examples)
     steps = -(-len(examples) // settings.batch_size)
-    journal = Journal(
-        WARM_START,
-        lambda step, numbers: on_step(WARM_START, step, clock.reachable(step, steps), numbers),
-        clock,
-    )
+    journal = _journal(WARM_START, steps, on_step, clock)
     warm_start(model, examples, config.train, folder, journal)
 
 
@@ -237,12 +233,12 @@ def _stage(
     steps = stage.steps * config.train.updates
     if not clock.begin(stage.name, steps, every=config.train.updates):
         return
-    journal = Journal(
-        stage.name,
-        lambda step, numbers: on_step(stage.name, step, clock.reachable(step, steps), numbers),
-        clock,
-    )
+    journal = _journal(stage.name, steps, on_step, clock)
     run_stage(model, policy.tokenizer, rehearsal, stage, rubric, config.explore, config.train, folder, journal, sampler)
+
+
+def _journal(part: str, steps: int, on_step: OnStep, clock: Clock) -> Journal:
+    return Journal(part, lambda step, numbers: on_step(part, step, clock.reachable(step, steps), numbers), clock)
 
 
 def adapted(model: Any, rank: int) -> Any:
