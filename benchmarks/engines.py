@@ -4,9 +4,8 @@ The scripted explorer explores for some users, in the tokens of the language mod
 for each call it continues its own context greedily by as many tokens as the script wrote, whatever they are, and reads
 the list that the script got. So prompts and the moments of waiting are the same, and what an engine keeps between turns
 counts; `transformers` and `llama.cpp` end earlier where the model ends its text, and llama.cpp's tokens are pieces that
-its server sends. Engines: `transformers` (policy.kind = "transformers"), `llama.cpp` (policy.kind = "openai" before
-llama.cpp's own server in this process) with the asset's 4-bit weights and with 16-bit ones, and `openvino`, OpenVINO
-GenAI with prefix caching, 16-bit (pip install openvino-genai), which takes a whole batch at a time.
+its server sends. Engines: `transformers` and `openvino` (the policies of these kinds), and `llama.cpp` (policy.kind =
+"openai" before llama.cpp's own server in this process) with the asset's 4-bit weights and with 16-bit ones.
 
     python benchmarks/engines.py [--users 16] [--at-once 1 16] [--rounds 2] [--engines transformers llama.cpp-4 ...]
 """
@@ -22,13 +21,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import gguf
-import numpy as np
 
 from deeprec import assets
 from deeprec.config import Config, PolicyConfig, load_config
@@ -36,34 +32,17 @@ from deeprec.data.sources import load_dataset
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Author, Trace
 from deeprec.policies.openai import OpenAIPolicy
-from deeprec.policies.policy import Chunk, Finish, Policy, Request
+from deeprec.policies.openvino import OpenVinoPolicy
+from deeprec.policies.openvino_model import in_16_bit
+from deeprec.policies.policy import Finish, Policy, Request
 from deeprec.policies.scripted import ScriptedWriter
-from deeprec.policies.text import SegmentPolicy, TextPolicy
+from deeprec.policies.text import TextPolicy
 from deeprec.policies.tokens import TokenizerCodec
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import environment
 from deeprec.trm.retriever import TransitionRetriever
 
 MODEL = "smollm2-135m-instruct"
-
-
-class OpenVino(SegmentPolicy):
-    """All open segments in one call of OpenVINO GenAI."""
-
-    def __init__(self, weights: Path, codec: TokenizerCodec) -> None:
-        import openvino_genai
-
-        super().__init__(codec)
-        settings = openvino_genai.SchedulerConfig()
-        settings.enable_prefix_caching, settings.max_num_batched_tokens, settings.cache_size = True, 2048, 2
-        self.pipeline = openvino_genai.LLMPipeline(str(weights), "CPU", scheduler_config=settings)
-        self.config = openvino_genai.GenerationConfig(ignore_eos=True, apply_chat_template=False)
-
-    def _write(self, requests: Sequence[Request]) -> list[Chunk]:
-        self.config.max_new_tokens = max(request.max_new_tokens for request in requests)
-        texts = self.pipeline.generate([self.decode(request.context) for request in requests], self.config).texts
-        pairs = zip(requests, map(self.encode, texts), strict=True)
-        return [Chunk(each.key, tuple(tokens[: each.max_new_tokens]), (), Finish.LENGTH) for each, tokens in pairs]
 
 
 @dataclass
@@ -121,26 +100,6 @@ def _go_on(policy: Policy, way: Way) -> None:
     policy.submit([Request(way.key, tuple(way.context), (), way.lengths[way.turn])])
 
 
-def in_16_bit(source: Path, target: Path) -> Path:
-    """The weights of a GGUF file, unquantised."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, entry in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind, inner = entry.types[0], entry.types[-1] if len(entry.types) > 1 else None
-        writer.add_key_value(name, entry.contents(), kind, sub_type=inner)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    for tensor in reader.tensors:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, values.astype(np.float32 if values.ndim == 1 else np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
 def llama(weights: Path, slots: int, threads: int) -> tuple[Policy, Any]:
     """The policy, and its server, which lives as long as it is held."""
     import xllamacpp
@@ -180,7 +139,7 @@ def main() -> None:
             "transformers": lambda: (ours, None),
             "llama.cpp-4": lambda: llama(small, max(args.at_once), args.threads),
             "llama.cpp-16": lambda: llama(large, max(args.at_once), args.threads),
-            "openvino": lambda: (OpenVino(large, ours), None),
+            "openvino": lambda: (OpenVinoPolicy.load(PolicyConfig(kind="openvino", adapter="none")), None),
         }
         for _ in range(args.rounds):
             for name in args.engines:

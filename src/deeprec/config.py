@@ -107,16 +107,22 @@ class TRMConfig(Section):
         return self
 
 
+TRAINABLE = ("transformers", "vllm")
+"""Kinds of policies."""
+
+
 class PolicyConfig(Section):
     """The language model that explores."""
 
-    kind: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
+    kind: Literal["transformers", "openvino", "vllm", "openai", "scripted"] = "transformers"
     model: str = Field("smollm2-135m-instruct", description="an asset's name, a model folder, a hub id, or a server's")
     adapter: str = Field(
         "shipped", description="a peft adapter folder; shipped: DeepRec's own, where it is the model's; none"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; vLLM takes what it was built for")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda, cuda:1, ...; vLLM takes what it was built for, OpenVINO cpu"
+    )
     gpu_share: float | None = Field(
         None, gt=0, le=1, description="of the GPU's memory that vLLM may take; default: 0.9, beside a training 0.4"
     )

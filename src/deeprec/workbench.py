@@ -25,18 +25,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deeprec.config import Columns, Config, dump_config
+from deeprec.config import TRAINABLE, Columns, Config, dump_config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.eval.report import Report, SystemResult
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of, unconstrained
+from deeprec.policies.loading import load_policy, load_transformers, load_vllm
+from deeprec.policies.tokens import adapter_folder, bare, digests_of, name_of
 from deeprec.runs import Run, environment, list_runs
 
 if TYPE_CHECKING:  # torch stays out of commands that need none
     from deeprec.policies.policy import Policy
-    from deeprec.policies.vllm import VllmPolicy
     from deeprec.serve.service import Service
     from deeprec.train.rehearsal import Rehearsal
     from deeprec.trm.trm import TRM
@@ -121,13 +121,12 @@ class Workbench:
             DeepRecError: the policy is not one that can be trained, or its training failed.
         """
         kind = self.config.policy.kind
-        if kind in ("scripted", "openai"):
+        if kind not in TRAINABLE:
             raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
         if self.config.policy.adapter not in ("shipped", "none"):
             raise DeepRecError(
                 "policy.adapter can't be trained on; an adapter that a training goes on from is named in train.adapter."
             )
-        from deeprec.policies.transformers import TransformersPolicy
         from deeprec.train.clock import came_to
         from deeprec.train.journal import alarms, in_a_line, tensorboard_in
         from deeprec.train.processes import first_goes_first
@@ -139,9 +138,12 @@ class Workbench:
         with first_goes_first() as first:
             self.console.quiet |= not first
             with self.timed("load the language model"):
-                policy = TransformersPolicy.load(bare(self.config.policy), offline=self.offline)
-            self._see_that_contexts_fit(policy.context_limit)
-            sampler = in_process if kind == "transformers" else VllmSampler(self._vllm(training=True))
+                policy = load_transformers(self.config, offline=self.offline, training=True)
+                sampler = (
+                    VllmSampler(load_vllm(self.config, offline=self.offline, training=True))
+                    if kind == "vllm"
+                    else in_process
+                )
             rehearsal = self.rehearsal(dataset)
             sources = self.config.train.warm_start.beside if WARM_START in active(self.config.train) else ()
             beside = [other.rehearsal(other.dataset(), (WARM_START,)) for other in map(self._on, sources)]
@@ -219,43 +221,8 @@ class Workbench:
         """
         if self.config.policy.kind == "scripted":
             return self.script()
-        if self.config.explore.answer == "pool" and self.config.policy.kind != "transformers":
-            raise unconstrained(self.config.policy.kind)
-        if self.config.policy.kind == "vllm":
-            return self._vllm()
-        if self.config.policy.kind == "openai":
-            from deeprec.policies.openai import OpenAIPolicy
-
-            server = OpenAIPolicy.load(self.config.policy)
-            self._see_that_contexts_fit(server.context_limit)
-            return server
-        from deeprec.policies.transformers import TransformersPolicy
-
         with self.timed("load the language model"):
-            policy = TransformersPolicy.load(self.config.policy, offline=self.offline)
-        self._see_that_contexts_fit(policy.context_limit)
-        return policy
-
-    def _vllm(self, *, training: bool = False) -> VllmPolicy:
-        from deeprec.policies.vllm import VllmPolicy
-
-        config, explore = self.config.policy, self.config.explore
-        with self.timed("load the language model"):
-            return VllmPolicy.load(
-                bare(config) if training else config,
-                offline=self.offline,
-                lora_rank=self.config.train.lora_rank if training else 0,
-                max_model_len=explore.context_tokens,
-                max_num_seqs=explore.batch_size,
-                gpu_memory_utilization=config.gpu_share or (0.4 if training else 0.9),
-            )
-
-    def _see_that_contexts_fit(self, limit: int) -> None:
-        if limit < self.config.explore.context_tokens:
-            raise DeepRecError(
-                f"explore.context_tokens={self.config.explore.context_tokens} is more than the {limit} "
-                f"that {self.config.policy.model} reads: lower it."
-            )
+            return load_policy(self.config, offline=self.offline)
 
     def policies(self) -> dict[str, Policy]:
         """What a server offers: the configuration's policy, the same without its adapter, and the script."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from deeprec.config import Config, Section, parse_config
+from deeprec.config import TRAINABLE, Config, Section, parse_config
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import CANDIDATES
 from deeprec.toml import read_toml
@@ -149,7 +149,7 @@ class Plan(Section):
             raise DeepRecError(
                 f"System {system.name!r} has train = {system.train!r}: its training has {', '.join(parts)}."
             )
-        if config.policy.kind in ("scripted", "openai"):
+        if config.policy.kind not in TRAINABLE:
             raise DeepRecError(f"System {system.name!r}: policy.kind={config.policy.kind!r} can't be trained.")
         return config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from deeprec.assets import ASSETS, fetch
 from deeprec.config import ExploreConfig, PolicyConfig, guidance_of, trust_of
 from deeprec.downloads import sha256_of
 from deeprec.errors import DeepRecError
-from deeprec.policies.policy import Habits, Request
+from deeprec.policies.policy import Finish, Habits, Request
 
 SHIPPED = Path(__file__).parents[1] / "adapters"
 """Adapters that we trained, in folders by the asset that is their model."""
@@ -38,6 +38,32 @@ class TokenizerCodec:
         return text
 
 
+class Ending:
+    """Watches the tokens of a segment, one after another, for its end.
+
+    Args:
+        ends: tokens that end any text.
+    """
+
+    def __init__(self, codec: TokenizerCodec, request: Request, ends: Collection[int]) -> None:
+        self.codec, self.request, self.ends = codec, request, ends
+        self.written = 0
+        # Every token adds at least one byte or nothing, so a stop that just ended lies in so many of the last.
+        self._longest = max((len(stop.encode()) for stop in request.stops), default=1)
+        self._tail: list[int] = []
+
+    def after(self, token: int) -> Finish | None:
+        """Whether this token, the next one, ends the segment, and why."""
+        self.written += 1
+        self._tail = [*self._tail[-self._longest :], token]
+        text = self.codec.decode(self._tail)
+        if any(stop in text for stop in self.request.stops):
+            return Finish.STOP
+        if token in self.ends:
+            return Finish.END
+        return Finish.LENGTH if self.written >= self.request.max_new_tokens else None
+
+
 def model_source(config: PolicyConfig, *, offline: bool) -> str:
     """Where the model's files are: the folder of a fetched asset, or what the configuration names, folder or hub id."""
     source = str(Path(config.model).expanduser())
@@ -50,7 +76,7 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
     Raises:
         DeepRecError: it holds none.
     """
-    if config.adapter == "none" or config.kind not in ("transformers", "vllm"):
+    if config.adapter == "none" or config.kind not in ("transformers", "openvino", "vllm"):
         return None
     if config.adapter == "shipped":
         shipped = SHIPPED / config.model

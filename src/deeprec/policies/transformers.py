@@ -27,7 +27,15 @@ from deeprec.policies.constrained import Grammars, Held
 from deeprec.policies.drafts import Drafts
 from deeprec.policies.policy import Chunk, Finish, Habits, Request
 from deeprec.policies.row_cache import RowCache
-from deeprec.policies.tokens import TokenizerCodec, adapter_folder, brief, model_source, read_habits, unloadable
+from deeprec.policies.tokens import (
+    Ending,
+    TokenizerCodec,
+    adapter_folder,
+    brief,
+    model_source,
+    read_habits,
+    unloadable,
+)
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
@@ -47,8 +55,7 @@ class _Row:
     context: list[int] = field(default_factory=list)
     cached: int = 0
     request: Request | None = None
-    written: int = 0
-    tail: list[int] = field(default_factory=list)
+    ending: Ending | None = None
     generator: torch.Generator | None = None
     held: Held | None = None
     drafts: Drafts = field(default_factory=Drafts)
@@ -142,7 +149,7 @@ class TransformersPolicy(TokenizerCodec):
             row.noted = min(row.noted, same)
             # The last token is always computed anew: its logits give the first new token.
             row.cached = min(same, len(context) - 1)
-            row.context, row.request, row.written, row.tail = context, request, 0, []
+            row.context, row.request, row.ending = context, request, Ending(self, request, self.ends)
             row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
             row.held = Held(request.constraint, self.grammars) if request.constraint else None
 
@@ -230,10 +237,11 @@ class TransformersPolicy(TokenizerCodec):
         guesses = []
         for row in rows:
             assert row.request is not None
+            assert row.ending is not None
             for drafts in (row.drafts, self.drafts):
                 drafts.learn(row.context, row.noted)
             row.noted = len(row.context)
-            left = row.request.max_new_tokens - row.written - 1
+            left = row.request.max_new_tokens - row.ending.written - 1
             guesses.append(row.drafts.guess(row.context, min(most, left), self.drafts))
         return guesses
 
@@ -296,22 +304,10 @@ class TransformersPolicy(TokenizerCodec):
 
     def _write(self, row: _Row, token: int) -> Finish | None:
         """The token is a row's next one; returns whether it ends the segment, and why."""
-        request = row.request
-        assert request is not None
+        assert row.ending is not None
         row.cached = len(row.context)
         row.context.append(token)
-        row.written += 1
-        # Every token adds at least one byte or nothing, so a stop string that just ended lies in this tail.
-        longest = max((len(stop.encode()) for stop in request.stops), default=1)
-        row.tail = [*row.tail[-longest:], token]
-        text = self.decode(row.tail)
-        finish = None
-        if any(stop in text for stop in request.stops):
-            finish = Finish.STOP
-        elif token in self.ends:
-            finish = Finish.END
-        elif row.written >= request.max_new_tokens:
-            finish = Finish.LENGTH
+        finish = row.ending.after(token)
         if finish is not None:
             row.request = None
         return finish

@@ -1,0 +1,128 @@
+"""The real OpenVINO GenAI with the real SmolLM2: the contract of policies, and what transformers says of the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deeprec import assets
+from deeprec.config import PolicyConfig, load_config
+from deeprec.errors import DeepRecError
+from deeprec.explore.explorer import Explorer
+from deeprec.policies import openvino_model
+from deeprec.policies.loading import load_policy
+from deeprec.policies.openvino import OpenVinoPolicy
+from deeprec.policies.openvino_model import openvino_folder
+from deeprec.policies.policy import Constraint, Finish, Request
+from deeprec.policies.tokens import SHIPPED
+from deeprec.policies.transformers import TransformersPolicy
+from deeprec.testing import PolicyContract, RecordingRetriever, request, toy_dataset, write
+
+SMOLLM2 = "smollm2-135m-instruct"
+# In bfloat16 the rest of a batch decides between tokens of nearly equal odds.
+CONFIG = PolicyConfig(kind="openvino", dtype="float32", adapter="none")
+ALIKE = 2e-2
+"""Of log-probabilities: OpenVINO's weights have 16 bits."""
+TEXT = "The user liked Toy Story (1995) and Fargo (1996). After these, a good choice is"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """What is so small is fastest so, the more where tests run beside each other."""
+    if assets.locate(SMOLLM2) is None:
+        pytest.skip(f"{SMOLLM2} is not in the asset cache")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def engine(one_thread: None) -> OpenVinoPolicy:
+    return OpenVinoPolicy.load(CONFIG, offline=True, rows=4, tokens=512)
+
+
+class TestContract(PolicyContract):
+    @pytest.fixture
+    def policy(self, engine: OpenVinoPolicy) -> OpenVinoPolicy:
+        return OpenVinoPolicy(engine.pipeline, engine.tokenizer, engine.context_limit, engine.ends)
+
+
+def test_its_logprobs_are_those_of_transformers(engine: OpenVinoPolicy) -> None:
+    ours = TransformersPolicy.load(PolicyConfig(dtype="float32", adapter="none"), offline=True)
+    context = engine.encode(TEXT, first=True)
+    assert context == ours.encode(TEXT, first=True)
+    chunk = write(engine, [Request("a", tuple(context), (), 24)])["a"]
+    with torch.inference_mode():
+        logits = ours.model(torch.tensor([[*context, *chunk.tokens]])).logits[0, len(context) - 1 : -1]
+    expected = logits.log_softmax(-1)[range(len(chunk.tokens)), list(chunk.tokens)]
+    torch.testing.assert_close(torch.tensor(chunk.logprobs), expected, atol=ALIKE, rtol=0)
+    assert (logits.max(-1).values - logits.gather(-1, torch.tensor(chunk.tokens)[:, None])[:, 0]).max() < ALIKE
+
+
+def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
+    """Its explorations, wholly: adapter, habits, stops, and contexts that grow over turns."""
+    dataset = toy_dataset()
+    traces = {}
+    for kind in ("openvino", "transformers"):
+        config = load_config(None, [f"policy.kind={kind}", "policy.dtype=float32", "explore.context_tokens=1024"])
+        policy: Any = load_policy(config, offline=True)
+        assert policy.habits is not None
+        retriever = RecordingRetriever(len(dataset.catalog))
+        traces[kind] = Explorer(policy, retriever, dataset.catalog, config.explore).run(dataset.tasks("test")[:2])
+    for ours, theirs in zip(traces["openvino"], traces["transformers"], strict=True):
+        assert ours.turns
+        assert [segment.tokens for segment in ours.segments] == [segment.tokens for segment in theirs.segments]
+        assert ours.answered == theirs.answered
+
+
+def test_what_it_can_not_do_is_refused_in_a_sentence(engine: OpenVinoPolicy) -> None:
+    with pytest.raises(DeepRecError, match=r"greedy: set explore\.temperature=0"):
+        engine.submit([Request("a", tuple(engine.encode(TEXT)), (), 4, temperature=0.5)])
+    with pytest.raises(DeepRecError, match="can't hold answers"):
+        engine.submit([Request("a", (1,), (), 4, constraint=Constraint("<a>", "</a>", ("Heat (1995)",), 1))])
+    with pytest.raises(DeepRecError, match=r"policy\.device='cuda'"):
+        OpenVinoPolicy.load(CONFIG.model_copy(update={"device": "cuda"}), offline=True)
+    assert engine.step() == []
+
+
+def test_a_context_that_the_cache_has_no_room_for_fails_alone() -> None:
+    policy = OpenVinoPolicy.load(CONFIG, offline=True, rows=1, tokens=64)
+    policy.submit([request(policy, "a", "Toy Story (1995)\n" * 40)])
+    (chunk,) = policy.step()
+    assert chunk.finish is Finish.FAILED
+    assert "no room" in (chunk.error or "")
+    again = write(policy, [request(policy, "b", "Toy Story")])["b"]
+    assert again.tokens
+    assert all(-math.inf < value <= 0 for value in again.logprobs)
+
+
+@pytest.mark.parametrize("unusual", [{"use_dora": True}, {"alpha_pattern": {"q_proj": 4}}, {"lora_bias": True}])
+def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, unusual: dict[str, Any]) -> None:
+    known = json.loads((SHIPPED / SMOLLM2 / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(known | unusual))
+    with pytest.raises(DeepRecError, match="no plain LoRA"):
+        OpenVinoPolicy.load(CONFIG.model_copy(update={"adapter": str(tmp_path)}), offline=True)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeepRecError, match="has 0 of these: export the model"):
+        openvino_folder(tmp_path)
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, scratch: Path) -> Path:
+        (scratch / "half").write_text("a model")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(openvino_model, "_convert", full)
+    (tmp_path / "model.gguf").write_text("")
+    with pytest.raises(DeepRecError, match=r"could not be written to .*: No space left on device"):
+        openvino_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
