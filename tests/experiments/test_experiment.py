@@ -583,6 +583,21 @@ def test_a_report_leaves_out_what_was_made_for_another_plan(experiment, tmp_path
     assert "| script, one call |" not in page
 
 
+def test_another_adapter_in_the_package_is_another_plan(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    plan = load_plan(root / "experiments" / "main.toml", load_config(None))
+    trained, untrained = (
+        next(each for each in plan.systems if each.name == f"SmolLM2-135M, {name}") for name in ("trained", "untrained")
+    )
+    before = [plan.digest(plan.sets[0], each, 0) for each in (trained, untrained)]
+    monkeypatch.setattr("deeprec.policies.tokens.SHIPPED", tmp_path)
+    (tmp_path / "smollm2-135m-instruct").mkdir()
+    (tmp_path / "smollm2-135m-instruct" / "adapter_model.safetensors").write_bytes(b"other weights")
+    after = [plan.digest(plan.sets[0], each, 0) for each in (trained, untrained)]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_failed_explorations_are_no_result(site, tmp_path):  # noqa: F811
     """They are told of, the other systems are reported, and the same command explores them again."""
     plan_file = tmp_path / "plan.toml"

@@ -24,6 +24,8 @@ from deeprec.policies.tokens import SHIPPED
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.testing import PolicyContract, RecordingRetriever, request, toy_dataset, write
 
+pytestmark = pytest.mark.llm
+
 SMOLLM2 = "smollm2-135m-instruct"
 # In bfloat16 the rest of a batch decides between tokens of nearly equal odds.
 CONFIG = PolicyConfig(kind="openvino", dtype="float32", adapter="none")
@@ -126,3 +128,15 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DeepRecError, match=r"could not be written to .*: No space left on device"):
         openvino_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_of_two_that_convert_at_once_one_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(file: Path, scratch: Path) -> Path:
+        for folder in (tmp_path / "openvino", scratch / "made"):
+            folder.mkdir()
+            (folder / "openvino_model.xml").write_text(folder.name)
+        return scratch / "made"
+
+    monkeypatch.setattr(openvino_model, "_convert", meanwhile)
+    (tmp_path / "model.gguf").write_text("")
+    assert (openvino_folder(tmp_path) / "openvino_model.xml").read_text() == "openvino"

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from deeprec.config import TRAINABLE, Config, Section, parse_config
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import CANDIDATES
+from deeprec.policies.tokens import adapter_folder, digests_of
 from deeprec.toml import read_toml
 
 Kind = (
@@ -154,14 +155,17 @@ class Plan(Section):
         return config
 
     def digest(self, set_: SetPlan, system: SystemPlan, seed: int) -> str:
-        """Of all that the plan says of a system on a set. Settings left at their defaults say nothing, so that parts
-        outlive versions with a setting more."""
+        """Of all that the plan says of a system on a set, and of the adapter where that is the one which comes with the
+        package. Settings left at their defaults say nothing, so that parts outlive versions with a setting more."""
         configs = [self.config_of(set_, system, seed)]
         if system.train is not None:
             configs.append(self.training_of(set_, system, seed))
+        policy = configs[0].policy
+        shipped = policy.adapter == "shipped" and system.kind in WITH_MODEL and system.train is None
         said = [
             system.model_dump_json(exclude={"name", "note", "make", "sets", "against"}, exclude_defaults=True),
             *(each.model_dump_json(exclude_defaults=True) for each in configs),
+            *(digests_of(adapter_folder(policy)) if shipped else ()),
         ]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 

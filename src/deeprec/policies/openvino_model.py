@@ -46,6 +46,8 @@ def openvino_folder(source: Path) -> Path:
                     shutil.copy(source / name, made)
             os.replace(made, target)
     except OSError as error:
+        if (target / MODEL_FILE).is_file():  # another process was first
+            return target
         raise DeepRecError(f"The OpenVINO model could not be written to {target}: {error}.") from None
     return target
 
