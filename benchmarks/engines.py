@@ -3,8 +3,8 @@
 The scripted explorer explores for some users, in the tokens of the language model. Then every engine goes the same way:
 for each call it continues its own context greedily by as many tokens as the script wrote, whatever they are, and reads
 the list that the script got. So prompts and the moments of waiting are the same, and what an engine keeps between turns
-counts; `transformers` and `llama.cpp` end earlier where the model ends its text, and llama.cpp's tokens are pieces that
-its server sends. Engines: `transformers` and `openvino` (the policies of these kinds), and `llama.cpp` (policy.kind =
+counts; they end earlier where the model ends its text, and llama.cpp's tokens are pieces that its server
+sends. Engines: `transformers` and `openvino` (the policies of these kinds), and `llama.cpp` (policy.kind =
 "openai" before llama.cpp's own server in this process) with the asset's 4-bit weights and with 16-bit ones.
 
     python benchmarks/engines.py [--users 16] [--at-once 1 16] [--rounds 2] [--engines transformers llama.cpp-4 ...]

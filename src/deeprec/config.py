@@ -108,7 +108,7 @@ class TRMConfig(Section):
 
 
 TRAINABLE = ("transformers", "vllm")
-"""Kinds of policies."""
+"""Kinds of policies that can be trained."""
 
 
 class PolicyConfig(Section):

@@ -259,7 +259,7 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the packages that move numbers, where they are installed."""
     found = {"python": platform.python_version()}
-    for package in ("deeprec", "torch", "transformers", "polars"):
+    for package in ("deeprec", "torch", "transformers", "openvino-genai", "polars"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

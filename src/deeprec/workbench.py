@@ -213,8 +213,8 @@ class Workbench:
 
         return TextPolicy(ScriptedWriter(self.config.explore.answer_size))
 
-    def policy(self) -> Policy:
-        """The policy of the configuration.
+    def policy(self, rows: int | None = None) -> Policy:
+        """The policy of the configuration, for so many explorations at once (default: `explore.batch_size`).
 
         Raises:
             DeepRecError: it can't be loaded.
@@ -222,7 +222,7 @@ class Workbench:
         if self.config.policy.kind == "scripted":
             return self.script()
         with self.timed("load the language model"):
-            return load_policy(self.config, offline=self.offline)
+            return load_policy(self.config, rows=rows, offline=self.offline)
 
     def policies(self) -> dict[str, Policy]:
         """What a server offers: the configuration's policy, the same without its adapter, and the script."""
@@ -230,10 +230,10 @@ class Workbench:
         if policy.kind == "scripted":
             return {"script": self.script()}
         adapter = adapter_folder(policy)
-        found = {"trained" if adapter else "untrained": self.policy()}
+        found = {"trained" if adapter else "untrained": self.policy(self.config.serve.slots)}
         if adapter and self.config.serve.untrained:
             untrained = self.config.model_copy(update={"policy": bare(policy)})
-            found["untrained"] = replace(self, config=untrained).policy()
+            found["untrained"] = replace(self, config=untrained).policy(self.config.serve.slots)
         return {**found, "script": self.script()}
 
     @contextmanager

@@ -311,7 +311,7 @@ def test_the_script_writes_what_it_writes() -> None:
     assert traces[0] == traces[1]
 
 
-@pytest.mark.parametrize("kind", ["vllm", "openai"])
+@pytest.mark.parametrize("kind", ["openvino", "vllm", "openai"])
 def test_who_cannot_says_so(kind: str) -> None:
     config = load_config(overrides=[f"policy.kind={kind}", "explore.answer=pool"])
     with pytest.raises(DeepRecError, match=rf"policy\.kind='{kind}'.*explore\.answer"):

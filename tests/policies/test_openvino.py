@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from deeprec import assets
 from deeprec.config import PolicyConfig, load_config
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer
-from deeprec.policies import openvino_model
 from deeprec.policies.loading import load_policy
 from deeprec.policies.openvino import OpenVinoPolicy
-from deeprec.policies.openvino_model import openvino_folder
 from deeprec.policies.policy import Constraint, Finish, Request
 from deeprec.policies.tokens import SHIPPED
 from deeprec.policies.transformers import TransformersPolicy
@@ -73,7 +74,9 @@ def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
     dataset = toy_dataset()
     traces = {}
     for kind in ("openvino", "transformers"):
-        config = load_config(None, [f"policy.kind={kind}", "policy.dtype=float32", "explore.context_tokens=1024"])
+        config = load_config(
+            None, [f"policy.kind={kind}", "policy.dtype=float32", "explore.context_tokens=1024", "explore.batch_size=2"]
+        )
         policy: Any = load_policy(config, offline=True)
         assert policy.habits is not None
         retriever = RecordingRetriever(len(dataset.catalog))
@@ -92,14 +95,16 @@ def test_what_it_can_not_do_is_refused_in_a_sentence(engine: OpenVinoPolicy) -> 
     with pytest.raises(DeepRecError, match=r"policy\.device='cuda'"):
         OpenVinoPolicy.load(CONFIG.model_copy(update={"device": "cuda"}), offline=True)
     assert engine.step() == []
+    with pytest.raises(DeepRecError, match=r"greedy: set explore\.temperature=0"):
+        load_policy(load_config(None, ["policy.kind=openvino", "explore.temperature=0.5"]))
 
 
-def test_a_context_that_the_cache_has_no_room_for_fails_alone() -> None:
+def test_a_context_that_the_cache_has_no_room_for_fails_and_others_are_written() -> None:
     policy = OpenVinoPolicy.load(CONFIG, offline=True, rows=1, tokens=64)
     policy.submit([request(policy, "a", "Toy Story (1995)\n" * 40)])
-    (chunk,) = policy.step()
-    assert chunk.finish is Finish.FAILED
-    assert "no room" in (chunk.error or "")
+    chunks = policy.step()
+    assert [chunk.finish for chunk in chunks if chunk.key == "a"] == [Finish.FAILED]
+    assert "no room" in (chunks[0].error or "")
     again = write(policy, [request(policy, "b", "Toy Story")])["b"]
     assert again.tokens
     assert all(-math.inf < value <= 0 for value in again.logprobs)
@@ -108,35 +113,17 @@ def test_a_context_that_the_cache_has_no_room_for_fails_alone() -> None:
 @pytest.mark.parametrize("unusual", [{"use_dora": True}, {"alpha_pattern": {"q_proj": 4}}, {"lora_bias": True}])
 def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, unusual: dict[str, Any]) -> None:
     known = json.loads((SHIPPED / SMOLLM2 / "adapter_config.json").read_text())
+    shutil.copytree(SHIPPED / SMOLLM2, tmp_path, dirs_exist_ok=True)
     (tmp_path / "adapter_config.json").write_text(json.dumps(known | unusual))
     with pytest.raises(DeepRecError, match="no plain LoRA"):
         OpenVinoPolicy.load(CONFIG.model_copy(update={"adapter": str(tmp_path)}), offline=True)
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DeepRecError, match="has 0 of these: export the model"):
-        openvino_folder(tmp_path)
-
-
-def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Path, scratch: Path) -> Path:
-        (scratch / "half").write_text("a model")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(openvino_model, "_convert", full)
-    (tmp_path / "model.gguf").write_text("")
-    with pytest.raises(DeepRecError, match=r"could not be written to .*: No space left on device"):
-        openvino_folder(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
-
-
-def test_of_two_that_convert_at_once_one_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def meanwhile(file: Path, scratch: Path) -> Path:
-        for folder in (tmp_path / "openvino", scratch / "made"):
-            folder.mkdir()
-            (folder / "openvino_model.xml").write_text(folder.name)
-        return scratch / "made"
-
-    monkeypatch.setattr(openvino_model, "_convert", meanwhile)
-    (tmp_path / "model.gguf").write_text("")
-    assert (openvino_folder(tmp_path) / "openvino_model.xml").read_text() == "openvino"
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    """OpenVINO itself would warn, and explore without it."""
+    shutil.copytree(SHIPPED / SMOLLM2, tmp_path / "adapter")
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", framework="pt") as file:
+        weights = {name.replace("layers.3.", "layers.33."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(DeepRecError, match=r"does not fit .*: it has no model\.layers\.33\."):
+        OpenVinoPolicy.load(CONFIG.model_copy(update={"adapter": str(tmp_path / "adapter")}), offline=True)

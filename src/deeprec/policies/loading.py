@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from deeprec.config import Config
 from deeprec.errors import DeepRecError
-from deeprec.policies.tokens import bare, unconstrained
+from deeprec.policies.tokens import bare, greedy_only, unconstrained
 
 if TYPE_CHECKING:  # each brings an engine along
     from deeprec.policies.openvino import OpenVinoPolicy
@@ -15,24 +15,31 @@ if TYPE_CHECKING:  # each brings an engine along
     from deeprec.policies.vllm import VllmPolicy
 
 
-def load_policy(config: Config, *, offline: bool = False) -> Policy:
-    """A language model that explores.
+def load_policy(config: Config, *, rows: int | None = None, offline: bool = False) -> Policy:
+    """A language model that explores: any policy but the script.
+
+    Args:
+        rows: explorations under way at once, at most; default: `explore.batch_size`.
 
     Raises:
-        DeepRecError: it can't be loaded, or explore within the configuration's limits.
+        DeepRecError: it can't be loaded, or explore as the configuration says.
     """
     kind = config.policy.kind
     if config.explore.answer == "pool" and kind != "transformers":
         raise unconstrained(kind)
+    if config.explore.temperature > 0 and kind == "openvino":
+        raise greedy_only()
     if kind == "vllm":
         return load_vllm(config, offline=offline)
     if kind == "openai":
         from deeprec.policies.openai import OpenAIPolicy
 
         server = OpenAIPolicy.load(config.policy)
-        see_that_contexts_fit(config, server.context_limit)
+        _see_that_contexts_fit(config, server.context_limit)
         return server
-    return _load_openvino(config, offline=offline) if kind == "openvino" else load_transformers(config, offline=offline)
+    if kind == "openvino":
+        return _load_openvino(config, rows or config.explore.batch_size, offline=offline)
+    return load_transformers(config, offline=offline)
 
 
 def load_transformers(config: Config, *, offline: bool = False, training: bool = False) -> TransformersPolicy:
@@ -40,7 +47,7 @@ def load_transformers(config: Config, *, offline: bool = False, training: bool =
     from deeprec.policies.transformers import TransformersPolicy
 
     policy = TransformersPolicy.load(bare(config.policy) if training else config.policy, offline=offline)
-    see_that_contexts_fit(config, policy.context_limit)
+    _see_that_contexts_fit(config, policy.context_limit)
     return policy
 
 
@@ -58,16 +65,15 @@ def load_vllm(config: Config, *, offline: bool = False, training: bool = False) 
     )
 
 
-def _load_openvino(config: Config, *, offline: bool) -> OpenVinoPolicy:
+def _load_openvino(config: Config, rows: int, *, offline: bool) -> OpenVinoPolicy:
     from deeprec.policies.openvino import OpenVinoPolicy
 
-    rows = max(config.explore.batch_size, config.serve.slots)
     policy = OpenVinoPolicy.load(config.policy, offline=offline, rows=rows, tokens=config.explore.context_tokens)
-    see_that_contexts_fit(config, policy.context_limit)
+    _see_that_contexts_fit(config, policy.context_limit)
     return policy
 
 
-def see_that_contexts_fit(config: Config, limit: int) -> None:
+def _see_that_contexts_fit(config: Config, limit: int) -> None:
     """
     Raises:
         DeepRecError: contexts may become longer than the model reads.

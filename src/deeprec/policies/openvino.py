@@ -5,7 +5,7 @@ Each segment is a request of its own; OpenVINO's prefix cache keeps what the tur
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ import numpy as np
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.openvino_model import openvino_folder
+from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
 from deeprec.policies.policy import Chunk, Finish, Habits, Request
 from deeprec.policies.tokens import (
     Ending,
     TokenizerCodec,
     adapter_folder,
+    brief,
+    ends_of,
+    greedy_only,
     model_source,
     read_habits,
     refuse_constraints,
@@ -32,6 +35,11 @@ _BATCHED_TOKENS = 2048
 """At most this many tokens are encoded in one step."""
 _BLOCK = 32
 """Tokens in a block of OpenVINO's cache on a processor."""
+_UNUSUAL = (
+    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
+    *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication"),
+)
+"""Settings of peft's LoRA that OpenVINO knows nothing of."""
 
 
 @dataclass
@@ -48,13 +56,13 @@ class OpenVinoPolicy(TokenizerCodec):
     Args:
         pipeline: an `openvino_genai.ContinuousBatchingPipeline`.
         context_limit: tokens that the model reads.
-        ends: tokens that end a text, beside the tokenizer's own.
+        ends: tokens that end any text.
     """
 
-    def __init__(self, pipeline: Any, tokenizer: Any, context_limit: int, ends: Collection[int] = ()) -> None:
+    def __init__(self, pipeline: Any, tokenizer: Any, context_limit: int, ends: Collection[int]) -> None:
         super().__init__(tokenizer)
         self.pipeline = pipeline
-        self.ends = frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+        self.ends = ends
         self.context_limit = context_limit
         self.seconds: dict[str, float] = {"generate": 0.0}
         self.habits: Habits | None = None
@@ -70,7 +78,7 @@ class OpenVinoPolicy(TokenizerCodec):
             tokens: of each.
 
         Raises:
-            DeepRecError: OpenVINO is missing, or the model can't be loaded.
+            DeepRecError: OpenVINO is missing, or the model or its adapter can't be loaded.
         """
         try:
             import openvino_genai as genai
@@ -85,33 +93,37 @@ class OpenVinoPolicy(TokenizerCodec):
 
         if config.device not in ("auto", "cpu"):
             raise DeepRecError(f"policy.device={config.device!r}: policy.kind='openvino' runs on the processor, cpu.")
-        folder = openvino_folder(Path(model_source(config, offline=offline)))
         adapter = adapter_folder(config)
         precision = "bf16" if pick_dtype(config.dtype, torch.device("cpu")) == torch.bfloat16 else "f32"
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "KV_CACHE_PRECISION": precision,  # eight bits unless told
-            "INFERENCE_NUM_THREADS": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.max_num_batched_tokens = _BATCHED_TOKENS
         # A cache that grows by need hangs in 2026.4 with so many requests.
         scheduler.num_kv_blocks = rows * (-(-tokens // _BLOCK) + 1)
+        only_here = {"local_files_only": True, "trust_remote_code": False}
         try:
+            folder = openvino_folder(Path(model_source(config, offline=offline)))
+            tokenizer = AutoTokenizer.from_pretrained(folder, **only_here)
+            known = AutoConfig.from_pretrained(folder, **only_here)
+            generation = (
+                GenerationConfig.from_pretrained(folder)
+                if (folder / "generation_config.json").is_file()
+                else GenerationConfig.from_model_config(known)
+            )
             if adapter:
-                properties["adapters"] = _beside(adapter)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            limit = AutoConfig.from_pretrained(folder, local_files_only=True).max_position_embeddings
+                properties["adapters"] = _beside(adapter, config, folder)
             pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
-            ends = None
-            if (folder / "generation_config.json").is_file():
-                ends = GenerationConfig.from_pretrained(folder).eos_token_id
         except DeepRecError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
             raise unloadable(config, error) from None
-        policy = cls(pipeline, tokenizer, limit, [ends] if isinstance(ends, int) else ends or [])
+        limit = getattr(known, "max_position_embeddings", None) or sys.maxsize
+        policy = cls(pipeline, tokenizer, limit, ends_of(generation, tokenizer))
         policy.habits = read_habits(adapter) if adapter else None
         return policy
 
@@ -119,14 +131,14 @@ class OpenVinoPolicy(TokenizerCodec):
         """Take on requests.
 
         Raises:
-            DeepRecError: one samples, whose seed OpenVINO would not know, or holds its answer to titles.
+            DeepRecError: one samples, or holds its answer to titles.
         """
         import openvino
         import openvino_genai
 
         refuse_constraints(requests, "openvino")
         if any(request.temperature > 0 for request in requests):
-            raise DeepRecError("policy.kind='openvino' is greedy: set explore.temperature=0, or use transformers.")
+            raise greedy_only()
         for request in requests:
             self.release([request.key])
             settings = openvino_genai.GenerationConfig()
@@ -152,7 +164,8 @@ class OpenVinoPolicy(TokenizerCodec):
             if (gone := self._open.pop(key, None)) is not None:
                 gone.handle.cancel()
         if not self._open and self.pipeline.has_non_finished_requests():
-            self.pipeline.step()  # lets go of them
+            # Lets go of them, which it complains of at its end otherwise. One alone pays a token's time for a segment.
+            self.pipeline.step()
 
     def _read(self, key: str) -> Chunk | None:
         """What is new of a request, if anything."""
@@ -174,20 +187,32 @@ class OpenVinoPolicy(TokenizerCodec):
             self.release([key])
         elif not tokens and handle.get_status() != GenerationStatus.RUNNING:  # FINISHED was read, so IGNORED
             self.release([key])
-            return Chunk(key, (), (), Finish.FAILED, "OpenVINO's cache has no room for it.")
+            return Chunk(
+                key, (), (), Finish.FAILED, "OpenVINO's cache has no room for it: explore.context_tokens is too small."
+            )
         return Chunk(key, tuple(tokens), tuple(logprobs), finish) if tokens else None
 
 
-def _beside(adapter: Path) -> Any:
+def _beside(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
     """An adapter for OpenVINO. Not merged: in bfloat16 most of what it changes would be rounded away."""
     import openvino_genai as genai
     from peft import LoraConfig
+    from safetensors import safe_open
 
-    found = LoraConfig.from_pretrained(str(adapter))
-    if found.peft_type != "LORA" or found.use_dora or found.rank_pattern or found.alpha_pattern or found.lora_bias:
+    weights = adapter / "adapter_model.safetensors"
+    try:
+        found = LoraConfig.from_pretrained(str(adapter))
+        with safe_open(weights, framework="np") as file:
+            names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
+        lora = genai.Adapter(str(weights))
+    except Exception as error:  # noqa: BLE001 (whatever a damaged folder makes the loaders raise)
+        raise DeepRecError(f"policy.adapter={config.adapter!r} can't be loaded: {brief(error)}") from None
+    if found.bias != "none" or any(getattr(found, each, None) for each in _UNUSUAL):
         raise DeepRecError(
-            f"The adapter {adapter} is no plain LoRA, which OpenVINO needs: use policy.kind=transformers."
+            f"policy.adapter={config.adapter!r} is no plain LoRA, which OpenVINO needs: use policy.kind=transformers."
         )
+    graph = (folder / MODEL_FILE).read_text(encoding="utf-8")
+    if missing := sorted(name for name in names if name not in graph):  # OpenVINO would leave them out, with a warning
+        raise DeepRecError(f"policy.adapter={config.adapter!r} does not fit {config.model}: it has no {missing[0]}.")
     scaling = found.lora_alpha / (found.r**0.5 if found.use_rslora else found.r)
-    weights = genai.Adapter(str(adapter / "adapter_model.safetensors"))
-    return genai.AdapterConfig(weights, scaling, genai.AdapterConfig.Mode.MODE_STATIC)
+    return genai.AdapterConfig(lora, scaling, genai.AdapterConfig.Mode.MODE_STATIC)

@@ -19,6 +19,8 @@ import numpy as np
 from deeprec.errors import DeepRecError
 
 MODEL_FILE = "openvino_model.xml"
+_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+"""Of transformers, which a model needs too; the first two must be there."""
 
 
 def openvino_folder(source: Path) -> Path:
@@ -33,22 +35,25 @@ def openvino_folder(source: Path) -> Path:
     if (target / MODEL_FILE).is_file():
         return target
     found = sorted(source.glob("*.gguf")) if source.is_dir() else []
-    if len(found) != 1:
+    if len(found) != 1 or not all((source / name).is_file() for name in _BESIDE[:2]):
         raise DeepRecError(
-            f"policy.kind='openvino' needs a folder with {MODEL_FILE} or one GGUF file, and {source} has {len(found)} "
-            "of these: export the model (optimum-cli export openvino), or use policy.kind=transformers."
+            f"policy.kind='openvino' needs a folder with {MODEL_FILE}, or with one GGUF file beside "
+            f"{' and '.join(_BESIDE[:2])}, and {source} is none: export the model (optimum-cli export openvino), "
+            "or use policy.kind=transformers."
         )
     try:
         with tempfile.TemporaryDirectory(dir=source, prefix=".openvino-") as scratch:
             made = _convert(found[0], Path(scratch))
-            for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            for name in _BESIDE:
                 if (source / name).is_file():
                     shutil.copy(source / name, made)
             os.replace(made, target)
     except OSError as error:
         if (target / MODEL_FILE).is_file():  # another process was first
             return target
-        raise DeepRecError(f"The OpenVINO model could not be written to {target}: {error}.") from None
+        raise DeepRecError(
+            f"The OpenVINO model could not be written to {target}: {error}. Make room, or let it be written to."
+        ) from None
     return target
 
 

@@ -38,6 +38,13 @@ class TokenizerCodec:
         return text
 
 
+def ends_of(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end any text, by a `GenerationConfig` of transformers (None without one) and a tokenizer."""
+    ends = generation.eos_token_id if generation is not None else None
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    return frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+
+
 class Ending:
     """Watches the tokens of a segment, one after another, for its end.
 
@@ -136,6 +143,10 @@ def refuse_constraints(requests: Sequence[Request], kind: str) -> None:
 
 def unconstrained(kind: str) -> DeepRecError:
     return DeepRecError(f"policy.kind={kind!r} can't hold answers to explore.answer='pool': use transformers, or free.")
+
+
+def greedy_only() -> DeepRecError:
+    return DeepRecError("policy.kind='openvino' is greedy: set explore.temperature=0, or use policy.kind=transformers.")
 
 
 def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:

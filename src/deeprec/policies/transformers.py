@@ -32,6 +32,7 @@ from deeprec.policies.tokens import (
     TokenizerCodec,
     adapter_folder,
     brief,
+    ends_of,
     model_source,
     read_habits,
     unloadable,
@@ -68,9 +69,7 @@ class TransformersPolicy(TokenizerCodec):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(tokenizer)
         self.model = model
-        ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self.ends = frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+        self.ends = ends_of(model.generation_config, tokenizer)
         window = getattr(model.config, "sliding_window", None)  # of all layers, where there are no types (Mistral)
         kinds = getattr(model.config, "layer_types", None)
         layers = set(kinds or ["sliding_attention" if window else "full_attention"])
