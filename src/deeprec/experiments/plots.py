@@ -11,6 +11,9 @@ import numpy as np
 from deeprec.errors import DeepRecError
 from deeprec.experiments.figures import Outcome, by_turn, common_users
 
+_MARKERS = "os^Dv<>"
+"""As many as ten colours have no common divisor with: 70 systems look different."""
+
 
 def plot_quality(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
     """A dot and its interval for each system."""
@@ -20,7 +23,7 @@ def plot_quality(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path |
         axes.plot([found.low, found.high], [place, place], color="0.4", linewidth=1.5)
         axes.plot(found.mean, place, "o", color="C0" if not outcome.explorations else "C1")
     axes.set_yticks(range(len(outcomes)), [f"{each.name} ({len(each.users):,})" for each in reversed(outcomes)])
-    axes.set_xlabel(f"{metric} with interval (orange: explorers; number of users in parentheses)")
+    figure.supxlabel(f"{metric} with interval (orange: explorers; number of users in parentheses)", fontsize="medium")
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.3)
     return _saved(figure, path)
@@ -60,24 +63,24 @@ def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | No
         (seconds, outcome.mean(metric, np.array([user in users for user in outcome.users])), outcome.name)
         for seconds, outcome in timed
     )
-    figure, axes = _axes(8, 4.5)
+    figure, axes = _axes(10, max(4.5, 0.5 + 0.25 * len(known)))
     best, front = -1.0, []
-    for seconds, found, name in known:
+    for number, (seconds, found, name) in enumerate(known):
         axes.errorbar(
             seconds,
             found.mean,
             yerr=[[found.mean - found.low], [found.high - found.mean]],
-            marker="o",
-            color="C0",
+            marker=_MARKERS[number % len(_MARKERS)],
+            color=f"C{number % 10}",
             alpha=0.8,
+            label=name,
         )
-        axes.annotate(name, (seconds, found.mean), textcoords="offset points", xytext=(6, 4), fontsize="x-small")
         if found.mean > best:
             best = found.mean
             front.append((seconds, found.mean))
     axes.plot(*zip(*front, strict=True), color="C2", alpha=0.5, zorder=0)
     axes.set_xscale("log")
-    axes.margins(x=0.25)
+    figure.legend(loc="outside right center", fontsize="small", title="from cheap to dear")
     axes.set_xlabel("seconds a user (line: nothing is both cheaper and better)")
     axes.set_title(f"on the {len(users):,} users that all of these ran on", fontsize="small")
     axes.set_ylabel(metric)
