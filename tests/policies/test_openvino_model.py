@@ -42,6 +42,12 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         OpenVinoPolicy.load(PolicyConfig(kind="openvino"), offline=True)
 
 
+def test_beside_tcmalloc_it_is_refused_before_it_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc_minimal.so.4")
+    with pytest.raises(DeepRecError, match="unset LD_PRELOAD"):
+        OpenVinoPolicy.load(PolicyConfig(kind="openvino"), offline=True)
+
+
 def test_a_conversion_that_fails_leaves_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: Path, scratch: Path) -> Path:
         (scratch / "half").write_text("a model")

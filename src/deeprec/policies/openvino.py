@@ -5,6 +5,7 @@ Each segment is a request of its own; OpenVINO's prefix cache keeps what the tur
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -91,6 +92,8 @@ class OpenVinoPolicy(TokenizerCodec):
 
         from deeprec.policies.transformers import pick_dtype
 
+        if "tcmalloc" in os.environ.get("LD_PRELOAD", ""):  # its allocations would be freed by the C library
+            raise DeepRecError("policy.kind='openvino' crashes beside tcmalloc: unset LD_PRELOAD, or use transformers.")
         if config.device not in ("auto", "cpu"):
             raise DeepRecError(f"policy.device={config.device!r}: policy.kind='openvino' runs on the processor, cpu.")
         adapter = adapter_folder(config)
