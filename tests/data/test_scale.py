@@ -15,7 +15,8 @@ SECONDS = 20
 GIBIBYTES = 2
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 start = time.perf_counter()
 from deeprec.config import DataConfig
 from deeprec.data.sources import load_dataset
@@ -24,7 +25,7 @@ splits = {split: (dataset.tasks(split), dataset.targets(split)) for split in ("v
 sequences = dataset.train_sequences()
 print(json.dumps({
     "seconds": time.perf_counter() - start,
-    "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "peak_kib": int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]),
     "interactions": len(dataset.items_N),
     "users": len(dataset.users),
     "trained": len(sequences.items_N),

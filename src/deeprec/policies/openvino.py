@@ -108,11 +108,10 @@ class OpenVinoPolicy(TokenizerCodec):
         scheduler.max_num_batched_tokens = _BATCHED_TOKENS
         # A cache that grows by need hangs in 2026.4 with so many requests.
         scheduler.num_kv_blocks = rows * (-(-tokens // _BLOCK) + 1)
-        only_here = {"local_files_only": True, "trust_remote_code": False}
         try:
             folder = openvino_folder(Path(model_source(config, offline=offline)))
-            tokenizer = AutoTokenizer.from_pretrained(folder, **only_here)
-            known = AutoConfig.from_pretrained(folder, **only_here)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             generation = (
                 GenerationConfig.from_pretrained(folder)
                 if (folder / "generation_config.json").is_file()
