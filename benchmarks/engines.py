@@ -139,7 +139,10 @@ def main() -> None:
             "transformers": lambda: (ours, None),
             "llama.cpp-4": lambda: llama(small, max(args.at_once), args.threads),
             "llama.cpp-16": lambda: llama(large, max(args.at_once), args.threads),
-            "openvino": lambda: (OpenVinoPolicy.load(PolicyConfig(kind="openvino", adapter="none")), None),
+            "openvino": lambda: (
+                OpenVinoPolicy.load(PolicyConfig(kind="openvino", adapter="none"), rows=max(args.at_once)),
+                None,
+            ),
         }
         for _ in range(args.rounds):
             for name in args.engines:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,15 @@ _BATCHED_TOKENS = 2048
 _BLOCK = 32
 """Tokens in a block of OpenVINO's cache on a processor."""
 _UNUSUAL = (
-    *("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
-    *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication"),
+    "use_dora",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
 )
 """Settings of peft's LoRA that OpenVINO knows nothing of."""
 
@@ -177,14 +184,12 @@ class OpenVinoPolicy(TokenizerCodec):
         tokens: list[int] = []
         logprobs: list[float] = []
         finish = None
-        while finish is None and handle.can_read():
-            for output in handle.read().values():  # one, or none where it was refused
-                for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                    tokens.append(token)
-                    logprobs.append(min(logprob, 0.0))
-                    finish = ending.after(token)
-                    if finish is not None:
-                        break
+        for token, logprob in _news(handle):
+            tokens.append(token)
+            logprobs.append(min(logprob, 0.0))
+            finish = ending.after(token)
+            if finish is not None:
+                break
         if finish is not None:
             self.release([key])
         elif not tokens and handle.get_status() != GenerationStatus.RUNNING:  # FINISHED was read, so IGNORED
@@ -193,6 +198,13 @@ class OpenVinoPolicy(TokenizerCodec):
                 key, (), (), Finish.FAILED, "OpenVINO's cache has no room for it: explore.context_tokens is too small."
             )
         return Chunk(key, tuple(tokens), tuple(logprobs), finish) if tokens else None
+
+
+def _news(handle: Any) -> Iterator[tuple[int, float]]:
+    """Tokens of a request that were not read yet, and their log-probabilities."""
+    while handle.can_read():
+        for output in handle.read().values():  # one, or none where it was refused
+            yield from zip(output.generated_ids, output.generated_log_probs, strict=True)
 
 
 def _beside(adapter: Path, config: PolicyConfig, folder: Path) -> Any:

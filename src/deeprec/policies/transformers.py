@@ -55,12 +55,16 @@ class _Row:
     key: str
     context: list[int] = field(default_factory=list)
     cached: int = 0
-    request: Request | None = None
     ending: Ending | None = None
     generator: torch.Generator | None = None
     held: Held | None = None
     drafts: Drafts = field(default_factory=Drafts)
     noted: int = 0
+
+    @property
+    def request(self) -> Request | None:
+        """The one being written; None while the row waits for the tool."""
+        return self.ending.request if self.ending else None
 
 
 class TransformersPolicy(TokenizerCodec):
@@ -148,7 +152,7 @@ class TransformersPolicy(TokenizerCodec):
             row.noted = min(row.noted, same)
             # The last token is always computed anew: its logits give the first new token.
             row.cached = min(same, len(context) - 1)
-            row.context, row.request, row.ending = context, request, Ending(self, request, self.ends)
+            row.context, row.ending = context, Ending(self, request, self.ends)
             row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
             row.held = Held(request.constraint, self.grammars) if request.constraint else None
 
@@ -185,7 +189,7 @@ class TransformersPolicy(TokenizerCodec):
         gone = set(keys)
         for place in range(len(self.rows) - 1, -1, -1):
             if self.rows[place].key in gone:
-                self.rows[place].request = None
+                self.rows[place].ending = None
                 self._swap(place, len(self.rows) - 1)
                 self.rows.pop()
         if not self.rows:
@@ -235,12 +239,11 @@ class TransformersPolicy(TokenizerCodec):
         most = min(most, self.context_limit - max(len(row.context) for row in rows))
         guesses = []
         for row in rows:
-            assert row.request is not None
             assert row.ending is not None
             for drafts in (row.drafts, self.drafts):
                 drafts.learn(row.context, row.noted)
             row.noted = len(row.context)
-            left = row.request.max_new_tokens - row.ending.written - 1
+            left = row.ending.request.max_new_tokens - row.ending.written - 1
             guesses.append(row.drafts.guess(row.context, min(most, left), self.drafts))
         return guesses
 
@@ -308,7 +311,7 @@ class TransformersPolicy(TokenizerCodec):
         row.context.append(token)
         finish = row.ending.after(token)
         if finish is not None:
-            row.request = None
+            row.ending = None
         return finish
 
 
