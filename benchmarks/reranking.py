@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.feature_extraction.text import CountVectorizer
 
 from deeprec.config import EvalConfig, load_config
 from deeprec.data.catalog import Catalog, ItemIdx
@@ -80,7 +80,9 @@ def _features(
     catalog: Catalog, ease: EASERetriever, tasks: list[Task], lists: list[list[ItemIdx]]
 ) -> dict[str, Features]:
     """Per part: users, candidates, features."""
-    has_IP = _phrases(catalog)
+    # Phrases of one item alone are left out, for they are shared with none.
+    counter = CountVectorizer(analyzer=catalog.phrases, binary=True, min_df=2, dtype=np.float32)
+    has_IP = counter.fit_transform(range(len(catalog))).toarray()
     sizes_I = has_IP.sum(1)
     years_I = np.array([np.nan if year is None else float(year) for year in catalog.years])
     years_I = np.nan_to_num(years_I, nan=0.0 if np.isnan(years_I).all() else float(np.nanmedian(years_I))) / 10
@@ -94,7 +96,7 @@ def _features(
             columns.append((shared_CH / np.maximum(1, sizes_I[chosen][:, None] + sizes_I[history] - shared_CH)).mean(1))
             columns.append(np.abs(years_I[chosen] - years_I[history].mean()))
         text.append(np.stack([*columns, years_I[chosen] - years_I[chosen].mean()], axis=1))
-        score_C = ease.weights_II[sorted(set(task.history))].sum(0)[chosen]
+        score_C = ease.scores(task.history)[chosen]
         together.append(((score_C - score_C.mean()) / (score_C.std() + 1e-9))[:, None])
     places_C = np.arange(len(lists[0]))
     place_CF = np.stack([-np.log2(places_C + 2), -places_C / 10, places_C == 0], axis=1)
@@ -103,16 +105,6 @@ def _features(
         "text": np.stack(text),
         "co-occurrence": np.stack(together),
     }
-
-
-def _phrases(catalog: Catalog) -> NDArray[np.float32]:
-    """1 where an item has a phrase; those of one item alone are left out, for they are shared with none."""
-    count = Counter(phrase for item in range(len(catalog)) for phrase in catalog.phrases(item))
-    places = {phrase: place for place, phrase in enumerate(phrase for phrase in count if count[phrase] > 1)}
-    has_IP = np.zeros((len(catalog), len(places)), dtype=np.float32)
-    for item in range(len(catalog)):
-        has_IP[item, [places[phrase] for phrase in catalog.phrases(item) if phrase in places]] = 1
-    return has_IP
 
 
 def _learn(seen_UCF: Features, ranks_U: NDArray[np.int64]) -> Features:

@@ -47,5 +47,10 @@ class EASERetriever:
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         scores_BI = np.zeros((len(queries), len(self.weights_II)), dtype=np.float32)
         for row, query in enumerate(queries):
-            scores_BI[row] = self.weights_II[sorted(set(query.history))].sum(0)
+            scores_BI[row] = self.scores(query.history)
         return top_hits(scores_BI, queries, k)
+
+    def scores(self, history: Sequence[int]) -> NDArray[np.float32]:
+        """Of all items (I), those of the history too."""
+        scores_I: NDArray[np.float32] = self.weights_II[sorted(set(history))].sum(0)
+        return scores_I
