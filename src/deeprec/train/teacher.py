@@ -1,9 +1,10 @@
 """Explorations written with hindsight, from which a small model learns the protocol and where histories head.
 
 The teacher knows what a training user chose next (never a validation or test item) and writes as a good explorer
-would have: it asks for what the next items share, then for what is particular about the very next one, and answers
-with what came back, in the TRM's order. A student that imitates it learns the protocol, to copy titles as they are,
-and to foresee where a history heads as far as it tells. Better rankings are left to reinforcement learning.
+would have: it names what of the history comes again in the very next item, or else asks for what the next items share,
+then for more that comes again, and answers with what came back, in the TRM's order. A student that imitates it learns
+the protocol, to copy titles as they are, and to tell where a history heads as far as it shows. Better rankings are left
+to reinforcement learning.
 
 Lessons have limits of their own, so that the student reads them: from lessons of three calls alone SmolLM2-135M learned
 to count lists, and called on where fewer were allowed.
@@ -12,9 +13,12 @@ to count lists, and called on where fewer were allowed.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
@@ -28,9 +32,15 @@ from deeprec.policies.scripted import list_titles
 from deeprec.policies.text import Codec, TextPolicy
 from deeprec.trm.preferences import THEMES, item_phrases, themes
 from deeprec.trm.retriever import Retriever
+from deeprec.trm.words import Words
 
 AHEAD = 5
 """Items that followed which the first preference may foresee."""
+_NAMES = 2
+"""Titles of the history in one preference, at most."""
+_NAME_WORDS = 6
+"""Of a title, the words that name it: what follows in long ones are sizes and packs."""
+_YEAR = re.compile(r" \(\d{4}\)$")
 
 _FIRST = (
     "After {last}, the history turns to",
@@ -90,6 +100,7 @@ class Teacher(TextPolicy):
         self.seed = seed
         self.faults: Counter[Fault] = Counter()
         self._said: defaultdict[str, list[str]] = defaultdict(list)
+        self._words = Words(catalog)
 
     def examples(self, retriever: Retriever) -> Iterator[tuple[Trace, Example]]:
         """Explore for all tasks, in the order in which they end; what has a fault (too few titles) is left out."""
@@ -128,18 +139,37 @@ class Teacher(TextPolicy):
         return protocol.call_text(thought, "; ".join(phrases))
 
     def _ahead(self, rng: random.Random, task: Task) -> list[str]:
-        """What the next items share most; of equals what comes first."""
+        """Names of what is like the very next item, or like one of the next, and the kind that these share most; kinds
+        alone where nothing is like them."""
         ahead = self.followed[task.id][:AHEAD]
-        return themes(self.catalog, ahead[::-1])[: rng.randint(1, THEMES)]
+        kinds = themes(self.catalog, ahead[::-1])
+        names = (self._kin(task, ahead[:1]) or self._kin(task, ahead))[:_NAMES]
+        return names + kinds[:1] if names else kinds[: rng.randint(1, THEMES)]
 
     def _particular(self, rng: random.Random, task: Task, said: Sequence[str]) -> list[str]:
-        """One or two phrases of the target not said yet, or else of what came after it, or a title of the history."""
-        for item in self.followed[task.id][:AHEAD]:
-            fresh = [phrase for phrase in item_phrases(self.catalog, item) if phrase not in said]
-            if fresh:
-                return rng.sample(fresh, min(rng.randint(1, 2), len(fresh)))
-        alike = [f"like {self.catalog.titles[item]}" for item in reversed(task.history)]
-        return [next((phrase for phrase in alike if phrase not in said), "something else")]
+        """What was not said yet: names of what is like the next items, or one or two phrases of theirs that the history
+        has too, or the latest names."""
+        ahead = self.followed[task.id][:AHEAD]
+        names = [name for name in self._kin(task, ahead) if name not in said]
+        if names:
+            return names[:_NAMES]
+        shown = task.history[-self.config.history :]
+        known = {phrase for item in shown for phrase in item_phrases(self.catalog, item)}
+        for item in ahead:
+            again = [phrase for phrase in item_phrases(self.catalog, item) if phrase in known and phrase not in said]
+            if again:
+                return rng.sample(again, min(rng.randint(1, 2), len(again)))
+        return [next((name for name in map(self._name, reversed(shown)) if name not in said), "something else")]
+
+    def _kin(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
+        """Names of the shown items that share words with what follows, the most alike first, of equals the latest."""
+        names = list(dict.fromkeys(map(self._name, reversed(task.history[-self.config.history :]))))
+        likeness_N = self._words.scores(names).toarray()[:, list(ahead)].max(axis=1)
+        return [names[place] for place in np.argsort(-likeness_N, kind="stable") if likeness_N[place] > 0]
+
+    def _name(self, item: ItemIdx) -> str:
+        """Of an item: its title's first words, without the year."""
+        return " ".join(_YEAR.sub("", self.catalog.titles[item]).split()[:_NAME_WORDS]).rstrip(",;:-")
 
     def _thought(self, rng: random.Random, forms: Sequence[str], task: Task, lists: Sequence[Sequence[str]]) -> str:
         last = self.catalog.titles[task.history[-1]]

@@ -31,6 +31,7 @@ from deeprec.trm.preferences import encode_preferences, themes
 from deeprec.trm.retriever import Hit, Query, pairs, rank
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
+from deeprec.trm.words import Words
 
 _BATCH = 256
 _IDS = "ids.weight"
@@ -39,6 +40,8 @@ _STAMP = "trm-"
 """Of the folders beside it that hold what is saved."""
 _GIVES_WAY = 0.5
 """Of what neighbours add, the part that a preference takes away which is wholly heard."""
+_TAKEN_AT_WORD = 0.1
+"""The trust from which on a preference's words count in full: that an item bears them is no guess."""
 _EDITION = 4
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
@@ -61,6 +64,14 @@ class TRM:
         self.config = config
         self.index = index
         self.neighbours = neighbours
+        self._words: Words | None = None
+
+    @property
+    def words(self) -> Words:
+        """Of the catalogue; read when a preference first asks for them, for that takes a while in a large one."""
+        if self._words is None:
+            self._words = Words(self.catalog)
+        return self._words
 
     @classmethod
     def of(
@@ -164,8 +175,8 @@ class TRM:
 
     @torch.inference_mode()
     def _hear(self, queries: Sequence[Query]) -> tuple[NDArray[np.float32], csr_array]:
-        """User vectors (Q, D) in the space of the item vectors, and what neighbours add to the scores (Q, I): the
-        less, the more of a preference is heard.
+        """User vectors (Q, D) in the space of the item vectors, and what is added to the scores (Q, I): by neighbours,
+        the less, the more of a preference is heard, and by the words of the preference.
         """
         histories = [query.history[-self.config.history :] for query in queries]
         # An empty history reads one padding item, whose vector is zero.
@@ -190,6 +201,12 @@ class TRM:
         bonuses_QI = self.neighbours.bonuses([query.history if self.config.neighbours else () for query in queries])
         weights_Q = self.config.neighbours * (1 - _GIVES_WAY * heard_Q.numpy())
         bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
+        if self.config.words and trust_Q.any():
+            shared_QI = self.words.scores([query.preference for query in queries])
+            weights_Q = self.config.words * np.minimum(1, trust_Q.numpy() / _TAKEN_AT_WORD)
+            shared_QI.data *= np.repeat(weights_Q, np.diff(shared_QI.indptr))
+            bonuses_QI = csr_array(bonuses_QI + shared_QI)
+            bonuses_QI.sort_indices()
         return users_QD.numpy(), bonuses_QI
 
     @torch.inference_mode()
@@ -211,6 +228,7 @@ class TRM:
         self.index.add(self.model.text(texts_NE))
         self.neighbours = self.neighbours.grown(len(self.index))
         self.catalog = Catalog.from_frame(frame)
+        self._words = None
 
     def save(self, folder: Path) -> None:
         """Weights, item vectors with their index, and the catalogue: all that recommending needs.
