@@ -56,6 +56,10 @@ name = "themes"
 kind = "themes"
 
 [[systems]]
+name = "names"
+kind = "names"
+
+[[systems]]
 name = "script, one call"
 kind = "script"
 users = 20
@@ -104,7 +108,7 @@ def parts(folder):
 
 def test_every_part_is_made_once_and_reported(experiment, site):  # noqa: F811
     folder, plan, printed = experiment
-    assert printed.count("NDCG@3") == 14
+    assert printed.count("NDCG@3") == 16
     assert printed.count("done before") == 2  # popularity and EASE have no seed
     found = parts(folder)
     assert all(part is not None for part in found.values())
@@ -112,7 +116,7 @@ def test_every_part_is_made_once_and_reported(experiment, site):  # noqa: F811
     assert len(found["script, one call", 0].users) == 20
     before = test_cli.files(folder / "parts")
     again = site("experiment", "run", plan, "--out", folder)
-    assert again.out.count("done before") == 16
+    assert again.out.count("done before") == 18
     after = test_cli.files(folder / "parts")
     changed = {path.name for path in after if path.is_file() and after[path] != before.get(path)}
     assert changed == {"population.json"}
@@ -187,7 +191,7 @@ def test_parts_of_before_there_were_links_get_them_from_their_traces(experiment,
     assert links_in(copy) == []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Explorer, "step", None)  # nothing is explored
-        assert site("experiment", "run", plan, "--out", copy).out.count("done before") == 16
+        assert site("experiment", "run", plan, "--out", copy).out.count("done before") == 18
     assert {path: path.read_bytes() for path in whole} == whole
     assert links_in(copy) == links_in(folder)
 
@@ -643,11 +647,11 @@ def test_changed_text_and_changed_files_are_changed_keys(site, tmp_path):  # noq
     other = load_dataset(config.data.model_copy(update={"columns": columns}))
     assert dataset.fingerprint == other.fingerprint
     path = tmp_path / "lists.tsv"
-    systems = {kind: SystemPlan(name="x", kind=kind) for kind in ("popularity", "trm", "themes", "explore")}
+    systems = {kind: SystemPlan(name="x", kind=kind) for kind in ("popularity", "trm", "themes", "names", "explore")}
     systems["lists"] = SystemPlan(name="x", kind="lists", file=str(path))
     keys = {}
     for text, data in (("a", dataset), ("b", other)):
         path.write_text(text)
         for kind, system in systems.items():
             keys.setdefault(kind, set()).add(_key(system, SetPlan(source="x"), 0, data, config, data.tasks("test")))
-    assert {kind for kind, found in keys.items() if len(found) == 2} == {"trm", "themes", "explore", "lists"}
+    assert {kind for kind, found in keys.items() if len(found) == 2} == {"trm", "themes", "names", "explore", "lists"}

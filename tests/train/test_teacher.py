@@ -100,7 +100,7 @@ def test_preferences_foresee_what_followed() -> None:
 
 
 def test_what_comes_again_is_named() -> None:
-    """Items whose titles share a word with what follows are named first: those like the very next item, nearest first."""
+    """First come items whose titles share words with the very next one, the most alike first."""
     titles = [f"Thing{item} alone" for item in range(40)]
     titles[3], titles[5], titles[7], titles[9] = "Acme hex bolt (1999)", "Zeta glue", "Acme nut", "Acme steel hex bolt"
     catalog = replace(DATA.catalog, titles=tuple(titles))

@@ -19,6 +19,7 @@ from deeprec.trm.preferences import (
     PreferenceSampler,
     encode_preferences,
     item_phrases,
+    names,
     themes,
 )
 
@@ -274,14 +275,21 @@ def test_training_compares_with_the_themes_of_use(lengths, seed):
     catalog = catalog_of([tuple(rng.permutation(list("abcdefgh"))[: rng.integers(0, 9)]) for _ in range(12)])
     phrasebook, sequences = Phrasebook.of(catalog, Apart()), random_sequences(rng, lengths, 12)
     said = dict.fromkeys(phrase for item in range(12) for phrase in item_phrases(catalog, item))
-    names = dict(enumerate(said))
+    phrases = dict(enumerate(said))
     sampler = PreferenceSampler(phrasebook, sequences, config())
     for user, start in enumerate(sequences.starts_U1[:-1]):
         history = sequences[user].tolist()
         for place in range(len(history)):
             rows = sampler.themes_N3[start + place]
-            found = [names[row] for row in rows.tolist() if row != phrasebook.padding]
+            found = [phrases[row] for row in rows.tolist() if row != phrasebook.padding]
             assert found == themes(catalog, history[: place + 1])
+
+
+def test_names_are_the_latest_titles():
+    catalog = catalog_of([()] * 5)
+    assert names(catalog, (0, 4, 1, 3)) == ["Film 3", "Film 1", "Film 4"]
+    assert names(catalog, (2,)) == ["Film 2"]
+    assert names(catalog, ()) == []
 
 
 def test_themes_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):

@@ -57,6 +57,7 @@ _READS: dict[str, dict[str, set[str] | None]] = {
     "lists": {},
     "trm": {"trm": None},
     "themes": {"trm": None, "explore": {"trust"}},
+    "names": {"trm": None, "explore": {"trust"}},
     "script": {"trm": None, "explore": None},
     "fusion": {"trm": None, "explore": None},
     "titles": {"policy": None, "explore": _ONE_SHOT},
@@ -302,11 +303,10 @@ def _training_note(weights: Path) -> str:
 
 def _says(system: SystemPlan, dataset: Dataset) -> Callable[[Task], str]:
     """The preference of each task."""
-    if system.kind != "themes":
-        return lambda task: ""
-    from deeprec.trm.preferences import themes
+    from deeprec.trm.preferences import names, themes
 
-    return lambda task: "; ".join(themes(dataset.catalog, task.history))
+    said = {"themes": themes, "names": names}.get(system.kind)
+    return lambda task: "; ".join(said(dataset.catalog, task.history)) if said else ""
 
 
 def _clocked(stream: Stream, log: JsonLines) -> Stream:

@@ -124,14 +124,17 @@ class Trace:
     def served(self) -> tuple[tuple[ItemIdx, ...], Origin]:
         """The ranking that a user is given, and where it comes from.
 
-        The answer comes first; places it leaves empty are filled by the pool, list after list, or by the retriever
-        without a preference where nothing was retrieved.
+        Places that the answer leaves empty, those of its faulty lines too, are filled by what the pool has beside it,
+        list after list, or by the retriever without a preference where nothing was retrieved: who copies the lists and
+        slips in a title loses that title's place to what stood next, and not to all lines after it.
         """
         answer = self.answered
         if len(answer) == self.answer_size:
             return answer, Origin.ANSWER
-        others = self.pool if self.turns else [hit.item for hit in self.spare]
-        ranking = tuple(dict.fromkeys((*answer, *others)))[: self.answer_size]
+        found = self.pool if self.turns else [hit.item for hit in self.spare]
+        others = iter([item for item in found if item not in answer])
+        places = [line.item if line.fault is None else next(others, None) for line in self.answer]
+        ranking = tuple(item for item in (*places, *others) if item is not None)[: self.answer_size]
         if answer:
             return ranking, Origin.COMPLETED
         return ranking, Origin.POOL if self.turns else Origin.RETRIEVER

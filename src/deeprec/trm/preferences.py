@@ -25,6 +25,8 @@ RECENT = 20
 """A history's themes are those of its last items."""
 THEMES = 3
 """Phrases of a theme, at most."""
+NAMES = 3
+"""Titles that name where a history stands, at most."""
 _BLOCK = 8192
 """Places whose themes are counted at once."""
 
@@ -40,6 +42,11 @@ def themes(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
     """The three phrases that the last 20 items of a history share most; equal counts by the more recent."""
     counts = Counter(phrase for item in reversed(history[-RECENT:]) for phrase in item_phrases(catalog, item))
     return [phrase for phrase, _ in counts.most_common(THEMES)]
+
+
+def names(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
+    """The titles of the last three items, the latest first."""
+    return [catalog.titles[item] for item in reversed(history[-NAMES:])]
 
 
 def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tuple[Tensor, Tensor]:
