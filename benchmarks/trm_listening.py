@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprec.config import TRUST, EvalConfig, load_config
+from deeprec.config import TRUST, EvalConfig, TRMConfig, load_config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
@@ -36,6 +36,8 @@ def main() -> None:
     args = _arguments()
     dataset = load_dataset(load_config(None, [f'data.source="{args.source}"']).data)
     trms = [TRM.load(folder) for folder in args.trms]
+    for trm in trms:
+        trm.config = trm.config.model_copy(update={"lexical": args.lexical})
     tasks, targets = dataset.tasks(args.split), dataset.targets(args.split)
     said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
     for last in args.themes:
@@ -141,6 +143,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("trms", nargs="+", type=Path)
     parser.add_argument("--trust", nargs="+", type=float, default=[0.2, 0.4, TRUST, 0.7, 0.85, 1.0])
     parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--lexical", type=float, default=TRMConfig().lexical, help="the weight trm.lexical")
     parser.add_argument("--themes", nargs="*", type=int, default=[], help="also themes of so many last items")
     parser.add_argument("--traces", type=Path, help="traces.jsonl of an evaluation: its first preferences are tried")
     parser.add_argument("--out", type=Path, default=Path("runs/trm_listening"))

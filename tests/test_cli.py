@@ -498,7 +498,7 @@ def test_play_with_a_poor_ranking_shows_the_faults_and_goes_on(site):
     result = site("play", "--user", "u3", stdin="Comedy\n\n1 1 99 x\n")
     assert result.code == 0, result.err
     assert "wrong number of answer lines" in result.out
-    assert "answer, then retrieved items" in result.out
+    assert "answer and retrieved items" in result.out
 
 
 @pytest.mark.parametrize("stdin", ["", "Comedy\n", "Comedy\n\n"], ids=["at once", "after a call", "at the ranking"])

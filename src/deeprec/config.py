@@ -93,7 +93,7 @@ class TRMConfig(Section):
     preference_window: int = Field(5, ge=1, description="the others are made of one of so many next items")
     exact_preference: float = Field(0.3, ge=0, le=1, description="share of these that are made of the very next")
     neighbours: float = Field(1.0, ge=0, description="weight of what stood near the history in training; 0: none")
-    words: float = Field(0.15, ge=0, description="weight of the words that a preference and an item share; 0: none")
+    lexical: float = Field(0.15, ge=0, description="weight of the words that a preference and an item share; 0: none")
     index: Literal["auto", "exact", "hnsw", "ivfpq"] = Field(
         "auto", description="exact search, or FAISS; auto is exact up to 200,000 items"
     )

@@ -56,8 +56,8 @@ name = "themes"
 kind = "themes"
 
 [[systems]]
-name = "names"
-kind = "names"
+name = "recent"
+kind = "recent"
 
 [[systems]]
 name = "script, one call"
@@ -647,11 +647,11 @@ def test_changed_text_and_changed_files_are_changed_keys(site, tmp_path):  # noq
     other = load_dataset(config.data.model_copy(update={"columns": columns}))
     assert dataset.fingerprint == other.fingerprint
     path = tmp_path / "lists.tsv"
-    systems = {kind: SystemPlan(name="x", kind=kind) for kind in ("popularity", "trm", "themes", "names", "explore")}
+    systems = {kind: SystemPlan(name="x", kind=kind) for kind in ("popularity", "trm", "themes", "recent", "explore")}
     systems["lists"] = SystemPlan(name="x", kind="lists", file=str(path))
     keys = {}
     for text, data in (("a", dataset), ("b", other)):
         path.write_text(text)
         for kind, system in systems.items():
             keys.setdefault(kind, set()).add(_key(system, SetPlan(source="x"), 0, data, config, data.tasks("test")))
-    assert {kind for kind, found in keys.items() if len(found) == 2} == {"trm", "themes", "names", "explore", "lists"}
+    assert {kind for kind, found in keys.items() if len(found) == 2} == {"trm", "themes", "recent", "explore", "lists"}

@@ -285,6 +285,8 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         (record([(1, 2, 5)], [(1, None), (None, Fault.UNKNOWN_TITLE), (5, None)]), (1, 2, 5), Origin.COMPLETED),
         (record([(1, 2)], [(2, None), (None, Fault.UNKNOWN_TITLE), (4, None)]), (2, 1, 4), Origin.COMPLETED),
         (record([(1,)], [(None, Fault.UNKNOWN_TITLE), (1, None), (4, None)]), (1, 4), Origin.COMPLETED),
+        (record([(1, 2, 3)], [*[(None, Fault.UNKNOWN_TITLE)] * 3, (8, None)]), (1, 2, 8), Origin.COMPLETED),
+        (record([(1, 2)], [*[(None, Fault.UNKNOWN_TITLE)] * 2, (8, None), (9, None)]), (1, 8, 9), Origin.COMPLETED),
         (record([(1, 2, 3), (4, 2)], [(None, Fault.UNKNOWN_TITLE)]), (1, 2, 3), Origin.POOL),
         (record([(1, 2), (4, 2)], []), (1, 2, 4), Origin.POOL),
         (record([()], []), (), Origin.POOL),

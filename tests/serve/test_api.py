@@ -49,7 +49,7 @@ def test_a_recommendation_says_where_each_item_was_found(site: Site) -> None:
         if item["call"] is not None:
             assert item["id"] in shown[item["call"] - 1]
             assert item["preference"] == told["turns"][item["call"] - 1]["preference"]
-    assert told["ranking"]["origin"] == "answer, then retrieved items"  # the script ranks three
+    assert told["ranking"]["origin"] == "answer and retrieved items"  # the script ranks three
     assert told["ranking"]["stop"] == "answered"
 
 

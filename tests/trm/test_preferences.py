@@ -19,7 +19,7 @@ from deeprec.trm.preferences import (
     PreferenceSampler,
     encode_preferences,
     item_phrases,
-    names,
+    recent_titles,
     themes,
 )
 
@@ -285,11 +285,11 @@ def test_training_compares_with_the_themes_of_use(lengths, seed):
             assert found == themes(catalog, history[: place + 1])
 
 
-def test_names_are_the_latest_titles():
+def test_recent_titles_are_the_latest_ones():
     catalog = catalog_of([()] * 5)
-    assert names(catalog, (0, 4, 1, 3)) == ["Film 3", "Film 1", "Film 4"]
-    assert names(catalog, (2,)) == ["Film 2"]
-    assert names(catalog, ()) == []
+    assert recent_titles(catalog, (0, 4, 1, 3)) == ["Film 3", "Film 1", "Film 4"]
+    assert recent_titles(catalog, (2,)) == ["Film 2"]
+    assert recent_titles(catalog, ()) == []
 
 
 def test_themes_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):

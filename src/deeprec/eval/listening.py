@@ -10,7 +10,7 @@ import numpy as np
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.metrics import Floats, ndcg_at, recall_at
-from deeprec.trm.preferences import item_phrases, themes
+from deeprec.trm.preferences import item_phrases, recent_titles, themes
 from deeprec.trm.retriever import Query, Retriever
 from deeprec.trm.trm import TRM
 
@@ -47,7 +47,8 @@ def preferences(
 ) -> dict[str, list[str]]:
     """A preference of each kind for each task.
 
-    'oracle' is of the target, 'wrong' the oracle of another user drawn at random, 'theme' of the history alone.
+    'oracle' is of the target, 'wrong' the oracle of another user drawn at random, 'theme' and 'recent' of the history
+    alone.
     """
     oracle = [item_preference(catalog, targets[task.id]) for task in tasks]
     others = np.roll(order := np.random.default_rng(seed).permutation(len(tasks)), 1)
@@ -57,6 +58,7 @@ def preferences(
     return {
         "oracle": oracle,
         "theme": ["; ".join(themes(catalog, task.history)) for task in tasks],
+        "recent": ["; ".join(recent_titles(catalog, task.history)) for task in tasks],
         "wrong": wrong,
     }
 

@@ -18,13 +18,13 @@ from deeprec.policies.tokens import adapter_folder, digests_of
 from deeprec.toml import read_toml
 
 Kind = (
-    Literal["popularity", "transitions", "ease", "trm", "themes", "names", "script", "fusion", "lists"]
+    Literal["popularity", "transitions", "ease", "trm", "themes", "recent", "script", "fusion", "lists"]
     | Literal["titles", "rerank", "explore"]
 )
 """
 popularity, transitions, ease
     Trained on the set's training sequences; EASE's regularisation is chosen on validation.
-trm, themes, names
+trm, themes, recent
     The TRM without a preference, with the history's commonest phrases as one, and with its last three titles as one.
 script, fusion
     The scripted explorer, and what its calls ask for, each of the whole catalogue, by reciprocal-rank fusion.

@@ -57,7 +57,7 @@ _READS: dict[str, dict[str, set[str] | None]] = {
     "lists": {},
     "trm": {"trm": None},
     "themes": {"trm": None, "explore": {"trust"}},
-    "names": {"trm": None, "explore": {"trust"}},
+    "recent": {"trm": None, "explore": {"trust"}},
     "script": {"trm": None, "explore": None},
     "fusion": {"trm": None, "explore": None},
     "titles": {"policy": None, "explore": _ONE_SHOT},
@@ -303,10 +303,12 @@ def _training_note(weights: Path) -> str:
 
 def _says(system: SystemPlan, dataset: Dataset) -> Callable[[Task], str]:
     """The preference of each task."""
-    from deeprec.trm.preferences import names, themes
+    if system.kind not in ("themes", "recent"):
+        return lambda task: ""
+    from deeprec.trm.preferences import recent_titles, themes
 
-    said = {"themes": themes, "names": names}.get(system.kind)
-    return lambda task: "; ".join(said(dataset.catalog, task.history)) if said else ""
+    phrases = themes if system.kind == "themes" else recent_titles
+    return lambda task: "; ".join(phrases(dataset.catalog, task.history))
 
 
 def _clocked(stream: Stream, log: JsonLines) -> Stream:

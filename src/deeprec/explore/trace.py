@@ -37,7 +37,7 @@ class Origin(StrEnum):
     """Where a served ranking comes from. Only ANSWER is wholly the policy's own."""
 
     ANSWER = "answer"
-    COMPLETED = "answer, then retrieved items"
+    COMPLETED = "answer and retrieved items"
     POOL = "retrieved items in order"
     RETRIEVER = "retriever without preference"
 
@@ -124,17 +124,17 @@ class Trace:
     def served(self) -> tuple[tuple[ItemIdx, ...], Origin]:
         """The ranking that a user is given, and where it comes from.
 
-        Places that the answer leaves empty, those of its faulty lines too, are filled by what the pool has beside it,
-        list after list, or by the retriever without a preference where nothing was retrieved: who copies the lists and
-        slips in a title loses that title's place to what stood next, and not to all lines after it.
+        Places that the answer leaves empty, first those of lines that name nothing new, are filled by what else the
+        pool has, list after list, or the retriever without a preference where nothing was retrieved: who copies the
+        lists and slips in a title loses that place to the next one retrieved, and not to all lines after it.
         """
         answer = self.answered
         if len(answer) == self.answer_size:
             return answer, Origin.ANSWER
         found = self.pool if self.turns else [hit.item for hit in self.spare]
-        others = iter([item for item in found if item not in answer])
+        others = iter([item for item in found if item not in answer][: self.answer_size - len(answer)])
         places = [line.item if line.fault is None else next(others, None) for line in self.answer]
-        ranking = tuple(item for item in (*places, *others) if item is not None)[: self.answer_size]
+        ranking = tuple(item for item in (*places, *others) if item is not None)
         if answer:
             return ranking, Origin.COMPLETED
         return ranking, Origin.POOL if self.turns else Origin.RETRIEVER

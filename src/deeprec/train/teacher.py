@@ -1,8 +1,8 @@
 """Explorations written with hindsight, from which a small model learns the protocol and where histories head.
 
 The teacher knows what a training user chose next (never a validation or test item) and writes as a good explorer
-would have: it names what of the history comes again in the very next item, or else asks for what the next items share,
-then for more that comes again, and answers with what came back, in the TRM's order. A student that imitates it learns
+would have: it names what of the history comes again in the next items, or else asks for what these share, then for
+more that comes again, and answers with what came back, in the TRM's order. A student that imitates it learns
 the protocol, to copy titles as they are, and to tell where a history heads as far as it shows. Better rankings are left
 to reinforcement learning.
 
@@ -30,9 +30,9 @@ from deeprec.explore.trace import Trace
 from deeprec.policies.policy import Request
 from deeprec.policies.scripted import list_titles
 from deeprec.policies.text import Codec, TextPolicy
+from deeprec.trm.lexical import Lexical
 from deeprec.trm.preferences import THEMES, item_phrases, themes
 from deeprec.trm.retriever import Retriever
-from deeprec.trm.words import Words
 
 AHEAD = 5
 """Items that followed which the first preference may foresee."""
@@ -100,7 +100,7 @@ class Teacher(TextPolicy):
         self.seed = seed
         self.faults: Counter[Fault] = Counter()
         self._said: defaultdict[str, list[str]] = defaultdict(list)
-        self._words = Words(catalog)
+        self._lexical = Lexical(catalog)
 
     def examples(self, retriever: Retriever) -> Iterator[tuple[Trace, Example]]:
         """Explore for all tasks, in the order in which they end; what has a fault (too few titles) is left out."""
@@ -143,14 +143,14 @@ class Teacher(TextPolicy):
         alone where nothing is like them."""
         ahead = self.followed[task.id][:AHEAD]
         kinds = themes(self.catalog, ahead[::-1])
-        names = (self._kin(task, ahead[:1]) or self._kin(task, ahead))[:_NAMES]
+        names = (self._alike(task, ahead[:1]) or self._alike(task, ahead))[:_NAMES]
         return names + kinds[:1] if names else kinds[: rng.randint(1, THEMES)]
 
     def _particular(self, rng: random.Random, task: Task, said: Sequence[str]) -> list[str]:
         """What was not said yet: names of what is like the next items, or one or two phrases of theirs that the history
-        has too, or the latest names."""
+        has too, or the latest name."""
         ahead = self.followed[task.id][:AHEAD]
-        names = [name for name in self._kin(task, ahead) if name not in said]
+        names = [name for name in self._alike(task, ahead) if name not in said]
         if names:
             return names[:_NAMES]
         shown = task.history[-self.config.history :]
@@ -161,15 +161,17 @@ class Teacher(TextPolicy):
                 return rng.sample(again, min(rng.randint(1, 2), len(again)))
         return [next((name for name in map(self._name, reversed(shown)) if name not in said), "something else")]
 
-    def _kin(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
+    def _alike(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
         """Names of the shown items that share words with what follows, the most alike first, of equals the latest."""
         names = list(dict.fromkeys(map(self._name, reversed(task.history[-self.config.history :]))))
-        likeness_N = self._words.scores(names).toarray()[:, list(ahead)].max(axis=1)
+        likeness_N = self._lexical.scores(names)[:, list(ahead)].toarray().max(axis=1)
         return [names[place] for place in np.argsort(-likeness_N, kind="stable") if likeness_N[place] > 0]
 
     def _name(self, item: ItemIdx) -> str:
-        """Of an item: its title's first words, without the year."""
-        return " ".join(_YEAR.sub("", self.catalog.titles[item]).split()[:_NAME_WORDS]).rstrip(",;:-")
+        """Of an item: its title's first words, without the year; one phrase, as a preference is read."""
+        title = self.catalog.titles[item]
+        short = " ".join((_YEAR.sub("", title) if self.catalog.years[item] else title).split()[:_NAME_WORDS])
+        return short.replace(";", ",").rstrip(" ,:-") or "something else"
 
     def _thought(self, rng: random.Random, forms: Sequence[str], task: Task, lists: Sequence[Sequence[str]]) -> str:
         last = self.catalog.titles[task.history[-1]]

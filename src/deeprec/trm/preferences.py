@@ -25,8 +25,8 @@ RECENT = 20
 """A history's themes are those of its last items."""
 THEMES = 3
 """Phrases of a theme, at most."""
-NAMES = 3
-"""Titles that name where a history stands, at most."""
+TITLES = 3
+"""Latest titles that stand for a history."""
 _BLOCK = 8192
 """Places whose themes are counted at once."""
 
@@ -44,9 +44,9 @@ def themes(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
     return [phrase for phrase, _ in counts.most_common(THEMES)]
 
 
-def names(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
+def recent_titles(catalog: Catalog, history: Sequence[ItemIdx]) -> list[str]:
     """The titles of the last three items, the latest first."""
-    return [catalog.titles[item] for item in reversed(history[-NAMES:])]
+    return [catalog.titles[item] for item in reversed(history[-TITLES:])]
 
 
 def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,13 +26,13 @@ from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset
 from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.index import Index, NoFaissError, import_faiss
+from deeprec.trm.lexical import Lexical
 from deeprec.trm.model import PreferenceSASRec
 from deeprec.trm.neighbours import Neighbours
 from deeprec.trm.preferences import encode_preferences, themes
 from deeprec.trm.retriever import Hit, Query, pairs, rank
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
-from deeprec.trm.words import Words
 
 _BATCH = 256
 _IDS = "ids.weight"
@@ -64,14 +65,16 @@ class TRM:
         self.config = config
         self.index = index
         self.neighbours = neighbours
-        self._words: Words | None = None
+        self._lexical: Lexical | None = None
+        self._lock = threading.Lock()
 
     @property
-    def words(self) -> Words:
-        """Of the catalogue; read when a preference first asks for them, for that takes a while in a large one."""
-        if self._words is None:
-            self._words = Words(self.catalog)
-        return self._words
+    def lexical(self) -> Lexical:
+        """Of the catalogue; made when a preference first asks for it, for that takes a while in a large one."""
+        with self._lock:
+            if self._lexical is None:
+                self._lexical = Lexical(self.catalog)
+            return self._lexical
 
     @classmethod
     def of(
@@ -201,9 +204,9 @@ class TRM:
         bonuses_QI = self.neighbours.bonuses([query.history if self.config.neighbours else () for query in queries])
         weights_Q = self.config.neighbours * (1 - _GIVES_WAY * heard_Q.numpy())
         bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
-        if self.config.words and trust_Q.any():
-            shared_QI = self.words.scores([query.preference for query in queries])
-            weights_Q = self.config.words * np.minimum(1, trust_Q.numpy() / _TAKEN_AT_WORD)
+        if self.config.lexical and trust_Q.any():
+            shared_QI = self.lexical.scores([query.preference for query in queries])
+            weights_Q = self.config.lexical * np.minimum(1, trust_Q.numpy() / _TAKEN_AT_WORD)
             shared_QI.data *= np.repeat(weights_Q, np.diff(shared_QI.indptr))
             bonuses_QI = csr_array(bonuses_QI + shared_QI)
             bonuses_QI.sort_indices()
@@ -227,8 +230,8 @@ class TRM:
         texts_NE = torch.from_numpy(self.encoder.encode(items.texts()))
         self.index.add(self.model.text(texts_NE))
         self.neighbours = self.neighbours.grown(len(self.index))
-        self.catalog = Catalog.from_frame(frame)
-        self._words = None
+        with self._lock:
+            self.catalog, self._lexical = Catalog.from_frame(frame), None
 
     def save(self, folder: Path) -> None:
         """Weights, item vectors with their index, and the catalogue: all that recommending needs.
