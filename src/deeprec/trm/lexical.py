@@ -16,12 +16,12 @@ COMMON = 0.1
 MOST = 10_000
 """Nor may a word be in more items than this, or a preference would take long in a large catalogue."""
 _K1, _B = 1.5, 0.75
-_WORD = re.compile(r"\w\w+")
-# Lucene's, for English.
-_STOPS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()  # noqa: SIM905
+# None of Lucene's English stop words.
+_STOP = (
+    "an|and|are|as|at|be|but|by|for|if|in|into|is|it|no|not|of|on|or|such|that|the|their|then|there|these|they|this|to|"
+    "was|will|with"
 )
+_WORD = re.compile(rf"\b(?!(?:{_STOP})\b)\w\w+")
 
 
 class Lexical:
@@ -29,7 +29,7 @@ class Lexical:
 
     def __init__(self, catalog: Catalog) -> None:
         counts = [
-            Counter(_words(" ".join([title, *catalog.phrases(ItemIdx(item))])))
+            Counter(_WORD.findall(" ".join([title, *catalog.phrases(ItemIdx(item))]).lower()))
             for item, title in enumerate(catalog.titles)
         ]
         n_items = len(counts)
@@ -48,14 +48,13 @@ class Lexical:
 
     def scores(self, preferences: Sequence[str]) -> csr_array:
         """For each preference (Q) the score (Q, I), 0 or more, of the items that share words with it."""
-        said = [sorted({self._rows[word] for word in _words(text) if word in self._rows}) for text in preferences]
+        said = [
+            sorted({self._rows[word] for word in _WORD.findall(text.lower()) if word in self._rows})
+            for text in preferences
+        ]
         starts = np.cumsum([0, *map(len, said)])
         rows = np.array([row for own in said for row in own], dtype=np.int64)
         shape = (len(said), self.scores_WI.shape[0])
         found_QI = csr_array(csr_array((np.ones(len(rows), np.float32), rows, starts), shape=shape) @ self.scores_WI)
         found_QI.sort_indices()
         return found_QI
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in _WORD.findall(text.lower()) if word not in _STOPS]
