@@ -152,7 +152,9 @@ class Workbench:
             if known is None:
                 run.record(**self._origin())
                 self._take_over(run, dataset, TRAINED_BY[:-1])
-        self.console.print(f"{'Going on' if known else 'Training'} in {run.path} (Ctrl-C is safe)", soft_wrap=True)
+        began = "the bare model" if self.config.train.adapter is None else f"adapter {self.config.train.adapter}"
+        doing = "Going on" if known else "Training"
+        self.console.print(f"{doing} in {run.path}, from {began} (Ctrl-C is safe)", soft_wrap=True)
         told: set[str] = set()
         whole = run if first else nullcontext()  # the first process alone keeps the run's folder
         board = tensorboard_in(run.path) if tensorboard and first else nullcontext()

@@ -116,13 +116,14 @@ def test_a_training_in_another_protocol_is_not_gone_on_with(trained, config, tmp
     assert bench.latest("train", bench.dataset(), TRAINED_BY) is None
 
 
-def test_an_adapter_is_known_by_its_weights(trained, config, tmp_path):
+def test_an_adapter_is_known_by_its_weights(trained, config, tmp_path, capsys):
     """The name `shipped`, or a folder's, may mean another tomorrow."""
     _, _, run = trained
     adapter = shutil.copytree(run / "warm-start", tmp_path / "adapter")
     bench = Workbench(load_config(config, [f"train.adapter={adapter}", "train.warm_start.tasks=0"]), tmp_path / "runs")
     dataset = bench.dataset()
     bench.train(dataset)
+    assert f"from adapter {adapter}" in capsys.readouterr().out.replace("\n", "")
     assert bench.latest("train", dataset, TRAINED_BY) is not None
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: 2 * each for name, each in weights.items()}, adapter / "adapter_model.safetensors")
