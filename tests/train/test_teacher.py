@@ -102,7 +102,7 @@ def test_preferences_foresee_what_followed() -> None:
 def test_what_comes_again_is_named() -> None:
     """First come items whose titles share words with the very next one, the most alike first."""
     titles = [f"Thing{item} alone" for item in range(40)]
-    titles[3], titles[5], titles[7], titles[9] = "Acme hex bolt (1999)", "Zeta glue", "Acme nut", "Acme steel hex bolt"
+    titles[3], titles[5], titles[7], titles[9] = "Acme hex bolt (1973)", "Zeta glue", "Acme nut", "Acme steel hex bolt"
     catalog = replace(DATA.catalog, titles=tuple(titles))
     history, followed = (tuple(map(ItemIdx, places)) for places in ((0, 3, 5, 7), (9, 11)))
     task = Task("t", UserId("u"), history)

@@ -217,14 +217,14 @@ class Catalog:
     def title_report(self) -> TitleReport:
         names = Counter(self.titles)
         keys = [normalise_title(title) for title in self.titles]
-        yearless = [_without_year(title, year) for title, year in zip(self.titles, self.years, strict=True)]
+        yearless = [without_year(title, year) for title, year in zip(self.titles, self.years, strict=True)]
         yearless_keys = [normalise_title(title) for title in yearless]
         key_counts, yearless_counts = Counter(keys), Counter(yearless_keys)
         triples = list(zip(self.titles, keys, yearless_keys, strict=True))
         empty = [t for t, i in zip(self.titles, self.ids, strict=True) if t == _untitled(i)]
         duplicated = [t for t in self.titles if names[t] > 1]
         ambiguous = [t for t, key, _ in triples if key_counts[key] > 1]
-        without_year = [t for t, _, key in triples if yearless_counts[key] > 1]
+        yearless_ambiguous = [t for t, _, key in triples if yearless_counts[key] > 1]
         return TitleReport(
             items=len(self),
             distinct=len(names),
@@ -235,8 +235,8 @@ class Catalog:
             duplicated_examples=_first(duplicated),
             ambiguous=len(ambiguous),
             ambiguous_examples=_first(ambiguous),
-            ambiguous_without_year=len(without_year),
-            ambiguous_without_year_examples=_first(without_year),
+            ambiguous_without_year=len(yearless_ambiguous),
+            ambiguous_without_year_examples=_first(yearless_ambiguous),
         )
 
     def to_frame(self) -> pl.DataFrame:
@@ -289,7 +289,7 @@ class Catalog:
     @cached_property
     def _by_yearless(self) -> dict[str, tuple[ItemIdx, ...]]:
         return _group(
-            normalise_title(_without_year(title, year)) for title, year in zip(self.titles, self.years, strict=True)
+            normalise_title(without_year(title, year)) for title, year in zip(self.titles, self.years, strict=True)
         )
 
     @cached_property
@@ -344,7 +344,7 @@ def _display_title(item: str, title: str, year: int | None, title_chars: int) ->
     clean = neutralise(title)
     if year is None:
         return _cut(clean, title_chars) or _untitled(item)
-    bare = _cut(_without_year(clean, year), title_chars)
+    bare = _cut(without_year(clean, year), title_chars)
     return f"{bare} ({year})" if bare else _untitled(item)
 
 
@@ -352,7 +352,8 @@ def _untitled(item: str) -> str:
     return neutralise(f"Untitled item {item}")
 
 
-def _without_year(title: str, year: int | None) -> str:
+def without_year(title: str, year: int | None) -> str:
+    """A title less the `(year)` at its end; as it is where nothing else would be left."""
     if year is None:
         return title
     return title.removesuffix(f"({year})").rstrip() or title

@@ -13,7 +13,6 @@ to count lists, and called on where fewer were allowed.
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deeprec.config import ExploreConfig
-from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.catalog import Catalog, ItemIdx, without_year
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
 from deeprec.explore.explorer import Explorer
@@ -40,7 +39,6 @@ _NAMES = 2
 """Titles of the history in one preference, at most."""
 _NAME_WORDS = 6
 """Of a title, the words that name it: what follows in long ones are sizes and packs."""
-_YEAR = re.compile(r" \(\d{4}\)$")
 
 _FIRST = (
     "After {last}, the history turns to",
@@ -169,8 +167,8 @@ class Teacher(TextPolicy):
 
     def _name(self, item: ItemIdx) -> str:
         """Of an item: its title's first words, without the year; one phrase, as a preference is read."""
-        title = self.catalog.titles[item]
-        short = " ".join((_YEAR.sub("", title) if self.catalog.years[item] else title).split()[:_NAME_WORDS])
+        title = without_year(self.catalog.titles[item], self.catalog.years[item])
+        short = " ".join(title.split()[:_NAME_WORDS])
         return short.replace(";", ",").rstrip(" ,:-") or "something else"
 
     def _thought(self, rng: random.Random, forms: Sequence[str], task: Task, lists: Sequence[Sequence[str]]) -> str:

@@ -40,7 +40,7 @@ class Lexical:
         lengths_I = np.array([own.total() for own in counts], dtype=np.float64)
         items_W = np.bincount(rows_N, minlength=len(rows))
         idf_W = np.log1p((n_items - items_W + 0.5) / (items_W + 0.5))
-        norms_I = _K1 * (1 - _B + _B * lengths_I / max(lengths_I.mean() if n_items else 0.0, 1e-9))
+        norms_I = _K1 * (1 - _B + _B * lengths_I * n_items / max(1.0, lengths_I.sum()))
         scores_N = (idf_W[rows_N] * times_N / (times_N + norms_I[items_N])).astype(np.float32)
         self.scores_WI = csr_array((scores_N, (rows_N, items_N)), shape=(len(rows), n_items))
         most = max(1.0, min(COMMON * n_items, MOST))

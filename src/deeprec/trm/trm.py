@@ -202,14 +202,11 @@ class TRM:
         users_QD, heard_Q = self.model.listen(states_QD, preferences_QE, themes_QE, trust_Q)
         # Where they weigh nothing, none are looked for.
         bonuses_QI = self.neighbours.bonuses([query.history if self.config.neighbours else () for query in queries])
-        weights_Q = self.config.neighbours * (1 - _GIVES_WAY * heard_Q.numpy())
-        bonuses_QI.data *= np.repeat(weights_Q, np.diff(bonuses_QI.indptr))
+        _weigh(bonuses_QI, self.config.neighbours * (1 - _GIVES_WAY * heard_Q.numpy()))
         if self.config.lexical and trust_Q.any():
             shared_QI = self.lexical.scores([query.preference for query in queries])
-            weights_Q = self.config.lexical * np.minimum(1, trust_Q.numpy() / _TAKEN_AT_WORD)
-            shared_QI.data *= np.repeat(weights_Q, np.diff(shared_QI.indptr))
-            bonuses_QI = csr_array(bonuses_QI + shared_QI)
-            bonuses_QI.sort_indices()
+            _weigh(shared_QI, self.config.lexical * np.minimum(1, trust_Q.numpy() / _TAKEN_AT_WORD))
+            bonuses_QI = bonuses_QI + shared_QI  # in rising order, as both are
         return users_QD.numpy(), bonuses_QI
 
     @torch.inference_mode()
@@ -312,6 +309,11 @@ def _there(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "missing", str(path))
     return path
+
+
+def _weigh(scores_QI: csr_array, weights_Q: NDArray[np.floating]) -> None:
+    """Multiplies each row, in place."""
+    scores_QI.data *= np.repeat(weights_Q, np.diff(scores_QI.indptr))
 
 
 def _among(keys_N: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> NDArray[np.bool_]:
