@@ -208,7 +208,7 @@ def _news(handle: Any) -> Iterator[tuple[int, float]]:
 
 
 def _beside(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
-    """An adapter for OpenVINO. Not merged: in bfloat16 most of what it changes would be rounded away."""
+    """An adapter for OpenVINO. Not merged: that is no faster, and in bfloat16 small changes would be rounded away."""
     import openvino_genai as genai
     from peft import LoraConfig
     from safetensors import safe_open
