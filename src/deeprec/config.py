@@ -186,7 +186,7 @@ def items_of(explore: ExploreConfig) -> int:
 
 
 class RewardConfig(Section):
-    """The paper's constants. Which terms count, and how much, is a stage's to say."""
+    """The paper's constants, and one of ours. Which terms count, and how much, is a stage's to say."""
 
     format_penalty: float = -1.0
     invocation_step: float = 0.5
@@ -195,6 +195,7 @@ class RewardConfig(Section):
     hit_value: float = 1.0
     rank_step: float = 0.2
     pointwise_scale: float = 10.0
+    foresight_scale: float = 0.5
 
 
 class WarmStartConfig(Section):

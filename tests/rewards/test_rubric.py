@@ -19,7 +19,7 @@ from deeprec.rewards.rubric import Rubric
 HALO, HEAT, RAN = ItemIdx(1), ItemIdx(7), ItemIdx(9)
 DIRECTIONS = {"east": (1.0, 0.0), "north": (0.0, 1.0)}
 CLEAN = [call_text("I look.", "east"), call_text("I look.", "north"), answer_text("I rank.", ["Heat", "Halo", "Ran"])]
-TERMS = ("format", "invocation", "diversity", "hit", "rank", "pointwise")
+TERMS = ("format", "invocation", "diversity", "hit", "rank", "pointwise", "foresight")
 
 
 def compass(texts):
@@ -32,17 +32,22 @@ def vectors():
 
 
 ONES = dict.fromkeys(TERMS, 1.0)
+PLACES = {"": 31, "east": 3, "north": 15}
 
 
-def rubric(weights=ONES, **constants):
-    return Rubric.build(RewardConfig(**constants), weights, compass, *vectors())
+def ranks(queries, targets):
+    return np.array([PLACES.get(query.preference, 31) for query in queries])
+
+
+def rubric(weights=ONES, of=None, **constants):
+    return Rubric.build(RewardConfig(**constants), weights, compass, *(of or vectors()), ranks, 0.1)
 
 
 def cosine(a, b):
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_the_six_terms_of_the_paper(explored):
+def test_the_six_terms_of_the_paper_and_ours(explored):
     scored = rubric().score(explored(CLEAN), HALO)
     text_ID, collaborative_ID = vectors()
     s = [
@@ -56,6 +61,7 @@ def test_the_six_terms_of_the_paper(explored):
         "hit": 1.0,
         "rank": 0.4,  # 0.2 · (3 − 1)
         "pointwise": 10 * (1 * s[0] + 4 / 9 * 1.0 + 1 / 9 * s[2]) / (14 / 9),  # s[1]: Halo itself
+        "foresight": 1.0,  # 0.5 · (3 + 1) / 2: from place 32 to 4, and to 16
     }
     assert s[1] == pytest.approx(1)
     assert tuple(scored.terms) == TERMS
@@ -71,10 +77,19 @@ def test_the_configuration_reaches_the_terms(explored):
         "hit_value": 3.0,
         "rank_step": 0.1,
         "pointwise_scale": 0.0,
+        "foresight_scale": 2.0,
         "format_penalty": -4.0,
     }
     terms = rubric(**constants).score(explored(CLEAN), HALO).terms
-    expected = {"format": 0, "invocation": 1.5, "diversity": 0.7, "hit": 3, "rank": 0.1 * 2, "pointwise": 0}
+    expected = {
+        "format": 0,
+        "invocation": 1.5,
+        "diversity": 0.7,
+        "hit": 3,
+        "rank": 0.1 * 2,
+        "pointwise": 0,
+        "foresight": 4,
+    }
     assert terms == pytest.approx(expected, abs=1e-6)
     malformed = rubric(**constants).score(explored(CLEAN[:2]), HALO)
     assert malformed.terms == dict.fromkeys(TERMS, 0.0) | {"format": -4.0}
@@ -100,9 +115,9 @@ def test_vectors_of_any_length_give_the_same(explored):
     text_ID, collaborative_ID = vectors()
     before = text_ID.copy(), collaborative_ID.copy()
     trace = explored(CLEAN)
-    plain = Rubric.build(RewardConfig(), ONES, compass, text_ID, collaborative_ID).score(trace, HALO)
+    plain = rubric(of=(text_ID, collaborative_ID)).score(trace, HALO)
     lengths_I1 = np.arange(1, 13, dtype=np.float32)[:, None]
-    long = Rubric.build(RewardConfig(), ONES, compass, text_ID * lengths_I1, collaborative_ID / lengths_I1)
+    long = rubric(of=(text_ID * lengths_I1, collaborative_ID / lengths_I1))
     assert long.score(trace, HALO).terms == pytest.approx(plain.terms, abs=1e-5)
     np.testing.assert_array_equal(text_ID, before[0])
     np.testing.assert_array_equal(collaborative_ID, before[1])
@@ -110,10 +125,7 @@ def test_vectors_of_any_length_give_the_same(explored):
 
 def test_a_zero_vector_is_similar_to_nothing(explored):
     zeros_ID = np.zeros((12, 4), dtype=np.float32)
-    assert (
-        Rubric.build(RewardConfig(), ONES, compass, zeros_ID, zeros_ID).score(explored(CLEAN), HALO).terms["pointwise"]
-        == 0
-    )
+    assert rubric(of=(zeros_ID, zeros_ID)).score(explored(CLEAN), HALO).terms["pointwise"] == 0
 
 
 def test_scoring_changes_nothing_and_repeats(explored):
@@ -127,7 +139,7 @@ def test_scoring_changes_nothing_and_repeats(explored):
 
 def test_three_calls_and_garbage_do_not_beat_a_clean_single_call(explored):
     calls = [call_text("I look.", preference) for preference in ("east", "north", "up")]
-    process_only = ONES | {"hit": 0.0, "rank": 0.0, "pointwise": 0.0}
+    process_only = ONES | {"hit": 0.0, "rank": 0.0, "pointwise": 0.0, "foresight": 0.0}
     garbage = rubric(process_only).score(explored([*calls, "so it goes"]), HALO)
     clean = rubric(process_only).score(explored([CLEAN[0], CLEAN[2]]), HALO)
     assert garbage.total == -1

@@ -12,16 +12,23 @@ from deeprec.rewards.rubric import Rubric
 
 HALO, BRAZIL = ItemIdx(1), ItemIdx(8)
 DIRECTIONS = {"dark": (1.0, 0.0), "Dark!": (0.95, 0.3122), "light": (0.0, 1.0)}
-STAGES = {stage.name: stage.rewards for stage in TrainConfig().stages}
+STAGES = {stage.name: stage.rewards for stage in TrainConfig().stages} | {
+    "foresight": {"format": 1.0, "foresight": 1.0}
+}
+PLACES = {"": 7, "dark": 3, "Dark!": 3, "light": 3, ";": 7}
 
 
 def embed(texts):
     return np.array([DIRECTIONS[text] for text in texts], dtype=np.float32)
 
 
+def ranks(queries, targets):
+    return np.array([PLACES[query.preference] for query in queries])
+
+
 def paid(trace, target, stage):
     alone_ID = np.eye(12, dtype=np.float32)  # no item is like another
-    return Rubric.build(RewardConfig(), STAGES[stage], embed, alone_ID, alone_ID).score(trace, target).total
+    return Rubric.build(RewardConfig(), STAGES[stage], embed, alone_ID, alone_ID, ranks, 0.1).score(trace, target).total
 
 
 def call(preference="dark", thought="I look."):
@@ -76,3 +83,4 @@ def test_honest_ways_are_paid(explored):
     answers = (("Halo", "M", "Ran"), ("M", "Ran", "Halo"), ("M", "Ran", "Heat"))
     first, last, none = (paid(explored([call(), answer(*titles)]), HALO, "recommendation") for titles in answers)
     assert first > last > none == 0
+    assert paid(several, HALO, "foresight") == pytest.approx(0.5)  # 0.5 · log2(8 / 4)

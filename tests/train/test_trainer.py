@@ -351,6 +351,8 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
         Hashes().encode,
         Hashes().encode(DATA.catalog.texts()),
         rehearsal.retriever.index.vectors_ID,
+        rehearsal.retriever.ranks,
+        0.75,
     )
     told: dict[str, Any] = {}
 

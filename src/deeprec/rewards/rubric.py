@@ -14,6 +14,7 @@ from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace
 from deeprec.rewards import outcome, process
+from deeprec.rewards.outcome import Ranks
 from deeprec.rewards.process import Embed
 
 Reward = Callable[[Trace, ItemIdx], float]
@@ -43,14 +44,17 @@ class Rubric:
         embed: Embed,
         text_ID: NDArray[np.float32],
         collaborative_ID: NDArray[np.float32],
+        ranks: Ranks,
+        trust: float,
     ) -> Rubric:
-        """The paper's six terms and your own, of which the weights name some. Vectors (I, D) of items of any length.
+        """The paper's six terms, one of ours, and your own, of which the weights name some.
 
         Args:
             weights: by name of a term, or by `package.module:function` for a `Reward` of your own.
             embed: of preferences, for invocation and diversity.
-            text_ID: of the items' texts.
-            collaborative_ID: the TRM's of the items.
+            text_ID: vectors (I, D) of the items' texts, of any length.
+            collaborative_ID: the TRM's of the items, of any length.
+            ranks, trust: of the TRM, and how far it believes a preference, for foresight.
         """
         text_ID, collaborative_ID = _unit(text_ID), _unit(collaborative_ID)
         rewards: dict[str, Reward] = {
@@ -63,6 +67,9 @@ class Rubric:
             "rank": lambda trace, target: outcome.rank_reward(trace, target, step=config.rank_step),
             "pointwise": lambda trace, target: outcome.pointwise_reward(
                 trace, target, text_ID, collaborative_ID, scale=config.pointwise_scale
+            ),
+            "foresight": lambda trace, target: outcome.foresight_reward(
+                trace, target, ranks, trust, scale=config.foresight_scale, least=config.format_penalty
             ),
         }
         return cls({name: rewards.get(name) or _own(name, rewards) for name in weights}, dict(weights))

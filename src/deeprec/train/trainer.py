@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from deeprec.config import Config, StageConfig, TrainConfig
+from deeprec.config import Config, StageConfig, TrainConfig, trust_of
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment, segment_tokens_of
@@ -174,7 +174,15 @@ def rubrics_of(stages: Mapping[str, StageConfig], rehearsal: Rehearsal, config: 
     trm = rehearsal.retriever
     texts_ID = trm.encoder.encode(rehearsal.catalog.texts())
     return {
-        name: Rubric.build(config.rewards, stage.rewards, trm.encoder.encode, texts_ID, trm.index.vectors_ID)
+        name: Rubric.build(
+            config.rewards,
+            stage.rewards,
+            trm.encoder.encode,
+            texts_ID,
+            trm.index.vectors_ID,
+            trm.ranks,
+            trust_of(config.explore),
+        )
         for name, stage in stages.items()
     }
 
