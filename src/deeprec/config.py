@@ -146,6 +146,9 @@ class ExploreConfig(Section):
     items_per_call: int = Field(8, ge=1, description="more where so few calls would not fill the answer")
     answer_size: int = Field(10, ge=1)
     max_calls: int = Field(3, ge=1)
+    horizon: int | None = Field(
+        None, ge=1, description="calls after which it ends unanswered; default: it goes on to its answer"
+    )
     answer: Literal["free", "pool"] | None = Field(
         None, description="pool: titles that were retrieved, and nothing else, between the answer's tags; default: free"
     )
@@ -219,6 +222,7 @@ class StageConfig(Section):
         0, ge=0, description="steps in which the rate rises to this; Adam's first ones move each weight by all of it"
     )
     whitening: Whitening | None = Field(None, description="of this stage; default: `train.whitening`")
+    horizon: int | None = Field(None, ge=1, description="of this stage's explorations; default: `explore.horizon`")
     rewards: dict[str, float] = Field(
         min_length=1, description="weights by name, 0 for a metric; `package.module:function` names one of your own"
     )

@@ -116,6 +116,8 @@ PROMPT_BYTES = len(explore("".join)[0][0].segments[0].tokens)
 STOP_CASES: dict[str, tuple[Writer | TextPolicy, dict[str, Any], Stop, int, Origin]] = {
     "answered": (talk(1), {}, Stop.ANSWERED, 1, Origin.ANSWER),
     "answered after the last call": (talk(2), {}, Stop.ANSWERED, 2, Origin.ANSWER),
+    "at the horizon": (talk(2), {"horizon": 1}, Stop.HORIZON, 1, Origin.POOL),
+    "answered before the horizon": (talk(1), {"horizon": 2}, Stop.ANSWERED, 1, Origin.ANSWER),
     "answered with inventions": (after(CALL, answer_text("", "abc")), {}, Stop.ANSWERED, 1, Origin.POOL),
     "one call too many": (talk(3), {}, Stop.CALL_LIMIT, 2, Origin.POOL),
     "malformed": (after(f"{PREFERENCE}{CALL}"), {}, Stop.MALFORMED, 0, Origin.RETRIEVER),
@@ -149,13 +151,13 @@ def test_every_way_to_stop(name: str) -> None:
     (trace,), retriever = explore(writer, **options)
     assert trace.stop is stop
     assert len(trace.turns) == calls
-    assert trace.well_formed == (origin is Origin.ANSWER)
+    assert trace.well_formed == (origin is Origin.ANSWER or stop is Stop.HORIZON)
     ranking, where = trace.served()
     assert where is origin
     assert len(ranking) == CONFIG.answer_size
     assert not set(ranking) & set(trace.history)
     assert (Fault.NO_CALL in trace.faults) == (calls == 0)
-    assert (Fault.NO_ANSWER in trace.faults) == (stop is not Stop.ANSWERED)
+    assert (Fault.NO_ANSWER in trace.faults) == (stop not in (Stop.ANSWERED, Stop.HORIZON))
     assert (trace.error == "the line is dead") == (stop is Stop.FAILED)
     # Without any call there is one question more, which has no preference.
     assert len(retriever.queries) == max(calls, 1)

@@ -18,11 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from deeprec.config import Config, ExploreConfig, StageConfig, TrainConfig, TRMConfig, WarmStartConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.trace import Author
+from deeprec.explore.protocol import call_text
+from deeprec.explore.trace import Author, Stop
+from deeprec.policies.text import TextPolicy
 from deeprec.policies.transformers import TransformersPolicy
-from deeprec.rewards.outcome import hit_reward
+from deeprec.rewards.outcome import foresight_reward, hit_reward
 from deeprec.rewards.rubric import Rubric
 from deeprec.testing import toy_dataset
+from deeprec.train import rollout as rollout_module
 from deeprec.train.journal import alarms, measure
 from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.rollout import Rollout, reward_functions
@@ -447,6 +450,55 @@ def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, t
     assert 0 < sum(hits) < len(hits)
     rewards = [9.0 * -len(trace.turns) + scored.terms["hit"] for trace, scored in zip(traces, scores, strict=True)]
     assert measure(traces, scores)["gain"] == pytest.approx(np.mean(rewards) - np.mean(hits))
+
+
+def test_a_stage_with_a_horizon_ends_at_the_call_and_learns_nothing_after_it(
+    rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights make no calls, so a script explores; what the stage then learns from are its tokens alone."""
+    config = config_of(replacements=0)
+    rewards = {"format": 1.0, "foresight": 1.0, "pointwise": 1.0, "rank": 1.0}
+    stage = StageConfig(name="one", share=0.2, steps=1, learning_rate=1e-2, horizon=1, rewards=rewards)
+    config = config.model_copy(
+        update={"train": config_of(replacements=0, warm_start=WarmStartConfig(tasks=0), stages=(stage,)).train}
+    )
+    title = DATA.catalog.titles
+
+    class Script(TextPolicy):
+        said = 0
+
+        def _text(self, request: Any) -> str:
+            self.said += 1
+            return call_text("Hm.", title[self.said])
+
+    found: list[dict[str, Any]] = []
+    real = rollout_module._fields
+
+    def fields(traces: Any) -> Any:
+        found.append({"traces": traces, **real(traces)})
+        return found[-1]
+
+    monkeypatch.setattr(rollout_module, "_fields", fields)
+    heard = Heard()
+    train(fresh(), rehearsal, config, tmp_path, heard, lambda model, tokenizer: Script(str, fresh()))
+    (step,) = found
+    for place, trace in enumerate(step["traces"]):
+        assert trace.stop is Stop.HORIZON
+        assert len(trace.turns) == 1
+        assert trace.segments[-1].author is Author.ENVIRONMENT
+        tokens = trace.segments[0].tokens + trace.segments[1].tokens
+        assert step["prompt_ids"][place] + step["completion_ids"][place] == list(tokens)
+        assert all(step["env_mask"][place])
+        assert len(step["env_mask"][place]) == len(step["logprobs"][place]) == len(step["completion_ids"][place])
+    numbers = heard.steps["one", 1]
+    assert numbers["well-formed"] == 1
+    assert numbers["reward/format"] == numbers["reward/rank"] == numbers["reward/pointwise"] == 0
+    targets = rehearsal.targets()
+    expected = [
+        foresight_reward(trace, targets[trace.task], rehearsal.retriever.ranks, 0.75) for trace in step["traces"]
+    ]
+    assert numbers["reward/foresight"] == pytest.approx(np.mean(expected))
+    assert len(set(expected)) > 1
 
 
 def test_a_stage_without_enough_tasks_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Environment:
 
     Call `receive` with each segment of the policy. It returns a query when the policy called the tool; the hits go
     to `answer_call`, which returns the text to append. It returns None when the exploration is over; then `stop`
-    is set and `trace` gives the record.
+    is set and `trace` gives the record. At the configuration's horizon the exploration is over with the call's answer.
     """
 
     def __init__(self, task: Task, catalog: Catalog, config: ExploreConfig) -> None:
@@ -94,6 +94,8 @@ class Environment:
         self._call = None
         items = [hit.item for hit in hits]
         self._shown.update(items)
+        if len(self.turns) == self.config.horizon:
+            self.stop = Stop.HORIZON
         last = len(self.turns) == self.config.max_calls
         return protocol.tool_result(item_lines(self.catalog, items), last=last)
 

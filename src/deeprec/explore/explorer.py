@@ -201,7 +201,7 @@ class Explorer:
         for (flight, _), found in zip(calls, hits, strict=True):
             wanted = found[: items_of(flight.environment.config)]
             self._append(flight, flight.environment.answer_call(wanted))
-        self._continue([flight for flight, _ in calls])
+        self._continue([flight for flight, _ in calls if flight.environment.stop is None])
 
     def _continue(self, flights: Sequence[_Flight]) -> None:
         """Ask the policy for the next segment of each, where the context has room for one."""

@@ -25,6 +25,7 @@ class Stop(StrEnum):
     """Why an exploration ended."""
 
     ANSWERED = "answered"
+    HORIZON = "horizon"
     MALFORMED = "malformed"
     END_OF_TEXT = "end of text"
     CALL_LIMIT = "call limit"
@@ -100,7 +101,7 @@ class Trace:
 
     @property
     def well_formed(self) -> bool:
-        return self.stop is Stop.ANSWERED and not self.faults
+        return self.stop in (Stop.ANSWERED, Stop.HORIZON) and not self.faults
 
     @property
     def pool(self) -> tuple[ItemIdx, ...]:

@@ -45,9 +45,9 @@ def pointwise_reward(
     Args:
         text_ID, collaborative_ID: unit vectors of all items, of their texts and of the TRM.
     """
-    if not trace.well_formed:
-        return 0.0
     answer = list(trace.answered)
+    if not trace.well_formed or not answer:
+        return 0.0
     weights_K = (1 - np.arange(len(answer)) / len(answer)) ** 2
     text_K = text_ID[answer] @ text_ID[target]
     collaborative_K = collaborative_ID[answer] @ collaborative_ID[target]

@@ -127,8 +127,10 @@ def _fields(traces: Sequence[Trace]) -> dict[str, list[Any]]:
     for trace in traces:
         tokens, written, logs = trace.tokens()
         start = len(trace.segments[0].tokens)
+        # What the environment writes last, at a horizon, has no part in learning.
+        end = max((place for place, own in enumerate(written, start=1) if own), default=len(tokens))
         prompts.append(tokens[:start])
-        completions.append(tokens[start:])
-        logprobs.append(logs[start:])
-        masks.append([int(own) for own in written[start:]])
+        completions.append(tokens[start:end])
+        logprobs.append(logs[start:end])
+        masks.append([int(own) for own in written[start:end]])
     return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": logprobs, "env_mask": masks}

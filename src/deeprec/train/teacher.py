@@ -1,10 +1,13 @@
 """Explorations written with hindsight, from which a small model learns the protocol and where histories head.
 
 The teacher knows what a training user chose next (never a validation or test item) and writes as a good explorer
-would have: it names what of the history comes again in the next items, or else asks for what these share, then for
-more that comes again, and answers with what came back, in the TRM's order. A student that imitates it learns
-the protocol, to copy titles as they are, and to tell where a history heads as far as it shows. Better rankings are left
-to reinforcement learning.
+would have: it names the latest titles and what the history is mostly of, then what of the rest comes again in the next
+items, and answers with what came back, in the TRM's order. A student that imitates it learns the protocol, to copy
+titles as they are, and to say what brings the most on the average. Better words and rankings are left to reinforcement
+learning.
+
+The first call has no hindsight: when it named the titles most like the next item, the student, who can't know them,
+named some of the six, and that was worth nothing to the TRM (docs/training.md).
 
 Lessons have limits of their own, so that the student reads them: from lessons of three calls alone SmolLM2-135M learned
 to count lists, and called on where fewer were allowed.
@@ -30,13 +33,13 @@ from deeprec.policies.policy import Request
 from deeprec.policies.scripted import list_titles
 from deeprec.policies.text import Codec, TextPolicy
 from deeprec.trm.lexical import Lexical
-from deeprec.trm.preferences import THEMES, item_phrases, themes
+from deeprec.trm.preferences import TITLES, item_phrases, themes
 from deeprec.trm.retriever import Retriever
 
 AHEAD = 5
-"""Items that followed which the first preference may foresee."""
+"""Items that followed which a later preference may foresee."""
 _NAMES = 2
-"""Titles of the history in one preference, at most."""
+"""Titles of the history in a later preference, at most."""
 _NAME_WORDS = 6
 """Of a title, the words that name it: what follows in long ones are sizes and packs."""
 
@@ -116,7 +119,7 @@ class Teacher(TextPolicy):
         most, size = self.config.max_calls, self.config.answer_size
         calls = most if rng.random() < 0.5 else rng.randint(1, most)
         answer = size if rng.random() < 0.75 else rng.randint(1, size)
-        return self.config.model_copy(update={"max_calls": calls, "answer_size": answer})
+        return self.config.model_copy(update={"max_calls": calls, "answer_size": answer, "horizon": None})
 
     def _text(self, request: Request) -> str:
         task = self.tasks[request.key.partition(":")[2]]
@@ -131,22 +134,20 @@ class Teacher(TextPolicy):
         return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
 
     def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> str:
-        phrases = self._ahead(rng, task) if not lists else self._particular(rng, task, said)
+        phrases = self._latest(task) if not lists else self._particular(rng, task, said)
         said += phrases
         thought = self._thought(rng, _LATER if lists else _FIRST, task, lists)
         return protocol.call_text(thought, "; ".join(phrases))
 
-    def _ahead(self, rng: random.Random, task: Task) -> list[str]:
-        """Names of what is like the very next item, or like one of the next, and the kind that these share most; kinds
-        alone where nothing is like them."""
-        ahead = self.followed[task.id][:AHEAD]
-        kinds = themes(self.catalog, ahead[::-1])
-        names = (self._alike(task, ahead[:1]) or self._alike(task, ahead))[:_NAMES]
-        return names + kinds[:1] if names else kinds[: rng.randint(1, THEMES)]
+    def _latest(self, task: Task) -> list[str]:
+        """Names of the latest items, the last one first, and the kind that the shown history has most of."""
+        shown = task.history[-self.config.history :]
+        names = dict.fromkeys(map(self._name, reversed(shown[-TITLES:])))
+        return [*names, *themes(self.catalog, shown)[:1]]
 
     def _particular(self, rng: random.Random, task: Task, said: Sequence[str]) -> list[str]:
         """What was not said yet: names of what is like the next items, or one or two phrases of theirs that the history
-        has too, or the latest name."""
+        has too, or the latest name, or a phrase of the latest item."""
         ahead = self.followed[task.id][:AHEAD]
         names = [name for name in self._alike(task, ahead) if name not in said]
         if names:
@@ -157,7 +158,9 @@ class Teacher(TextPolicy):
             again = [phrase for phrase in item_phrases(self.catalog, item) if phrase in known and phrase not in said]
             if again:
                 return rng.sample(again, min(rng.randint(1, 2), len(again)))
-        return [next((name for name in map(self._name, reversed(shown)) if name not in said), "something else")]
+        rest = [self._name(item) for item in reversed(shown)]
+        rest += [phrase for item in reversed(shown) for phrase in reversed(item_phrases(self.catalog, item))]
+        return [next((phrase for phrase in rest if phrase not in said), "something else")]
 
     def _alike(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
         """Names of the shown items that share words with what follows, the most alike first, of equals the latest."""

@@ -242,7 +242,8 @@ def _stage(
     if not clock.begin(stage.name, steps, every=config.train.updates):
         return
     journal = _journal(stage.name, steps, on_step, clock)
-    run_stage(model, policy.tokenizer, rehearsal, stage, rubric, config.explore, config.train, folder, journal, sampler)
+    explore = config.explore.model_copy(update={"horizon": stage.horizon or config.explore.horizon})
+    run_stage(model, policy.tokenizer, rehearsal, stage, rubric, explore, config.train, folder, journal, sampler)
 
 
 def _journal(part: str, steps: int, on_step: OnStep, clock: Clock) -> Journal:
