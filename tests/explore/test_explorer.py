@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.explore.explorer import Explorer, Listener
+from deeprec.explore.explorer import Explorer, Given, Listener
 from deeprec.explore.protocol import END_PREFERENCE, PREFERENCE, STOPS, TAGS, Fault, answer_text, call_text
 from deeprec.explore.trace import Author, Origin, Stop, Trace
 from deeprec.policies.policy import Chunk, Finish, Request
@@ -166,6 +166,17 @@ def test_every_way_to_stop(name: str) -> None:
 
 def test_the_stop_cases_are_all_there_is() -> None:
     assert {case[2] for case in STOP_CASES.values()} == set(Stop)
+
+
+def test_given_calls_end_at_the_horizon_too() -> None:
+    retriever = RecordingRetriever(len(CATALOG))
+    config = CONFIG.model_copy(update={"context_tokens": 100_000, "horizon": 1})
+    explorer = Explorer(TextPolicy(talk(1), Bytes()), retriever, CATALOG, config)
+    explorer.start(TASKS[0], given=[Given(call_text("Hm.", "war")), Given(call_text("Hm.", "peace"))])
+    ((_, trace),) = explorer.step()
+    assert trace.stop is Stop.HORIZON
+    assert [turn.preference for turn in trace.turns] == ["war"]
+    assert [query.preference for query in retriever.queries] == ["war"]
 
 
 def test_the_policy_never_writes_beyond_the_limits() -> None:

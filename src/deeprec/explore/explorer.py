@@ -133,6 +133,8 @@ class Explorer:
             asked = query if segment.own else replace(query, trust=said)
             hits = self._retrieve([asked], items_of(config))[0]
             self._append(flight, flight.environment.answer_call(hits))
+            if flight.environment.stop is not None:  # the horizon
+                break
         self._flights[key] = flight
         self._new.append(flight)
         return key

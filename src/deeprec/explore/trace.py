@@ -101,6 +101,7 @@ class Trace:
 
     @property
     def well_formed(self) -> bool:
+        """Without a fault, answered or, at a horizon, unanswered."""
         return self.stop in (Stop.ANSWERED, Stop.HORIZON) and not self.faults
 
     @property

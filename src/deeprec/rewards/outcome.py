@@ -61,8 +61,9 @@ def foresight_reward(
     the words were worth, found or not. Not the paper's.
 
     Of explorations that find nothing, hit and rank can't tell a good preference from a bad one, and most find nothing.
-    A call is compared with the same history and no words. It never costs more than `least`, so that no fault comes
-    cheaper, and a malformed trace is paid nothing for good words, but loses by bad ones.
+    A call is compared with the same history and no words. It never costs more than `least`, so that, weighted as the
+    format is, no fault comes cheaper; and a malformed trace is paid nothing for good words, but loses by bad ones. One
+    good call is paid as much as several: pay for other calls beside it, or set a horizon.
     """
     if not trace.turns:
         return 0.0
