@@ -262,7 +262,7 @@ class TrainConfig(Section):
     tasks_per_step: int = Field(8, ge=1)
     samples: int = Field(8, ge=2, description="explorations of each task: a group")
     updates: int = Field(1, ge=1, description="optimiser steps a step")
-    rows: int = Field(1, ge=1, description="explorations in one forward and backward pass")
+    rows: int = Field(1, ge=1, description="explorations in one forward and backward pass; more suit a GPU")
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     whitening: Whitening = Field(

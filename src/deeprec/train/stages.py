@@ -22,7 +22,6 @@ from trl import GRPOConfig, GRPOTrainer
 from deeprec.config import ExploreConfig, StageConfig, TrainConfig
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.journal import Journal
-from deeprec.train.packing import pack
 from deeprec.train.processes import world_size
 from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.rollout import Rollout, reward_functions
@@ -61,8 +60,7 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     """Computes the logits of the policy's own tokens alone, and weighs what was worse than its group's mean.
 
     TRL computes those of the completion with what the environment wrote in it and, off CUDA, of the prompt too: nearly
-    half of the time of learning on a processor. On CUDA its kernel makes light of it, and is used. Of several
-    explorations in one pass, those of one prompt share it.
+    half of the time of learning on a processor. On CUDA its kernel makes light of it, and is used.
     """
 
     _own_BC: Tensor | None = None
@@ -98,22 +96,16 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
-        own_BC = self._own_BC.bool()
-        row = pack(input_ids, attention_mask.bool(), own_BC)
+        places_N = self._own_BC.any(0).nonzero()[:, 0]
+        wanted_N = places_N + input_ids.shape[1] - logits_to_keep
         with self.accelerator.autocast():
-            output = model(
-                row.tokens_1T,
-                attention_mask=row.seen_11TT,
-                position_ids=row.places_1T,
-                logits_to_keep=row.before_N,
-                use_cache=False,
-            )
-        logprobs_NV = (output.logits[0].float() / self.temperature).log_softmax(-1)
-        picked_N = logprobs_NV.gather(-1, input_ids[:, -logits_to_keep:][own_BC][:, None])[:, 0]
+            output = model(input_ids, attention_mask=attention_mask, logits_to_keep=wanted_N - 1, use_cache=False)
+        logprobs_BNV = (output.logits.float() / self.temperature).log_softmax(-1)
+        picked_BN = logprobs_BNV.gather(-1, input_ids[:, wanted_N, None])[..., 0]
         with torch.no_grad():
-            entropies_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-        zeros_BC = picked_N.new_zeros(own_BC.shape)
-        logps_BC, entropies_BC = (zeros_BC.masked_scatter(own_BC, each) for each in (picked_N, entropies_N))
+            entropies_BN = -(logprobs_BNV.exp() * logprobs_BNV).sum(-1)
+        zeros_BC = picked_BN.new_zeros(self._own_BC.shape)
+        logps_BC, entropies_BC = (zeros_BC.index_copy(1, places_N, each) for each in (picked_BN, entropies_BN))
         return logps_BC, entropies_BC, None
 
 
