@@ -160,7 +160,9 @@ def test_a_folder_is_not_a_file(tmp_path):
 
 def test_an_unknown_key_of_a_stage_is_named_with_its_siblings():
     stage = '{name = "a", share = 0.1, steps = 1, rewards = {hit = 1.0}, pace = 1}'
-    with pytest.raises(DeepRecError, match=r"'train.stages.0.pace' .*: horizon, learning_rate, name, rewards, share"):
+    with pytest.raises(
+        DeepRecError, match=r"'train.stages.0.pace' .*: horizon, learning_rate, name, rewards, share, steps"
+    ):
         load_config(None, [f"train.stages=[{stage}]"])
 
 

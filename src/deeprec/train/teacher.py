@@ -141,7 +141,7 @@ class Teacher(TextPolicy):
 
     def _latest(self, task: Task) -> list[str]:
         """Names of the latest items, the last one first, and the kind that the shown history has most of."""
-        shown = task.history[-self.config.history :]
+        shown = self._shown(task)
         names = dict.fromkeys(map(self._name, reversed(shown[-TITLES:])))
         return [*names, *themes(self.catalog, shown)[:1]]
 
@@ -152,7 +152,7 @@ class Teacher(TextPolicy):
         names = [name for name in self._alike(task, ahead) if name not in said]
         if names:
             return names[:_NAMES]
-        shown = task.history[-self.config.history :]
+        shown = self._shown(task)
         known = {phrase for item in shown for phrase in item_phrases(self.catalog, item)}
         for item in ahead:
             again = [phrase for phrase in item_phrases(self.catalog, item) if phrase in known and phrase not in said]
@@ -164,9 +164,13 @@ class Teacher(TextPolicy):
 
     def _alike(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
         """Names of the shown items that share words with what follows, the most alike first, of equals the latest."""
-        names = list(dict.fromkeys(map(self._name, reversed(task.history[-self.config.history :]))))
+        names = list(dict.fromkeys(map(self._name, reversed(self._shown(task)))))
         likeness_N = self._lexical.scores(names)[:, list(ahead)].toarray().max(axis=1)
         return [names[place] for place in np.argsort(-likeness_N, kind="stable") if likeness_N[place] > 0]
+
+    def _shown(self, task: Task) -> Sequence[ItemIdx]:
+        """What the prompt shows of the history."""
+        return task.history[-self.config.history :]
 
     def _name(self, item: ItemIdx) -> str:
         """Of an item: its title's first words, without the year; one phrase, as a preference is read."""
