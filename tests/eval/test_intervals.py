@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from deeprec.errors import DeepRecError
-from deeprec.eval.intervals import Interval, mean_interval, paired_interval, paired_on_users, ratio_interval
+from deeprec.eval.intervals import (
+    Interval,
+    extended_interval,
+    mean_interval,
+    paired_interval,
+    paired_on_users,
+    ratio_interval,
+)
 
 SETTINGS = {"confidence": 0.95, "resamples": 2000, "seed": 0}
 
@@ -110,6 +117,60 @@ def test_pairing_sees_a_small_steady_gain():
 def test_paired_refuses_different_shapes():
     with pytest.raises(ValueError, match="one shape"):
         paired_interval(np.zeros(3), np.zeros(4), **SETTINGS)
+
+
+def test_what_a_sample_says_of_all_by_hand():
+    """A control of two groups: in the sample ours has 0.6 and 0.2 there, and of all users a quarter is in the first."""
+    control_U = np.repeat([1.0, 0.0], [20, 60])
+    ours_U = np.full(80, math.nan)
+    ours_U[:10], ours_U[20:30] = 0.6, 0.2
+    found = extended_interval(ours_U, control_U[:, None], np.full(80, 0.2), **SETTINGS)
+    assert found.difference == pytest.approx(0.25 * 0.6 + 0.75 * 0.2 - 0.2)
+    assert found.ratio == pytest.approx(0.5)
+    assert (found.users, found.base) == (80, pytest.approx(0.2))
+    # What is left to chance is the share of the first group, Binomial(80, 1/4) / 80, times 0.4.
+    assert (found.high - found.low) / 0.4 == pytest.approx(2 * 1.96 * math.sqrt(0.25 * 0.75 / 80), rel=0.1)
+
+
+def test_who_does_as_a_control_does_is_known_of_all():
+    rng = np.random.default_rng(4)
+    base_U, control_U, other_U = rng.random((3, 300))
+    ours_U = np.where(np.arange(300) % 3 == 0, control_U, math.nan)
+    found = extended_interval(ours_U, np.column_stack([control_U, other_U]), base_U, **SETTINGS)
+    known = paired_interval(control_U, base_U, **SETTINGS)
+    assert found.difference == pytest.approx(known.difference)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=0.005)
+
+
+def test_an_extended_interval_covers_the_truth_and_is_shorter():
+    """Ours does as a control of 400 users does for two in three, on 100 of them."""
+    rng = np.random.default_rng(5)
+    settings = {"confidence": 0.9, "resamples": 200}
+    covered, widths, paired = 0, [], []
+    trials = 150
+    for trial in range(trials):
+        base_U = np.where(rng.random(400) < 0.2, rng.random(400), 0.0)
+        control_U = np.where(rng.random(400) < 0.25, rng.random(400), 0.0)
+        all_U = np.where(rng.random(400) < 0.67, control_U, base_U)
+        truth = 0.67 * (0.125 - 0.1)
+        ours_U = np.where(np.arange(400) < 100, all_U, math.nan)
+        found = extended_interval(ours_U, np.column_stack([base_U, control_U]), base_U, seed=trial, **settings)
+        covered += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+        direct = paired_interval(all_U[:100], base_U[:100], seed=trial, **settings)
+        paired.append(direct.high - direct.low)
+    assert covered / trials == pytest.approx(0.9, abs=0.075)  # three errors of 150 trials
+    assert np.mean(widths) < 0.8 * np.mean(paired)
+
+
+def test_extending_refuses_what_is_not_known():
+    known_U = np.array([1.0, math.nan])
+    with pytest.raises(ValueError, match="nowhere"):
+        extended_interval(np.full(2, math.nan), np.zeros((2, 1)), np.zeros(2), **SETTINGS)
+    with pytest.raises(ValueError, match="not known"):
+        extended_interval(known_U, known_U[:, None], np.zeros(2), **SETTINGS)
+    with pytest.raises(ValueError, match="same users"):
+        extended_interval(known_U, np.zeros((3, 1)), np.zeros(2), **SETTINGS)
 
 
 def test_memory_is_bounded():

@@ -71,6 +71,20 @@ def test_a_comparison_is_on_common_seeds():
     assert ours.against(theirs.on(frozenset({0})), "NDCG@10") is None
 
 
+def test_a_sample_is_extended_by_what_controls_have_on_all():
+    """Ours has what the control has, on 40 of 80 users; the control is right for half of all, the base for none."""
+    base, control = outcome(part([-1] * 80)), outcome(part([0, -1] * 40))
+    ours = outcome(part([0, -1] * 20, users=[f"u{u}" for u in range(40)]))
+    change = ours.extended(base, [control], "NDCG@10")
+    assert (change.difference, change.users) == (pytest.approx(0.5), 80)
+    assert control.extended(base, [control], "NDCG@10") is None  # ran on all
+    assert ours.extended(base, [control, control], "NDCG@10") is None  # 60 users, for two controls
+    assert ours.extended(base, [ours], "NDCG@10") is None  # not known of all
+    assert ours.extended(base, [outcome(part([0] * 80), part([0] * 80))], "NDCG@10") is None  # other seeds
+    strangers = outcome(part([0] * 40, users=[f"v{u}" for u in range(40)]))
+    assert strangers.extended(base, [control], "NDCG@10") is None
+
+
 def test_what_was_answered_is_told_apart_from_what_was_served():
     served = outcome(
         part([0, 1], explorations=explored(answered=(0, -1))), part([0, 1], explorations=explored((-1, 0)))

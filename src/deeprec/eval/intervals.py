@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from deeprec.errors import DeepRecError
-from deeprec.eval.metrics import Floats
+from deeprec.eval.metrics import Floats, Ints
 
 _BATCH_VALUES = 2**21  # resampled values in memory at once: 16 MiB, and as much again for their indices
 
@@ -91,6 +91,43 @@ def paired_interval(
     base = float(np.mean(theirs_U))
     ratio = change.mean / base if base else math.nan
     return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U), base)
+
+
+def extended_interval(
+    ours_U: Floats, controls_UK: Floats, base_U: Floats, *, confidence: float, resamples: int, seed: int
+) -> PairedInterval:
+    """How much better ours would be than a base on all users, where ours ran on a random sample of them alone.
+
+    The regression estimator of survey sampling (Cochran, Sampling Techniques, 1977, chapter 7): ours is regressed on
+    the controls in the sample, and the regression's mean over all users stands for that of ours. The more ours does as
+    some control does, the shorter the interval; controls of no use lengthen it by little where users are many. Users
+    are resampled with what is known of them, and the regression is fitted anew each time.
+
+    Args:
+        ours_U: nan where ours did not run.
+        controls_UK: what K other systems have on all users.
+
+    Raises:
+        ValueError: the users differ, ours ran nowhere, or a value that must be known is not finite.
+    """
+    if not (len(ours_U) == len(controls_UK) == len(base_U)) or controls_UK.ndim != 2:
+        raise ValueError(f"not of the same users: {ours_U.shape}, {controls_UK.shape} and {base_U.shape}")
+    if np.isnan(ours_U).all() or not (np.isfinite(controls_UK).all() and np.isfinite(base_U).all()):
+        raise ValueError("ours ran nowhere, or a control or the base is not known of all users")
+    terms_UK = np.column_stack([np.ones(len(ours_U)), controls_UK])
+
+    def difference(drawn_U: Ints) -> float:
+        ran_S = drawn_U[~np.isnan(ours_U[drawn_U])]
+        # With a constant among the terms the residuals have a mean of 0.
+        weights_K = np.linalg.lstsq(terms_UK[ran_S], ours_U[ran_S], rcond=None)[0]
+        return float(terms_UK[drawn_U].mean(axis=0) @ weights_K - base_U[drawn_U].mean())
+
+    everyone_U, rng = np.arange(len(ours_U)), np.random.default_rng(seed)
+    drawn = [difference(rng.choice(everyone_U, len(everyone_U))) for _ in range(resamples)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    base, found = float(base_U.mean()), difference(everyone_U)
+    return PairedInterval(found, float(low), float(high), found / base if base else math.nan, len(ours_U), base)
 
 
 def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:

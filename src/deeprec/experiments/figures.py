@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprec.eval.intervals import Interval, PairedInterval, mean_interval, paired_interval
+from deeprec.eval.intervals import Interval, PairedInterval, extended_interval, mean_interval, paired_interval
 from deeprec.eval.metrics import Floats, Ints, ndcg_at, per_user
 from deeprec.experiments.parts import Explorations, Part, Population
 
@@ -72,6 +72,19 @@ class Outcome:
             return None
         ours_U, theirs_U = np.array(pairs).T
         return paired_interval(ours_U, theirs_U, **self.bootstrap)
+
+    def extended(self, base: Outcome, controls: Sequence[Outcome], metric: str) -> PairedInterval | None:
+        """Ours less the base's on all of its users, by what the controls have there (`extended_interval`).
+
+        None where ours ran on all of them, or on fewer than 30 a control, or where users or seeds differ.
+        """
+        known = dict(zip(self.users, self.metrics[metric].tolist(), strict=True))
+        alike = all(each.users == base.users and each.seeds == self.seeds for each in (base, *controls))
+        if not alike or not 30 * len(controls) <= len(known) < len(base.users) or not known.keys() <= set(base.users):
+            return None
+        ours_U = np.array([known.get(user, np.nan) for user in base.users])
+        controls_UK = np.column_stack([each.metrics[metric] for each in controls])
+        return extended_interval(ours_U, controls_UK, base.metrics[metric], **self.bootstrap)
 
     @property
     def seconds_per_user(self) -> float | None:

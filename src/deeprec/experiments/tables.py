@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from deeprec.config import EvalConfig
-from deeprec.eval.intervals import mean_interval
+from deeprec.eval.intervals import PairedInterval, mean_interval
 from deeprec.eval.report import interval_text, markdown_table, share_text
 from deeprec.experiments.figures import Outcome, by_link, by_turn, common_users, reach, thirds
 from deeprec.experiments.parts import Part, Population, load_part, load_population, part_file, population_file
@@ -137,17 +137,37 @@ class SetReport:
             )
             said[verdict].append(outcome.name)
         by_name = {outcome.name: outcome for outcome in self.outcomes}
-        pairs = [
-            (by_name[system.name], by_name[other])
+        compared = [
+            (by_name[system.name], [by_name[other] for other in system.against if other in by_name])
             for system in self.plan.systems
-            for other in system.against
-            if system.name in by_name and other in by_name
+            if system.name in by_name
         ]
-        return [
-            f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
-            for verdict, names in said.items()
-            if names
-        ] + [f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}." for ours, theirs in pairs]
+        return (
+            [
+                f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
+                for verdict, names in said.items()
+                if names
+            ]
+            + [
+                f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}."
+                for ours, all_ in compared
+                for theirs in all_
+            ]
+            + [line for ours, all_ in compared if (line := self._extended(ours, all_))]
+        )
+
+    def _extended(self, outcome: Outcome, others: Sequence[Outcome]) -> str:
+        """What a system on a sample would have on all users; empty where it ran on all, or on too few."""
+        users = self.baseline.users
+        controls = [self.baseline, *(each for each in others if each.users == users and each is not self.baseline)]
+        change = outcome.extended(self.baseline, controls, self.headline)
+        if change is None:
+            return ""
+        names = "; ".join(control.name for control in controls)
+        return (
+            f"- {outcome.name} to {self.plan.baseline} on all {len(users):,} users, estimated from its "
+            f"{len(outcome.users):,} by regression on what these have on all: {names}: {_change_text(change)}."
+        )
 
     def explorers(self) -> list[str]:
         """How language models and scripts ran; empty without any."""
@@ -246,10 +266,14 @@ class SetReport:
         change = outcome.against(other, self.headline)
         if change is None:
             return "no common users"
-        if math.isnan(change.low):
-            return f"{change.difference:+.4f}"
-        shares = [
-            f"{100 * value / change.base:+.1f}" for value in (change.difference, change.low, change.high) if change.base
-        ]
-        ratio = f" ({shares[0]} % [{shares[1]}, {shares[2]}])" if shares else ""
-        return f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}]{ratio}"
+        return _change_text(change)
+
+
+def _change_text(change: PairedInterval) -> str:
+    if math.isnan(change.low):
+        return f"{change.difference:+.4f}"
+    shares = [
+        f"{100 * value / change.base:+.1f}" for value in (change.difference, change.low, change.high) if change.base
+    ]
+    ratio = f" ({shares[0]} % [{shares[1]}, {shares[2]}])" if shares else ""
+    return f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}]{ratio}"
