@@ -49,6 +49,7 @@ SYSTEMS = (
     "SASRec with item text",
     "TRM alone",
     "TRM, themes of the history as preference",
+    "TRM, titles of the last three as preference",
     "scripted explorer",
     "language model, titles from memory",
     "language model, one-shot rerank of 20",
