@@ -164,13 +164,13 @@ def test_an_extended_interval_covers_the_truth_and_is_shorter():
 
 
 def test_extending_refuses_what_is_not_known():
-    known_U = np.array([1.0, math.nan])
-    with pytest.raises(ValueError, match="nowhere"):
-        extended_interval(np.full(2, math.nan), np.zeros((2, 1)), np.zeros(2), **SETTINGS)
+    known_U = np.array([1.0, 0.0, 1.0, math.nan])
+    with pytest.raises(ValueError, match="too few"):
+        extended_interval(np.array([1.0, 1.0, math.nan]), np.zeros((3, 1)), np.zeros(3), **SETTINGS)
     with pytest.raises(ValueError, match="not known"):
-        extended_interval(known_U, known_U[:, None], np.zeros(2), **SETTINGS)
+        extended_interval(known_U, known_U[:, None], np.zeros(4), **SETTINGS)
     with pytest.raises(ValueError, match="same users"):
-        extended_interval(known_U, np.zeros((3, 1)), np.zeros(2), **SETTINGS)
+        extended_interval(known_U, np.zeros((3, 1)), np.zeros(4), **SETTINGS)
 
 
 def test_memory_is_bounded():

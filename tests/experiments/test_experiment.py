@@ -62,7 +62,8 @@ kind = "recent"
 [[systems]]
 name = "script, one call"
 kind = "script"
-users = 30
+users = 50
+against = ["mine", "TRM alone"]
 config.explore.max_calls = 1
 
 [[systems]]
@@ -113,7 +114,7 @@ def test_every_part_is_made_once_and_reported(experiment, site):  # noqa: F811
     found = parts(folder)
     assert all(part is not None for part in found.values())
     assert {len(part.users) for (name, _), part in found.items() if name != "script, one call"} == {60}
-    assert len(found["script, one call", 0].users) == 30
+    assert len(found["script, one call", 0].users) == 50
     before = test_cli.files(folder / "parts")
     again = site("experiment", "run", plan, "--out", folder)
     assert again.out.count("done before") == 18
@@ -134,10 +135,11 @@ def test_the_tables_hold_what_the_parts_say(experiment):
     assert re.search(r"- mine to script: \+0\.\d{4} \[\+0\.\d{4}, \+0\.\d{4}\] \(", text)
     assert "- mine to script, one call: +" in text
     assert re.search(
-        r"- script, one call to TRM alone on all 60 users, estimated from its 30 by regression on what these have on "
-        r"all: TRM alone: [+-]0\.\d{4} \[",
+        r"- script, one call to TRM alone on all 60 users, estimated from its 50 by regression on what these have on "
+        r"all: TRM alone; mine: [+-]0\.\d{4} \[",
         text,
     )
+    assert "mine to TRM alone on all" not in text
     assert re.search(r"- EASE: regularisation \d+ of 20, 50, 200, 500, 1000, by validation NDCG@10\.", text)
 
 

@@ -72,17 +72,32 @@ def test_a_comparison_is_on_common_seeds():
 
 
 def test_a_sample_is_extended_by_what_controls_have_on_all():
-    """Ours has what the control has, on 40 of 80 users; the control is right for half of all, the base for none."""
-    base, control = outcome(part([-1] * 80)), outcome(part([0, -1] * 40))
-    ours = outcome(part([0, -1] * 20, users=[f"u{u}" for u in range(40)]))
+    """Ours has what the control has, on 40 of 80 users in an order of its own; the control is right for half of all,
+    the base for a quarter."""
+    base, control = outcome(part([0, -1, -1, -1] * 20)), outcome(part([-1, 0] * 40))
+    chosen = [(7 * place) % 80 for place in range(40)]
+    users = [f"u{u}" for u in chosen]
+    ours = outcome(part([-1 if u % 2 == 0 else 0 for u in chosen], users=users))
     change = ours.extended(base, [control], "NDCG@10")
-    assert (change.difference, change.users) == (pytest.approx(0.5), 80)
+    assert (change.difference, change.users, change.base) == (pytest.approx(0.25), 80, 0.25)
     assert control.extended(base, [control], "NDCG@10") is None  # ran on all
-    assert ours.extended(base, [control, control], "NDCG@10") is None  # 60 users, for two controls
     assert ours.extended(base, [ours], "NDCG@10") is None  # not known of all
     assert ours.extended(base, [outcome(part([0] * 80), part([0] * 80))], "NDCG@10") is None  # other seeds
     strangers = outcome(part([0] * 40, users=[f"v{u}" for u in range(40)]))
     assert strangers.extended(base, [control], "NDCG@10") is None
+
+
+def test_what_tells_nothing_apart_is_not_extended():
+    base, control = outcome(part([0, -1] * 40)), outcome(part([-1, 0] * 40))
+    users = [f"u{u}" for u in range(40)]
+    missing = outcome(part([-1] * 40, users=users))
+    as_base = outcome(part([0, -1] * 20, users=users))
+    hardly = outcome(part([-1, 0] * 4 + [1, -1] + [0, -1] * 15, users=users))
+    enough = outcome(part([-1, 0] * 5 + [0, -1] * 15, users=users))
+    told = [each.extended(base, [control], "NDCG@10") for each in (missing, as_base, hardly, enough)]
+    assert [change is not None for change in told] == [False, False, False, True]
+    twin = outcome(part([0, -1] * 39 + [-1, 0]))
+    assert enough.extended(base, [twin], "NDCG@10") is None  # a control that is the base in the sample
 
 
 def test_what_was_answered_is_told_apart_from_what_was_served():

@@ -99,21 +99,26 @@ def extended_interval(
     """How much better ours would be than a base on all users, where ours ran on a random sample of them alone.
 
     The regression estimator of survey sampling (Cochran, Sampling Techniques, 1977, chapter 7): ours is regressed on
-    the controls in the sample, and the regression's mean over all users stands for that of ours. The more ours does as
-    some control does, the shorter the interval; controls of no use lengthen it by little where users are many. Users
-    are resampled with what is known of them, and the regression is fitted anew each time.
+    the controls in the sample, and the regression's mean over all users stands for that of ours; its bias falls with
+    the sample's size. The more ours does as some control does, the shorter the interval. Users are resampled with what
+    is known of them, so that it speaks of users like these, and the regression is fitted anew each time.
 
     Args:
         ours_U: nan where ours did not run.
         controls_UK: what K other systems have on all users.
 
+    Returns:
+        With `users` all of them.
+
     Raises:
-        ValueError: the users differ, ours ran nowhere, or a value that must be known is not finite.
+        ValueError: the users differ, ours ran on fewer than K + 2, or a value that must be known is not finite.
     """
     if not (len(ours_U) == len(controls_UK) == len(base_U)) or controls_UK.ndim != 2:
         raise ValueError(f"not of the same users: {ours_U.shape}, {controls_UK.shape} and {base_U.shape}")
-    if np.isnan(ours_U).all() or not (np.isfinite(controls_UK).all() and np.isfinite(base_U).all()):
-        raise ValueError("ours ran nowhere, or a control or the base is not known of all users")
+    if (~np.isnan(ours_U)).sum() < controls_UK.shape[1] + 2:
+        raise ValueError("ours ran on too few users")
+    if not (np.isfinite(controls_UK).all() and np.isfinite(base_U).all()):
+        raise ValueError("a control or the base is not known of all users")
     terms_UK = np.column_stack([np.ones(len(ours_U)), controls_UK])
 
     def difference(drawn_U: Ints) -> float:
@@ -122,12 +127,12 @@ def extended_interval(
         weights_K = np.linalg.lstsq(terms_UK[ran_S], ours_U[ran_S], rcond=None)[0]
         return float(terms_UK[drawn_U].mean(axis=0) @ weights_K - base_U[drawn_U].mean())
 
-    everyone_U, rng = np.arange(len(ours_U)), np.random.default_rng(seed)
-    drawn = [difference(rng.choice(everyone_U, len(everyone_U))) for _ in range(resamples)]
+    rng, users = np.random.default_rng(seed), len(ours_U)
+    drawn = [difference(rng.integers(0, users, users)) for _ in range(resamples)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    base, found = float(base_U.mean()), difference(everyone_U)
-    return PairedInterval(found, float(low), float(high), found / base if base else math.nan, len(ours_U), base)
+    base, found = float(base_U.mean()), difference(np.arange(users))
+    return PairedInterval(found, float(low), float(high), found / base if base else math.nan, users, base)
 
 
 def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:

@@ -15,6 +15,8 @@ from deeprec.experiments.parts import Explorations, Part, Population
 
 Bootstrap = dict[str, Any]
 """`confidence`, `resamples` and `seed` of the intervals."""
+ENOUGH = 10
+"""Users of a sample that tell two systems apart: fewer say nothing of all users."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,24 @@ class Outcome:
         ours_U, theirs_U = np.array(pairs).T
         return paired_interval(ours_U, theirs_U, **self.bootstrap)
 
-    def extended(self, base: Outcome, controls: Sequence[Outcome], metric: str) -> PairedInterval | None:
-        """Ours less the base's on all of its users, by what the controls have there (`extended_interval`).
+    def extended(self, base: Outcome, others: Sequence[Outcome], metric: str) -> PairedInterval | None:
+        """Ours less the base's on all of its users, by what it and others have there (`extended_interval`).
 
-        None where ours ran on all of them, or on fewer than 30 a control, or where users or seeds differ.
+        None where ours ran on all of them, or on too few to tell: `ENOUGH` of its users must have more than 0, and as
+        many must have something else from ours and from each of the others than from the base. None where users or
+        seeds differ, too.
         """
         known = dict(zip(self.users, self.metrics[metric].tolist(), strict=True))
-        alike = all(each.users == base.users and each.seeds == self.seeds for each in (base, *controls))
-        if not alike or not 30 * len(controls) <= len(known) < len(base.users) or not known.keys() <= set(base.users):
+        alike = all(each.users == base.users and each.seeds == self.seeds for each in (base, *others))
+        if not alike or len(known) >= len(base.users) or not known.keys() <= set(base.users):
             return None
         ours_U = np.array([known.get(user, np.nan) for user in base.users])
-        controls_UK = np.column_stack([each.metrics[metric] for each in controls])
-        return extended_interval(ours_U, controls_UK, base.metrics[metric], **self.bootstrap)
+        base_U, *others_U = (each.metrics[metric] for each in (base, *others))
+        ran_U = ~np.isnan(ours_U)
+        tellings = [ours_U > 0, *(each_U != base_U for each_U in (ours_U, *others_U))]
+        if min(int((telling_U & ran_U).sum()) for telling_U in tellings) < ENOUGH:
+            return None
+        return extended_interval(ours_U, np.column_stack([base_U, *others_U]), base_U, **self.bootstrap)
 
     @property
     def seconds_per_user(self) -> float | None:

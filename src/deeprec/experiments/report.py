@@ -54,9 +54,10 @@ def _preface(plan: Plan, sets: Sequence[SetReport]) -> list[str]:
         f"Full ranking of the catalogue, the history excluded. Brackets hold "
         f"{100 * config.confidence:g} % intervals (percentile bootstrap over users, {config.bootstrap} resamples, seed "
         f"{config.seed}), not corrected for the number of comparisons; values are means over seeds first. Differences "
-        f"to {plan.baseline} are paired, on the users that both ran on; a system with fewer users ran on a sample, "
-        "and its means are not comparable with those of all. A language model's ranking is the one served: places that "
-        "its answer leaves empty are filled by what was retrieved (by the candidates, where it was to rank these), and "
+        f"to {plan.baseline} are paired, on the users that both ran on, unless said to be estimated; a system with "
+        "fewer users ran on a sample, and its means are not comparable with those of all. A language model's ranking "
+        "is the one served: places that its answer leaves empty are filled by what was retrieved (by the candidates, "
+        "where it was to rank these), and "
         "the column fallback says how often that happened; titles from memory are not filled up. As answered, one "
         "that failed is a miss.",
         "",

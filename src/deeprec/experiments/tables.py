@@ -156,14 +156,17 @@ class SetReport:
             + [line for ours, all_ in compared if (line := self._extended(ours, all_))]
         )
 
-    def _extended(self, outcome: Outcome, others: Sequence[Outcome]) -> str:
+    def _extended(self, outcome: Outcome, named: Sequence[Outcome]) -> str:
         """What a system on a sample would have on all users; empty where it ran on all, or on too few."""
         users = self.baseline.users
-        controls = [self.baseline, *(each for each in others if each.users == users and each is not self.baseline)]
-        change = outcome.extended(self.baseline, controls, self.headline)
+        if len(users) < len(self.population.users):
+            return ""
+        others = [each for each in named if (each.users, each.seeds) == (users, outcome.seeds)]
+        others = [each for each in others if each is not self.baseline]
+        change = outcome.extended(self.baseline, others, self.headline)
         if change is None:
             return ""
-        names = "; ".join(control.name for control in controls)
+        names = "; ".join(each.name for each in (self.baseline, *others))
         return (
             f"- {outcome.name} to {self.plan.baseline} on all {len(users):,} users, estimated from its "
             f"{len(outcome.users):,} by regression on what these have on all: {names}: {_change_text(change)}."
