@@ -57,9 +57,8 @@ def _preface(plan: Plan, sets: Sequence[SetReport]) -> list[str]:
         f"to {plan.baseline} are paired, on the users that both ran on, unless said to be estimated; a system with "
         "fewer users ran on a sample, and its means are not comparable with those of all. A language model's ranking "
         "is the one served: places that its answer leaves empty are filled by what was retrieved (by the candidates, "
-        "where it was to rank these), and "
-        "the column fallback says how often that happened; titles from memory are not filled up. As answered, one "
-        "that failed is a miss.",
+        "where it was to rank these), and the column fallback says how often that happened; titles from memory are "
+        "not filled up. As answered, one that failed is a miss.",
         "",
         f"- machines: {'; '.join(sorted({each['hardware'] for each in made}))}",
         f"- dates: {dates[0]} to {dates[-1]}",

@@ -142,27 +142,26 @@ class SetReport:
             for system in self.plan.systems
             if system.name in by_name
         ]
-        return (
-            [
-                f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
-                for verdict, names in said.items()
-                if names
-            ]
-            + [
-                f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}."
-                for ours, all_ in compared
-                for theirs in all_
-            ]
-            + [line for ours, all_ in compared if (line := self._extended(ours, all_))]
-        )
+        lines = [
+            f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
+            for verdict, names in said.items()
+            if names
+        ]
+        lines += [
+            f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}."
+            for ours, named in compared
+            for theirs in named
+        ]
+        return lines + [line for ours, named in compared if (line := self._extended(ours, named))]
 
     def _extended(self, outcome: Outcome, named: Sequence[Outcome]) -> str:
-        """What a system on a sample would have on all users; empty where it ran on all, or on too few."""
+        """How a system on a sample would differ from the baseline on all users; empty where that can't be told."""
         users = self.baseline.users
         if len(users) < len(self.population.users):
             return ""
-        others = [each for each in named if (each.users, each.seeds) == (users, outcome.seeds)]
-        others = [each for each in others if each is not self.baseline]
+        others = [
+            each for each in named if each is not self.baseline and (each.users, each.seeds) == (users, outcome.seeds)
+        ]
         change = outcome.extended(self.baseline, others, self.headline)
         if change is None:
             return ""
