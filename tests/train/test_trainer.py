@@ -395,17 +395,25 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
     expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
     expected = np.where(expected < 0, negative * expected, expected)
     np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-4)
-    # Scoring the policy's own tokens alone teaches what TRL teaches by scoring all.
+    # Scoring the policy's own tokens alone, and no padding, teaches what TRL teaches by scoring all.
     trainer.current_gradient_accumulation_steps = 1
-    learned = []
-    for compute_loss in (OwnTokensTrainer._compute_loss, GRPOTrainer._compute_loss):
-        trainer.model.zero_grad()
-        compute_loss(trainer, trainer.model, batch).backward()
-        gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
-        learned.append((gradient, trainer._metrics["train"]["entropy"].pop()))
-    assert learned[0][0].abs().max() > 1e-4
-    torch.testing.assert_close(learned[0][0], learned[1][0], atol=1e-6, rtol=1e-3)
-    assert learned[0][1] == pytest.approx(learned[1][1], rel=1e-3)
+    shortest = int(batch["completion_mask"].sum(1).argmin())
+    for first, last in ((0, 4), (shortest, shortest + 1)):
+        part = {name: value[first:last] if getattr(value, "ndim", 0) else value for name, value in batch.items()}
+        learned, places = [], []
+        hook = trainer.model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, args, places=places: places.append(args[0].numel())
+        )
+        for compute_loss in (OwnTokensTrainer._compute_loss, GRPOTrainer._compute_loss):
+            trainer.model.zero_grad()
+            compute_loss(trainer, trainer.model, part).backward()
+            gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
+            learned.append((gradient, trainer._metrics["train"]["entropy"].pop()))
+        hook.remove()
+        assert learned[0][0].abs().max() > 1e-3
+        torch.testing.assert_close(learned[0][0], learned[1][0], atol=5e-6, rtol=1e-3)
+        assert learned[0][1] == pytest.approx(learned[1][1], rel=1e-3)
+    assert places[0] == part["prompt_mask"].sum() + part["completion_mask"].sum() < places[1]
 
 
 def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, tmp_path: Path) -> None:

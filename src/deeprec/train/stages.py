@@ -80,6 +80,7 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         return scored
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        inputs = trimmed(inputs)
         self._own_BC = inputs["completion_mask"] * inputs["tool_mask"]
         if (old_BC := inputs.get("old_per_token_logps")) is not None:  # no ratio where nothing is scored anew
             inputs = inputs | {"old_per_token_logps": old_BC * self._own_BC}
@@ -107,6 +108,23 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
         zeros_BC = picked_BN.new_zeros(self._own_BC.shape)
         logps_BC, entropies_BC = (zeros_BC.index_copy(1, places_N, each) for each in (picked_BN, entropies_BN))
         return logps_BC, entropies_BC, None
+
+
+def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
+    """Without the columns in which no row has a token: TRL pads all passes to the longest exploration of the step.
+
+    A single row then needs no mask either, and attends the faster for it.
+    """
+    start = int(batch["prompt_mask"].any(0).int().argmax())  # padded on the left
+    end = int(batch["completion_mask"].any(0).sum())  # and on the right
+    width = batch["completion_mask"].shape[1]
+
+    def cut(name: str, value: Any) -> Any:
+        if name in ("prompt_ids", "prompt_mask"):
+            return value[:, start:]
+        return value[:, :end] if isinstance(value, Tensor) and value.shape[1:] == (width,) else value
+
+    return {name: cut(name, value) for name, value in batch.items()}
 
 
 def order_of(tasks: Sequence[str], stage: StageConfig, config: TrainConfig) -> list[str]:
