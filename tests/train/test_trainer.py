@@ -413,7 +413,8 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
         assert learned[0][0].abs().max() > 1e-3
         torch.testing.assert_close(learned[0][0], learned[1][0], atol=5e-6, rtol=1e-3)
         assert learned[0][1] == pytest.approx(learned[1][1], rel=1e-3)
-    assert places[0] == part["prompt_mask"].sum() + part["completion_mask"].sum() < places[1]
+    own = (part["completion_mask"] * part["tool_mask"])[0].nonzero()
+    assert places[0] == part["prompt_mask"].sum() + own.max() + 1 < places[1]
 
 
 def test_groups_of_equal_rewards_give_way_to_other_tasks(rehearsal: Rehearsal, tmp_path: Path) -> None:

@@ -111,13 +111,14 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
 
 
 def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
-    """Without the columns in which no row has a token: TRL pads all passes to the longest exploration of the step.
+    """Without the columns before the first token of any row and after the last of the policy's own.
 
-    A single row then needs no mask either, and attends the faster for it.
+    TRL pads all passes to the longest exploration of the step. A single row then needs no mask, and attends faster.
     """
-    start = int(batch["prompt_mask"].any(0).int().argmax())  # padded on the left
-    end = int(batch["completion_mask"].any(0).sum())  # and on the right
-    width = batch["completion_mask"].shape[1]
+    own_BC = batch["completion_mask"] * batch["tool_mask"]
+    start = int(batch["prompt_mask"].any(0).int().argmax())
+    end = 1 + int(own_BC.any(0).nonzero().max()) if own_BC.any() else 1
+    width = own_BC.shape[1]
 
     def cut(name: str, value: Any) -> Any:
         if name in ("prompt_ids", "prompt_mask"):
