@@ -66,9 +66,7 @@ def main() -> None:
         return trm.ranks(queries, targets)
 
     said = {
-        f"title of the last {n}" if n == 1 else f"titles of the last {n}": [
-            "; ".join(recent_titles(dataset.catalog, task.history[-n:])) for task in tasks
-        ]
+        f"titles of the last {n}": ["; ".join(recent_titles(dataset.catalog, task.history[-n:])) for task in tasks]
         for n in (1, 3)
     }
     silent = [0.0] * len(said)

@@ -411,7 +411,7 @@ def test_what_is_trained_on_is_what_was_sampled(rehearsal: Rehearsal, tmp_path: 
             learned.append((gradient, trainer._metrics["train"]["entropy"].pop()))
         hook.remove()
         assert learned[0][0].abs().max() > 1e-3
-        torch.testing.assert_close(learned[0][0], learned[1][0], atol=5e-6, rtol=1e-3)
+        torch.testing.assert_close(learned[0][0], learned[1][0], atol=1e-6 if last - first > 1 else 5e-6, rtol=1e-3)
         assert learned[0][1] == pytest.approx(learned[1][1], rel=1e-3)
     own = (part["completion_mask"] * part["tool_mask"])[0].nonzero()
     assert places[0] == part["prompt_mask"].sum() + own.max() + 1 < places[1]

@@ -115,10 +115,10 @@ def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
 
     TRL pads all passes to the longest exploration of the step. A single row then needs no mask, and attends faster.
     """
-    own_BC = batch["completion_mask"] * batch["tool_mask"]
+    own_C = (batch["completion_mask"] * batch["tool_mask"]).any(0)
     start = int(batch["prompt_mask"].any(0).int().argmax())
-    end = 1 + int(own_BC.any(0).nonzero().max()) if own_BC.any() else 1
-    width = own_BC.shape[1]
+    end = max([0, *own_C.nonzero()[:, 0].tolist()]) + 1
+    width = len(own_C)
 
     def cut(name: str, value: Any) -> Any:
         if name in ("prompt_ids", "prompt_mask"):
