@@ -23,7 +23,7 @@ from deeprec.policies.tokens import SHIPPED, write_habits
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--trust", type=float, help="to explore with, where it is another than in training")
+    parser.add_argument("--trust", type=float, help="to explore with; default: what the catalogue's TRM found best")
     args = parser.parse_args()
     settings = json.loads((args.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     folder = SHIPPED / settings["base_model_name_or_path"]
@@ -32,8 +32,7 @@ def main() -> None:
     config = load_config(args.adapter.parent / "config.toml")
     train = config.train.model_copy(update={"adapter": None})  # its path means nothing elsewhere
     (folder / "training.toml").write_text(dump_config(config.model_copy(update={"train": train})), encoding="utf-8")
-    explore = config.explore
-    write_habits(folder, explore if args.trust is None else explore.model_copy(update={"trust": args.trust}))
+    write_habits(folder, config.explore.model_copy(update={"trust": args.trust}))
     weights = load_file(args.adapter / "adapter_model.safetensors")
     small = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     save_file(small, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -165,7 +165,8 @@ class ExploreConfig(Section):
         None,
         ge=0,
         le=1,
-        description=f"how far the TRM believes a preference; default: what comes with the adapter, else {TRUST}",
+        description="how far the TRM believes a preference; default: what comes with the adapter, else what the TRM "
+        f"found best on its catalogue; {TRUST} for what people say",
     )
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -179,7 +180,7 @@ def guidance_of(explore: ExploreConfig) -> Guidance:
 
 
 def trust_of(explore: ExploreConfig) -> float:
-    """How far a preference is believed where no policy says otherwise."""
+    """How far a preference is believed where no policy or retriever says otherwise, as those of people."""
     return TRUST if explore.trust is None else explore.trust
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeprec import assets
+from deeprec.config import trust_of
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset, Split, Task
 from deeprec.errors import DeepRecError
@@ -134,8 +136,11 @@ def show_game(bench: Workbench, dataset: Dataset, trm: TRM, task: Task) -> None:
     human = HumanWriter(
         console.input, lambda line: console.print(line, markup=False), size, bench.config.explore.max_calls
     )
+    # A person knows what to ask for.
+    own = bench.config.explore.model_copy(update={"trust": trust_of(bench.config.explore)})
+    asked = replace(bench, config=bench.config.model_copy(update={"explore": own}))
     try:
-        show_exploration(bench, dataset, trm, TextPolicy(human), task)
+        show_exploration(asked, dataset, trm, TextPolicy(human), task)
     except EOFError:
         console.print("\nThe input ended: nothing was ranked.")
         return

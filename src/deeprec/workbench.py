@@ -107,7 +107,7 @@ class Workbench:
         best = max(curve, key=lambda epoch: epoch.ndcg)
         self.console.print(
             f"TRM: best validation NDCG@10 {best.ndcg:.4f} in epoch {best.epoch} of {len(curve)}, "
-            f"{sum(epoch.seconds for epoch in curve):.0f} s of training"
+            f"{sum(epoch.seconds for epoch in curve):.0f} s of training; a guess is believed to {trm.trust}"
         )
         return trm, run.path
 

@@ -65,6 +65,7 @@ kind = "script"
 users = 50
 against = ["mine", "TRM alone"]
 config.explore.max_calls = 1
+config.explore.trust = 0.75
 
 [[systems]]
 name = "script"
@@ -140,6 +141,9 @@ def test_the_tables_hold_what_the_parts_say(experiment):
         text,
     )
     assert "mine to TRM alone on all" not in text
+    for name in ("themes", "recent", "script", "fused"):
+        assert re.search(rf"- {name}: preferences are believed to 0\.\d+", text)
+    assert "- script, one call: preferences" not in text
     assert re.search(r"- EASE: regularisation \d+ of 20, 50, 200, 500, 1000, by validation NDCG@10\.", text)
 
 

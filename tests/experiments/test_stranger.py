@@ -93,7 +93,7 @@ def test_two_files_become_a_trained_trm_a_trained_policy_and_the_whole_table(fil
     assert "Not finished" not in text
     assert re.search(
         r"- language model, trained on this set: its training came to warm-start 1 of 2 steps, "
-        r"cold-start 0 of 30 steps, recommendation 0 of 20 steps; \d+\.\d minutes\.",
+        r"cold-start 0 of 30 steps, recommendation 0 of 20 steps; \d+\.\d minutes; preferences are believed to 0\.",
         text,
     )
     assert "- language model, trained on this set to language model, explorer: " in text
@@ -132,7 +132,7 @@ def test_the_real_model_learns_from_the_two_files(films):
     assert result.code == 0, result.err
     text = (films / "real" / "experiment-comparison-seen" / "report.md").read_text()
     assert rows(text) == SYSTEMS
-    came = re.search(r"its training came to warm-start (\d+) of \d+ steps, .*; (\d+\.\d) minutes\.", text)
+    came = re.search(r"its training came to warm-start (\d+) of \d+ steps, .*; (\d+\.\d) minutes; ", text)
     assert int(came[1]) >= 1
     assert float(came[2]) >= 3
     ran = text.partition("### How the explorers ran")[2].partition("\n###")[0]
@@ -153,7 +153,7 @@ def test_without_a_time_nothing_is_trained_but_the_trm(tmp_path):
     assert tuple(system.name for system in timed.systems) == SYSTEMS
     trained = timed.training_of(timed.sets[0], timed.systems[-1], 0)
     assert (trained.train.minutes, trained.train.adapter, trained.train.negative) == (45, "shipped", 0.5)
-    assert (trained.explore.guidance, trained.explore.trust, trained.policy.adapter) == ("task", 0.1, "none")
+    assert (trained.explore.guidance, trained.explore.trust, trained.policy.adapter) == ("task", None, "none")
     assert own.training_of(own.sets[0], own.systems[-1], 0).train.negative == 1
 
 

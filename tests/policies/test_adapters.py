@@ -51,7 +51,7 @@ def test_habits_lie_beside_an_adapter(tmp_path: Path) -> None:
     write_habits(tmp_path, ExploreConfig(guidance="rules", trust=0.1))
     assert read_habits(tmp_path) == Habits("rules", 0.1)
     write_habits(tmp_path, ExploreConfig())
-    assert read_habits(tmp_path) == Habits("example", TRUST)
+    assert read_habits(tmp_path) == Habits("example")
     for damage in ("{", '{"guidance": "taks"}', '{"trust": 5}', "[]"):
         (tmp_path / "deeprec.json").write_text(damage)
         with pytest.raises(DeepRecError, match="damaged"):
@@ -59,15 +59,28 @@ def test_habits_lie_beside_an_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("set_", "guidance", "trust"),
-    [({}, "task", 0.2), ({"trust": 0.0}, "task", 0.0), ({"guidance": "rules"}, "rules", 0.2)],
+    ("set_", "habits", "found", "guidance", "trust"),
+    [
+        ({}, Habits("task", 0.2), None, "task", 0.2),
+        ({"trust": 0.0}, Habits("task", 0.2), 0.4, "task", 0.0),
+        ({"guidance": "rules"}, Habits("task", 0.2), None, "rules", 0.2),
+        ({}, Habits("task", 0.2), 0.4, "task", 0.2),
+        ({}, Habits("task"), 0.4, "task", 0.4),
+        ({}, None, 0.4, "example", 0.4),
+        ({}, Habits("task", 0.0), 0.4, "task", 0.0),
+        ({}, Habits("task"), None, "task", TRUST),
+    ],
 )
-def test_habits_fill_what_nobody_set(set_: dict[str, object], guidance: str, trust: float) -> None:
+def test_a_setting_goes_before_a_habit_and_a_habit_before_the_catalogue(
+    set_: dict[str, object], habits: Habits | None, found: float | None, guidance: str, trust: float
+) -> None:
     def write(conversation: str) -> str:
         return "<|begin_of_preference|>war<|end_of_preference|>"
 
-    def explored(habits: Habits | None, config: ExploreConfig) -> tuple[str, float]:
+    def explored(habits: Habits | None, config: ExploreConfig, found: float | None) -> tuple[str, float]:
         policy, retriever = TextPolicy(write), RecordingRetriever(len(DATASET.catalog))
+        if found is not None:
+            retriever.trust = found  # type: ignore[attr-defined]
         if habits is not None:
             policy.habits = habits  # type: ignore[attr-defined]
         explorer = Explorer(policy, retriever, DATASET.catalog, config)
@@ -78,9 +91,9 @@ def test_habits_fill_what_nobody_set(set_: dict[str, object], guidance: str, tru
         return first.segments[0].text, retriever.queries[0].trust
 
     config = ExploreConfig(max_calls=1, **set_)
-    asked = explored(Habits("task", 0.2), config)
+    asked = explored(habits, config, found)
     wanted = config.model_copy(update={"guidance": guidance, "trust": trust})
-    assert asked == explored(None, wanted)
+    assert asked == explored(None, wanted, None)
     assert asked[1] == trust
 
 

@@ -31,6 +31,7 @@ from deeprec.trm.neighbours import REACH
 from deeprec.trm.retriever import PopularityRetriever, Query
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
+from deeprec.trm.worth import TRUSTS, worth_of_guesses
 
 CONFIG = TRMConfig(
     width=16,
@@ -806,3 +807,12 @@ def test_shares_of_preferences_up_to_a_whole_are_taken(shares):
 def test_options_out_of_bounds_are_refused(option):
     with pytest.raises(ValidationError, match=next(iter(option))):
         TRMConfig(**option)
+
+
+def test_a_trained_trm_knows_what_guesses_are_worth_and_keeps_it(stand_in, dataset, trm, tmp_path):
+    tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
+    wanted = np.array([targets[task.id] for task in tasks])
+    assert trm.trust == worth_of_guesses(trm.ranks, dataset.catalog, tasks, wanted)
+    assert trm.trust in TRUSTS
+    trm.save(tmp_path)
+    assert TRM.load(tmp_path).trust == trm.trust

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
-from deeprec.config import Config, items_of, trust_of
+from deeprec.config import Config, ExploreConfig, items_of, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import fused, recall_titles, rerank
@@ -48,6 +48,9 @@ _CLOCK = "clock"
 
 _CALLING = ("script", "explore")
 """Kinds that call the tool."""
+
+_SAYING = ("themes", "recent", "fusion")
+"""Kinds whose preferences a rule says."""
 
 _ONE_SHOT = {"history", "answer_size", "segment_tokens", "context_tokens"}
 _READS: dict[str, dict[str, set[str] | None]] = {
@@ -197,13 +200,17 @@ class Experiment:
             made = part(rankings=[each[:k] for each in lists], seconds_per_user=None, note=f"from {file}")
         else:
             retriever, note = self._retriever(bench, system, dataset)
+            trust = trust_of(accustomed(config.explore, None, retriever))
             started = time.perf_counter()
             if system.kind == "fusion":
                 traces = Explorer(bench.script(), retriever, dataset.catalog, config.explore).run(tasks)
-                found = fused(retriever, tasks, traces, k, trust_of(config.explore))
+                found = fused(retriever, tasks, traces, k, trust)
             else:
-                found = rankings_of(retriever, tasks, k, _says(system, dataset), trust_of(config.explore))
+                found = rankings_of(retriever, tasks, k, _says(system, dataset), trust)
             made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
+        if system.kind in (*_CALLING, *_SAYING) and config.explore.trust is None:
+            heard = f"preferences are believed to {trust_of(self._explore(bench, system, dataset))}"
+            made = replace(made, note="; ".join(filter(None, [made.note, heard])))
         save(made, path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
 
@@ -211,10 +218,14 @@ class Experiment:
         self, bench: Workbench, system: SystemPlan, dataset: Dataset, tasks: Sequence[Task], traces: Sequence[Trace]
     ) -> Links:
         """The explorations with one link replaced."""
-        adapter = adapter_folder(bench.config.policy) if system.kind == "explore" else None
-        explore = accustomed(bench.config.explore, read_habits(adapter) if adapter else None)
-        targets = dataset.targets(bench.config.eval.split)
+        explore, targets = self._explore(bench, system, dataset), dataset.targets(bench.config.eval.split)
         return Links.of(self._trm(bench, dataset), dataset.catalog, tasks, traces, targets, explore)
+
+    def _explore(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> ExploreConfig:
+        """What an exploration really has."""
+        adapter = adapter_folder(bench.config.policy) if system.kind == "explore" else None
+        habits = read_habits(adapter) if adapter else None
+        return accustomed(bench.config.explore, habits, self._trm(bench, dataset))
 
     def _with_links(
         self, part: Part, bench: Workbench, system: SystemPlan, dataset: Dataset, tasks: Sequence[Task], log: JsonLines
@@ -371,7 +382,7 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
         frame = dataset.catalog.to_frame()
         record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
     if "explore" in reads:
-        record |= {"protocol": PROTOCOL, "trust": trust_of(config.explore)}
+        record |= {"protocol": PROTOCOL, "trust": config.explore.trust}
     if system.kind in ("script", "fusion", "explore"):
         record["items"] = items_of(config.explore)
     if "policy" in reads:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from deeprec.config import ExploreConfig, items_of, trust_of
 from deeprec.data.catalog import Catalog
@@ -59,7 +59,7 @@ class Explorer:
         self.catalog = catalog
         self._configured = config
         self._habits: Habits | None = getattr(policy, "habits", None)
-        self.config = accustomed(config, self._habits)
+        self.config = accustomed(config, self._habits, retriever)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._flights: dict[str, _Flight] = {}
         self._new: list[_Flight] = []
@@ -118,7 +118,7 @@ class Explorer:
                 the environment. What follows one that ends the exploration is left out.
         """
         said = trust_of(config or self._configured)
-        config = accustomed(config or self._configured, self._habits)
+        config = accustomed(config or self._configured, self._habits, self.retriever)
         key = f"{self._started}:{task.id}"
         self._started += 1
         flight = _Flight(
@@ -274,12 +274,13 @@ class Explorer:
         return [[] if flight.environment.turns else next(spares) for flight in flights]
 
 
-def accustomed(config: ExploreConfig, habits: Habits | None) -> ExploreConfig:
-    """With what a policy is used to, where it has such habits, in place of what nobody set."""
-    if habits is None:
-        return config
-    unset = {name: value for name, value in asdict(habits).items() if getattr(config, name) is None}
-    return config.model_copy(update=unset)
+def accustomed(config: ExploreConfig, habits: Habits | None, retriever: Retriever) -> ExploreConfig:
+    """With a policy's habits in place of what nobody set, and a guess believed as far as its retriever finds it worth,
+    where neither is set: by an attribute `trust`, as the TRM has."""
+    trusts = (config.trust, habits.trust if habits else None, getattr(retriever, "trust", None))
+    trust = next((trust for trust in trusts if trust is not None), None)
+    guidance = config.guidance or (habits.guidance if habits else None)
+    return config.model_copy(update={"guidance": guidance, "trust": trust})
 
 
 def _seed(seed: int, task: str, occurrence: int) -> int:

@@ -62,7 +62,7 @@ class Habits:
     """Of `ExploreConfig`, what a policy works best with. One that has such says so by an attribute `habits`."""
 
     guidance: Guidance
-    trust: float
+    trust: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

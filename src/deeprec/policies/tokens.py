@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.assets import ASSETS, fetch
-from deeprec.config import ExploreConfig, PolicyConfig, guidance_of, trust_of
+from deeprec.config import ExploreConfig, PolicyConfig, guidance_of
 from deeprec.downloads import sha256_of
 from deeprec.errors import DeepRecError
 from deeprec.policies.policy import Finish, Habits, Request
@@ -121,13 +121,13 @@ def read_habits(adapter: Path) -> Habits | None:
         return None
     try:
         explore = ExploreConfig.model_validate(json.loads(path.read_bytes()), strict=True)
-        return Habits(guidance_of(explore), trust_of(explore))
+        return Habits(guidance_of(explore), explore.trust)
     except ValueError:
         raise DeepRecError(f"{path} is damaged: bring the adapter's folder back, or remove this file.") from None
 
 
 def write_habits(adapter: Path, explore: ExploreConfig) -> None:
-    habits = Habits(guidance_of(explore), trust_of(explore))
+    habits = Habits(guidance_of(explore), explore.trust)
     (adapter / _HABITS).write_text(json.dumps(asdict(habits), indent=2) + "\n", encoding="utf-8")
 
 

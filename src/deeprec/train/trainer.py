@@ -20,6 +20,7 @@ from deeprec.config import Config, StageConfig, TrainConfig, trust_of
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment, segment_tokens_of
+from deeprec.explore.explorer import accustomed
 from deeprec.policies.tokens import adapter_folder, brief, write_habits
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
@@ -181,7 +182,7 @@ def rubrics_of(stages: Mapping[str, StageConfig], rehearsal: Rehearsal, config: 
             texts_ID,
             trm.index.vectors_ID,
             trm.ranks,
-            trust_of(config.explore),
+            trust_of(accustomed(config.explore, None, trm)),
         )
         for name, stage in stages.items()
     }

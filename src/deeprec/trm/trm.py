@@ -33,6 +33,7 @@ from deeprec.trm.preferences import encode_preferences, themes
 from deeprec.trm.retriever import Hit, Query, pairs, rank
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
+from deeprec.trm.worth import gains_of, worth_of_guesses
 
 _BATCH = 256
 _IDS = "ids.weight"
@@ -43,12 +44,16 @@ _GIVES_WAY = 0.5
 """Of what neighbours add, the part that a preference takes away which is wholly heard."""
 _TAKEN_AT_WORD = 0.1
 """The trust from which on a preference's words count in full: that an item bears them is no guess."""
-_EDITION = 4
+_EDITION = 5
 """Of saved TRMs; raise it when those of before can't be loaded."""
 
 
 class TRM:
-    """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen."""
+    """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen.
+
+    Attributes:
+        trust: how far a guess at a preference is worth believing on this catalogue, as its validation users have it.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class TRM:
         config: TRMConfig,
         index: Index,
         neighbours: Neighbours,
+        trust: float | None = None,
     ) -> None:
         self.model = model.eval()
         self.catalog = catalog
@@ -65,6 +71,7 @@ class TRM:
         self.config = config
         self.index = index
         self.neighbours = neighbours
+        self.trust = trust
         self._lexical: Lexical | None = None
         self._lock = threading.Lock()
 
@@ -99,7 +106,7 @@ class TRM:
         checkpoint: Path | None = None,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> tuple[TRM, list[Epoch]]:
-        """Train on all but the last two interactions of each user; the second last validates.
+        """Train on all but the last two interactions of each user; the second last validates, and sets the trust.
 
         Returns the model of the best validation epoch and the curve. See `training.train` for the checkpoint.
         """
@@ -117,10 +124,12 @@ class TRM:
             with torch.inference_mode():
                 exact = Index.build(model.eval().items(), "exact")
             ranks_Q = cls(model, dataset.catalog, encoder, config, exact, neighbours).ranks(queries, wanted)
-            return float(np.where((ranks_Q >= 0) & (ranks_Q < 10), 1 / np.log2(np.maximum(ranks_Q, 0) + 2), 0).mean())
+            return float(gains_of(ranks_Q).mean())
 
         model, curve = train(sequences, dataset.catalog, encoder, config, validate, checkpoint, on_epoch)
-        return cls.of(model, dataset.catalog, encoder, config, neighbours), curve
+        trm = cls.of(model, dataset.catalog, encoder, config, neighbours)
+        trm.trust = worth_of_guesses(trm.ranks, dataset.catalog, tasks, wanted)
+        return trm, curve
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """See `Retriever`."""
@@ -247,7 +256,8 @@ class TRM:
             np_save_file(self.neighbours.parts(), files / "neighbours.safetensors")
             self.index.save(files / "index")
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
-            record = {"edition": _EDITION, "files": stamp, "config": self.config.model_dump(mode="json")}
+            config = self.config.model_dump(mode="json")
+            record = {"edition": _EDITION, "files": stamp, "config": config, "trust": self.trust}
             part = folder / f"{_RECORD}.part"
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             os.replace(part, folder / _RECORD)  # from here on the folder holds this TRM and no other
@@ -302,7 +312,7 @@ class TRM:
                 f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
                 "train it again with `deeprec trm train --again`."
             ) from None
-        return cls(model, catalog, TextEncoder.load(offline=offline), config, index, neighbours)
+        return cls(model, catalog, TextEncoder.load(offline=offline), config, index, neighbours, record["trust"])
 
 
 def _there(path: Path) -> Path:

@@ -1,0 +1,86 @@
+"""How far guesses are believed, from ranks that are written by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deeprec.data.catalog import ItemIdx, UserId
+from deeprec.data.dataset import Task
+from deeprec.testing import toy_dataset
+from deeprec.trm.worth import TRUSTS, gains_of, worth_of_guesses
+
+CATALOG = toy_dataset().catalog
+
+
+def items(*numbers):
+    return tuple(map(ItemIdx, numbers))
+
+
+class Written:
+    """Answers with the places written for each trust, and keeps what it was asked."""
+
+    def __init__(self, places_TU):
+        self.places = dict(zip(TRUSTS, places_TU, strict=True))
+        self.asked = []
+
+    def __call__(self, queries, targets_U):
+        (trust,) = {query.trust for query in queries}
+        self.asked.append((queries, list(targets_U)))
+        return np.array(self.places[trust])[list(targets_U)]
+
+
+def worth(*places_TU, n=None):
+    n = len(places_TU[0]) if n is None else n
+    tasks = [Task(f"test:{u}", UserId(str(u)), items(u % 5, 7, 3, 8)) for u in range(n)]
+    written = Written(places_TU)
+    return worth_of_guesses(written, CATALOG, tasks, np.arange(n)), written
+
+
+def test_the_best_is_taken_where_it_is_clearly_so():
+    worse, better = [1] * 20, [0] * 20
+    assert worth(worse, worse, better)[0] == TRUSTS[2]
+    assert worth(worse, better, worse)[0] == TRUSTS[1]
+    assert worth(better, worse, worse)[0] == TRUSTS[0]
+
+
+def test_of_equals_the_lowest_is_taken():
+    assert worth([3, -1], [3, -1], [3, -1])[0] == TRUSTS[0]
+    assert worth([9, 9], [0, 0], [0, 0])[0] == TRUSTS[1]
+
+
+@pytest.mark.parametrize(
+    ("users", "expected"),
+    [
+        # One user in n goes from nowhere to the first place: a mean gain of 1/n, with a standard error of
+        # sqrt((1/n - 1/n²) / n) = sqrt(n - 1) / n^1.5, which is less than the gain by a factor of sqrt(1 - 1/n).
+        ([0, *[20] * 9], TRUSTS[1]),
+        # One comes and another goes halfway: a mean gain of (1 - 1/log2(3)) / 10 = 0.037, an error of 0.113.
+        ([0, 1, *[20] * 8], TRUSTS[0]),
+    ],
+)
+def test_a_gain_within_a_standard_error_is_none(users, expected):
+    before = [20, 0, *[20] * 8] if users[1] == 1 else [20] * 10
+    assert worth(before, users, [20] * 10)[0] == expected
+
+
+def test_it_asks_with_the_latest_titles_for_what_the_history_lacks():
+    _, written = worth([0], [0], [0])
+    assert [queries[0].trust for queries, _ in written.asked] == list(TRUSTS)
+    query = written.asked[0][0][0]
+    titles = CATALOG.titles
+    assert query.preference == "; ".join([titles[8], titles[3], titles[7]])
+    assert query.history == items(0, 7, 3, 8)
+    assert query.exclude == set(items(0, 7, 3, 8))
+
+
+def test_of_many_users_some_are_asked_for_and_each_with_its_own_target():
+    n = 9001
+    _, written = worth(*[[0] * n] * 3)
+    for queries, targets in written.asked:
+        assert targets == list(range(0, n, 3))
+        assert [query.history[0] for query in queries] == [u % 5 for u in targets]
+
+
+def test_gains_are_those_of_ndcg():
+    np.testing.assert_allclose(gains_of(np.array([-1, 0, 1, 9, 10])), [0, 1, 1 / np.log2(3), 1 / np.log2(11), 0])
