@@ -18,8 +18,9 @@ import pytest
 
 import processes
 from deeprec import cli
-from deeprec.config import load_config
+from deeprec.config import TRUST, load_config
 from deeprec.testing import toy_dataset
+from deeprec.trm.trm import TRM
 
 CONFIG = """\
 [data]
@@ -492,6 +493,21 @@ def test_play(site):
     assert "ranking: answer" in own
     assert "2 tool calls" in own
     assert "ranking: answer" in script
+
+
+def test_what_a_person_says_is_believed_as_a_person_s_and_a_script_s_as_a_guess(site, monkeypatch):
+    retrieve, heard = TRM.retrieve, []
+
+    def kept(trm, queries, k):
+        heard.extend((query.trust, trm.trust) for query in queries if query.preference)
+        return retrieve(trm, queries, k)
+
+    monkeypatch.setattr(TRM, "retrieve", kept)
+    assert site("play", "--user", "u3", stdin="Comedy; 1970s\nWar\n\n3 1 2\n").code == 0
+    said, guessed = heard[:2], heard[2:]
+    assert [trust for trust, _ in said] == [TRUST, TRUST]
+    assert guessed
+    assert all(trust == own != TRUST for trust, own in guessed)
 
 
 def test_play_with_a_poor_ranking_shows_the_faults_and_goes_on(site):
