@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from deeprec import cli
 from deeprec.config import TRUST, load_config
 from deeprec.testing import toy_dataset
 from deeprec.trm.trm import TRM
+from deeprec.workbench import Workbench
 
 CONFIG = """\
 [data]
@@ -391,7 +393,6 @@ def test_training_leaves_its_curve_and_configuration(site):
 @pytest.mark.parametrize("preference", ["", "War; 1980s"])
 def test_recommend_for_a_new_user(site, preference):
     from deeprec.trm.retriever import Query
-    from deeprec.trm.trm import TRM
 
     folder = site.trained / "trm"
     trm = TRM.load(folder)
@@ -483,6 +484,18 @@ def test_runs_compare(site, evaluated):
     assert same.code == 0, same.err
     for name in SYSTEMS:
         assert name in same.out
+
+
+def test_a_trm_of_before_is_passed_over(site, tmp_path):
+    shutil.copytree(site.trained, tmp_path / site.trained.name)
+    bench = Workbench(load_config(site.config), tmp_path)
+    dataset = bench.dataset()
+    path = tmp_path / site.trained.name / "manifest.json"
+    record = json.loads(path.read_text())
+    assert record["trust"] == TRM.load(site.trained / "trm").trust
+    assert bench.latest("trm", dataset, ("data", "trm")).path == path.parent
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "edition"}))
+    assert bench.latest("trm", dataset, ("data", "trm")) is None
 
 
 def test_play(site):

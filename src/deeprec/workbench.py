@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deeprec.config import TRAINABLE, Columns, Config, dump_config
+from deeprec.config import TRAINABLE, Columns, Config, dump_config, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
@@ -92,6 +92,7 @@ class Workbench:
             )
             bar.update(task, completed=bar.tasks[task].total)
         run = known or Run.create(self.runs, None, self.config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
+        run.record(**self._origin("trm"))
         self.console.print(
             f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)", soft_wrap=True
         )
@@ -104,10 +105,11 @@ class Workbench:
 
             trm, curve = TRM.fit(dataset, encoder, self.config.trm, run.checkpoints / "last.safetensors", on_epoch)
             trm.save(run.path / "trm")
+            run.record(trust=trm.trust)
         best = max(curve, key=lambda epoch: epoch.ndcg)
         self.console.print(
             f"TRM: best validation NDCG@10 {best.ndcg:.4f} in epoch {best.epoch} of {len(curve)}, "
-            f"{sum(epoch.seconds for epoch in curve):.0f} s of training; a guess is believed to {trm.trust}"
+            f"{sum(epoch.seconds for epoch in curve):.0f} s of training; guesses are worth believing to {trm.trust}"
         )
         return trm, run.path
 
@@ -150,7 +152,7 @@ class Workbench:
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
-                run.record(**self._origin())
+                run.record(**self._origin("train"))
                 self._take_over(run, dataset, TRAINED_BY[:-1])
         began = "the bare model" if self.config.train.adapter is None else f"adapter {self.config.train.adapter}"
         doing = "Going on" if known else "Training"
@@ -290,12 +292,13 @@ class Workbench:
                 systems.append(evaluate_retriever(name, retriever, tasks, targets, n_items, config))
         with self.timed("explore by script"), self.progress("scripted explorer, users", len(tasks)) as (bar, mark):
             explorer = Explorer(self.script(), trm, dataset.catalog, self.config.explore)
+            believed = f"preferences are believed to {trust_of(explorer.config)}"
             scripted = {}
             for place, trace in explorer.stream(tasks):
                 scripted[place] = trace
                 bar.advance(mark)
             traces = [scripted[place] for place in range(len(tasks))]
-        systems.append(evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config)[0])
+        systems.append(evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config, believed)[0])
         if self.config.policy.kind != "scripted":
             policy = self.policy()
             label = name_of(self.config.policy)
@@ -306,7 +309,7 @@ class Workbench:
                     f"ranks the TRM's top {CANDIDATES}, no exploration",
                     lambda missing: rerank(policy, trm, dataset.catalog, missing, self.config.explore),
                 ),
-                (f"{label}, explorer", "", explorer.stream),
+                (f"{label}, explorer", f"preferences are believed to {trust_of(explorer.config)}", explorer.stream),
             )
             for name, note, explore in parts:
                 with self.timed(name), self.progress(f"{name}, users", len(sample)) as (bar, mark):
@@ -338,12 +341,17 @@ class Workbench:
         with Progress(*columns, console=self.console) as bar:
             yield bar, bar.add_task(text, total=total)
 
-    def _origin(self) -> dict[str, Any]:
+    def _origin(self, kind: str) -> dict[str, Any]:
         """What decides a training beside its data and configuration: names may come to mean another adapter or set."""
+        from deeprec.trm.trm import EDITION
+
+        if kind == "trm":
+            return {"edition": EDITION}
         named = self.config.train.adapter
         folder = named and adapter_folder(self.config.policy.model_copy(update={"adapter": named}))
         sets = [self._on(source).dataset().fingerprint for source in self.config.train.warm_start.beside]
-        return {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None, "beside": sets or None}
+        own = {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None, "beside": sets or None}
+        return own | {"edition": EDITION}
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""
@@ -351,7 +359,7 @@ class Workbench:
 
     def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Iterator[Run]:
         wanted = tomllib.loads(dump_config(self.config))
-        origin = self._origin() if kind == "train" else {}
+        origin = self._origin(kind)
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != kind:
                 continue

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import test_cli
-from deeprec.config import Config, load_config
+from deeprec.config import TRUST, Config, load_config
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.experiments.lists import lists_file, read_lists
@@ -647,6 +647,19 @@ def test_free_answers_are_known_as_they_were_before_there_was_a_choice(site):  #
         explorer = SystemPlan(name="x", kind="explore")
         keys.append(_key(explorer, SetPlan(source="x"), 0, dataset, asked, dataset.tasks("test")))
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_the_catalogue_finds_a_guess_worth_is_another_system(site):  # noqa: F811
+    """It may be as much, but on another catalogue, or with another TRM, it is something else."""
+    from deeprec.experiments.run import _key
+
+    config, table = load_config(site.config), SetPlan(source="x")
+    dataset = load_dataset(config.data)
+    said = config.model_copy(update={"explore": config.explore.model_copy(update={"trust": TRUST})})
+    for kind in ("themes", "recent", "script", "fusion", "explore"):
+        system = SystemPlan(name="x", kind=kind)
+        keys = [_key(system, table, 0, dataset, each, dataset.tasks("test")) for each in (config, said)]
+        assert keys[0] != keys[1], kind
 
 
 def test_changed_text_and_changed_files_are_changed_keys(site, tmp_path):  # noqa: F811

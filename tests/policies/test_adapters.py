@@ -101,12 +101,16 @@ def test_the_defaults_name_no_adapter_by_its_path() -> None:
     assert Config().policy.adapter == "shipped"
 
 
-def test_a_person_s_calls_keep_a_person_s_trust() -> None:
+@pytest.mark.parametrize("of", ["policy", "retriever"])
+def test_a_person_s_calls_keep_a_person_s_trust(of: str) -> None:
     policy, retriever = (
         TextPolicy(lambda conversation: call_text("", "drama")),
         RecordingRetriever(len(DATASET.catalog)),
     )
-    policy.habits = Habits("task", 0.2)  # type: ignore[attr-defined]
+    if of == "policy":
+        policy.habits = Habits("task", 0.2)  # type: ignore[attr-defined]
+    else:
+        retriever.trust = 0.2  # type: ignore[attr-defined]
     explorer = Explorer(policy, retriever, DATASET.catalog, ExploreConfig(max_calls=3))
     explorer.start(
         DATASET.tasks("test")[0], given=[Given(call_text("", "war")), Given(call_text("", "noir"), own=True)]

@@ -19,6 +19,7 @@ from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.train.rehearsal import shares
+from deeprec.trm.trm import EDITION
 from deeprec.workbench import TRAINED_BY, Workbench
 from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
 from tiny_models import bytes_tokenizer, tiny
@@ -106,13 +107,16 @@ def test_a_finished_training_is_found_again(trained, config):
     assert str(run / "one") in again.out
 
 
-def test_a_training_in_another_protocol_is_not_gone_on_with(trained, config, tmp_path):
+@pytest.mark.parametrize(("of", "now"), [("protocol", PROTOCOL), ("edition", EDITION)])
+def test_a_training_in_another_protocol_or_with_another_kind_of_trm_is_not_gone_on_with(
+    trained, config, tmp_path, of, now
+):
     _, runs, run = trained
     shutil.copytree(runs, tmp_path / "runs")
     bench = Workbench(load_config(config), tmp_path / "runs")
     assert bench.latest("train", bench.dataset(), TRAINED_BY).path.name == run.name
     copy = tmp_path / "runs" / run.name / "manifest.json"
-    copy.write_text(copy.read_text().replace(f'"protocol": {PROTOCOL}', '"protocol": 1'))
+    copy.write_text(copy.read_text().replace(f'"{of}": {now}', f'"{of}": 1'))
     assert bench.latest("train", bench.dataset(), TRAINED_BY) is None
 
 

@@ -31,7 +31,7 @@ from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
 from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.stages import OwnTokensTrainer, arguments, order_of
 from deeprec.train.teacher import Example
-from deeprec.train.trainer import first_parts, train
+from deeprec.train.trainer import first_parts, rubrics_of, train
 from deeprec.trm.retriever import Query
 from deeprec.trm.trm import TRM
 from tiny_models import bytes_tokenizer, tiny
@@ -254,6 +254,16 @@ def test_lessons_are_shared_among_sets(rehearsal: Rehearsal, tmp_path: Path, mon
     assert upper != sorted(upper, reverse=True)
 
 
+def test_foresight_believes_as_the_explorations_do(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[float] = []
+    monkeypatch.setattr(Rubric, "build", lambda *parts: built.append(parts[-1]))
+    said = config_of()
+    stages = {stage.name: stage for stage in said.train.stages}
+    rubrics_of(stages, rehearsal, said)
+    rubrics_of(stages, rehearsal, said.model_copy(update={"explore": said.explore.model_copy(update={"trust": 0.3})}))
+    assert built == [rehearsal.retriever.trust] * 2 + [0.3] * 2
+
+
 def test_a_training_goes_on_from_an_adapter(rehearsal: Rehearsal, tmp_path: Path) -> None:
     """With a learning rate of next to nothing, what comes out is what it went on from."""
     first = train(fresh(), rehearsal, config_of(), tmp_path / "first", Heard())
@@ -263,6 +273,7 @@ def test_a_training_goes_on_from_an_adapter(rehearsal: Rehearsal, tmp_path: Path
     parts = {name: rehearsal.tasks[name] for name in (WARM_START, "one")}
     fewer = replace(rehearsal, tasks=parts)
     second = train(fresh(), fewer, more, tmp_path / "second", Heard())
+    assert json.loads((first / "deeprec.json").read_text()) == {"guidance": "example", "trust": None}
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (second, first))
     assert all(torch.allclose(ours[name], weight, atol=1e-9) for name, weight in theirs.items())
     assert any(weight.abs().sum() > 0 for name, weight in theirs.items() if "lora_B" in name)

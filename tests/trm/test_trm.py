@@ -816,3 +816,7 @@ def test_a_trained_trm_knows_what_guesses_are_worth_and_keeps_it(stand_in, datas
     assert trm.trust in TRUSTS
     trm.save(tmp_path)
     assert TRM.load(tmp_path).trust == trm.trust
+    record = json.loads((tmp_path / "trm.json").read_text())
+    del record["trust"]
+    (tmp_path / "trm.json").write_text(json.dumps(record))
+    assert "holds a damaged or unfit TRM" in refused(tmp_path)

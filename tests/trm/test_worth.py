@@ -52,16 +52,22 @@ def test_of_equals_the_lowest_is_taken():
 @pytest.mark.parametrize(
     ("users", "expected"),
     [
-        # One user in n goes from nowhere to the first place: a mean gain of 1/n, with a standard error of
-        # sqrt((1/n - 1/n²) / n) = sqrt(n - 1) / n^1.5, which is less than the gain by a factor of sqrt(1 - 1/n).
-        ([0, *[20] * 9], TRUSTS[1]),
-        # One comes and another goes halfway: a mean gain of (1 - 1/log2(3)) / 10 = 0.037, an error of 0.113.
+        # m of n users go from nowhere to the first place: a mean gain of m/n, with a standard error of
+        # sqrt(m/n (1 - m/n) / (n - 1)): of ten, one gains 0.1 with an error of 0.1, two gain 0.2 with 0.133.
+        ([0, *[20] * 9], TRUSTS[0]),
+        ([0, 0, *[20] * 8], TRUSTS[1]),
+        # One comes and another goes back by a place: a mean gain of (1 - 0.369) / 10 = 0.063, with an error of 0.112.
         ([0, 1, *[20] * 8], TRUSTS[0]),
     ],
 )
 def test_a_gain_within_a_standard_error_is_none(users, expected):
     before = [20, 0, *[20] * 8] if users[1] == 1 else [20] * 10
     assert worth(before, users, [20] * 10)[0] == expected
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 943])
+def test_one_user_alone_raises_nothing(n):
+    assert worth([20] * n, [0, *[20] * (n - 1)], [20] * n)[0] == TRUSTS[0]
 
 
 def test_it_asks_with_the_latest_titles_for_what_the_history_lacks():

@@ -34,6 +34,8 @@ lists
     Rankings of a system of your own, from a file of lines `user<TAB>item<TAB>item...`, best first.
 """
 WITH_MODEL = ("titles", "rerank", "explore")
+HEARD = ("themes", "recent", "script", "fusion", "explore")
+"""Kinds whose preferences the TRM hears."""
 
 _NAME = r"^[^\W_][\w .,:;()+=%&/@#'’–-]*$"
 """Plain text in tables, plots, files and terminals alike."""
@@ -166,6 +168,7 @@ class Plan(Section):
             system.model_dump_json(exclude={"name", "note", "make", "sets", "against"}, exclude_defaults=True),
             *(each.model_dump_json(exclude_defaults=True) for each in configs),
             *(digests_of(adapter_folder(policy)) if shipped else ()),
+            *(["what guesses are worth"] if system.kind in HEARD and configs[0].explore.trust is None else ()),
         ]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 

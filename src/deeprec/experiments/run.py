@@ -25,7 +25,7 @@ from deeprec.eval.links import Links
 from deeprec.eval.metrics import ndcg_at, ranks_of
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
-from deeprec.experiments.plan import PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, load_plan, slug
+from deeprec.experiments.plan import HEARD, PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, load_plan, slug
 from deeprec.experiments.report import write_report
 from deeprec.explore.environment import segment_tokens_of
 from deeprec.explore.explorer import Explorer, accustomed
@@ -48,9 +48,6 @@ _CLOCK = "clock"
 
 _CALLING = ("script", "explore")
 """Kinds that call the tool."""
-
-_SAYING = ("themes", "recent", "fusion")
-"""Kinds whose preferences a rule says."""
 
 _ONE_SHOT = {"history", "answer_size", "segment_tokens", "context_tokens"}
 _READS: dict[str, dict[str, set[str] | None]] = {
@@ -175,6 +172,7 @@ class Experiment:
                     save(now, path)
                 return "done before"
         k, targets = max(config.eval.cutoffs), dataset.targets(config.eval.split)
+        explore = self._explore(bench, system, dataset) if system.kind in HEARD else config.explore
         part = partial(
             Part.of, key, plan, dataset.fingerprint, tasks, targets=targets, environment=environment(sys.argv)
         )
@@ -200,7 +198,7 @@ class Experiment:
             made = part(rankings=[each[:k] for each in lists], seconds_per_user=None, note=f"from {file}")
         else:
             retriever, note = self._retriever(bench, system, dataset)
-            trust = trust_of(accustomed(config.explore, None, retriever))
+            trust = trust_of(explore)
             started = time.perf_counter()
             if system.kind == "fusion":
                 traces = Explorer(bench.script(), retriever, dataset.catalog, config.explore).run(tasks)
@@ -208,8 +206,8 @@ class Experiment:
             else:
                 found = rankings_of(retriever, tasks, k, _says(system, dataset), trust)
             made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
-        if system.kind in (*_CALLING, *_SAYING) and config.explore.trust is None:
-            heard = f"preferences are believed to {trust_of(self._explore(bench, system, dataset))}"
+        if system.kind in HEARD and config.explore.trust is None:
+            heard = f"preferences are believed to {trust_of(explore)}"
             made = replace(made, note="; ".join(filter(None, [made.note, heard])))
         save(made, path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"

@@ -44,8 +44,8 @@ _GIVES_WAY = 0.5
 """Of what neighbours add, the part that a preference takes away which is wholly heard."""
 _TAKEN_AT_WORD = 0.1
 """The trust from which on a preference's words count in full: that an item bears them is no guess."""
-_EDITION = 5
-"""Of saved TRMs; raise it when those of before can't be loaded."""
+EDITION = 5
+"""Of saved TRMs; raise it when those of before can't be loaded, or trainings with them not gone on with."""
 
 
 class TRM:
@@ -257,7 +257,7 @@ class TRM:
             self.index.save(files / "index")
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
             config = self.config.model_dump(mode="json")
-            record = {"edition": _EDITION, "files": stamp, "config": config, "trust": self.trust}
+            record = {"edition": EDITION, "files": stamp, "config": config, "trust": self.trust}
             part = folder / f"{_RECORD}.part"
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             os.replace(part, folder / _RECORD)  # from here on the folder holds this TRM and no other
@@ -281,10 +281,10 @@ class TRM:
         """
         try:
             record = json.loads(_there(folder / _RECORD).read_text(encoding="utf-8"))
-            if record.get("edition") != _EDITION:
+            if record.get("edition") != EDITION:
                 raise ValueError("it was trained by another version of DeepRec")
             files = folder / record["files"]
-            config = TRMConfig.model_validate(record["config"])
+            config, trust = TRMConfig.model_validate(record["config"]), record["trust"]
             catalog = Catalog.from_frame(pl.read_parquet(_there(files / "catalog.parquet")))
             state = load_file(_there(files / "model.safetensors"))
             # The index holds the item vectors; the ids that they were made of are needed in training only.
@@ -312,7 +312,7 @@ class TRM:
                 f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
                 "train it again with `deeprec trm train --again`."
             ) from None
-        return cls(model, catalog, TextEncoder.load(offline=offline), config, index, neighbours, record["trust"])
+        return cls(model, catalog, TextEncoder.load(offline=offline), config, index, neighbours, trust)
 
 
 def _there(path: Path) -> Path:

@@ -14,7 +14,9 @@ from deeprec.trm.retriever import Query
 
 TRUSTS = (0.02, 0.1, 0.4)
 _USERS = 4000
-"""Asked at most: a fifth of these tells nearly as much, and each is asked for at every trust."""
+"""Asked at most, each at every trust."""
+_ROUNDING = 1e-12
+"""What one user gains alone is one standard error."""
 
 Ranks = Callable[[Sequence[Query], NDArray[np.int64]], NDArray[np.int64]]
 
@@ -22,9 +24,9 @@ Ranks = Callable[[Sequence[Query], NDArray[np.int64]], NDArray[np.int64]]
 def worth_of_guesses(ranks: Ranks, catalog: Catalog, tasks: Sequence[Task], targets_U: NDArray[np.int64]) -> float:
     """Of `TRUSTS` the one at which the last titles of a history, as a preference, rank its next item best.
 
-    They stand for what a small model says of a history. The lowest trust is taken that is within one standard error
-    of the best, paired by user (the rule of Breiman et al., Classification and Regression Trees, 1984, 3.4.3): with
-    few users little is believed.
+    They stand for what a small model says of a history. The lowest trust is taken that is not behind the best by more
+    than one standard error: with few users little is believed. (The rule is that of Breiman et al., Classification and
+    Regression Trees, 1984, 3.4.3; our error is that of the difference, paired by user.)
 
     Args:
         ranks: the 0-based places of targets, as `TRM.ranks`.
@@ -35,8 +37,8 @@ def worth_of_guesses(ranks: Ranks, catalog: Catalog, tasks: Sequence[Task], targ
     said = ["; ".join(recent_titles(catalog, task.history)) for task in tasks]
     gains_TU = np.array([gains_of(ranks(_asked(tasks, said, trust), targets_U)) for trust in TRUSTS])
     behind_TU = gains_TU[gains_TU.mean(axis=1).argmax()] - gains_TU
-    errors_T = behind_TU.std(axis=1) / np.sqrt(len(tasks))
-    return TRUSTS[int(np.argmax(behind_TU.mean(axis=1) <= errors_T))]
+    errors_T = behind_TU.std(axis=1) / np.sqrt(len(tasks) - 1) if len(tasks) > 1 else np.inf
+    return TRUSTS[int(np.argmax(behind_TU.mean(axis=1) <= errors_T + _ROUNDING))]
 
 
 def gains_of(ranks_U: NDArray[np.int64]) -> NDArray[np.float64]:
