@@ -52,7 +52,11 @@ class Hit:
 
 
 class Retriever(Protocol):
-    """Implementations inherit the contract tests of `deeprec.testing.RetrieverContract`."""
+    """Implementations inherit the contract tests of `deeprec.testing.RetrieverContract`.
+
+    One that knows how far a guess is worth believing says so by an attribute `trust`, as the TRM does: explorations ask
+    with it, where nothing else is set.
+    """
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, none excluded and none twice.
