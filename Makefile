@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo install test check bench docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/deeprec demo $(ARGS)
+
+# The environment alone.
+install: $(VENV)/.installed
 
 # Two processes, a file of tests in one of them, one thread each: half the time on two cores.
 test: check

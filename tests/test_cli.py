@@ -19,7 +19,8 @@ import pytest
 
 import processes
 from deeprec import cli
-from deeprec.config import TRUST, load_config
+from deeprec.config import TRUST, Config, load_config
+from deeprec.experiments.plan import load_plan
 from deeprec.testing import toy_dataset
 from deeprec.trm.trm import TRM
 from deeprec.workbench import Workbench
@@ -270,10 +271,28 @@ def test_a_dry_run_prints_the_configuration_and_does_nothing(site, tmp_path, mon
     printed = tmp_path / "printed.toml"
     printed.write_text(result.out)
     expected = load_config(site.config, overrides)
-    assert load_config(printed) == expected
     assert expected.trm.width == 48
+    if verb[:2] == ["experiment", "run"]:
+        plan = load_plan(printed, Config())
+        assert {plan.config_of(plan.sets[0], system, 0).trm.width for system in plan.systems} == {48}
+    else:
+        assert load_config(printed) == expected
     assert files(site.root) == before
     assert list(tmp_path.iterdir()) == [printed]
+
+
+def test_a_dry_run_of_an_experiment_prints_its_plan(site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "plan.toml"
+    path.write_text('name = "x"\n[[sets]]\nsource = "a"\n[[systems]]\nname = "TRM alone"\nkind = "trm"\n')
+    result = deeprec("experiment", "run", path, "--data", "b", "--set", "trm.width=48", "--dry-run")
+    assert (result.code, result.err) == (0, "")
+    printed = tmp_path / "printed.toml"
+    printed.write_text(result.out)
+    plan = load_plan(printed, Config())
+    assert ([each.source for each in plan.sets], plan.systems[0].name) == (["b"], "TRM alone")
+    assert plan.config_of(plan.sets[0], plan.systems[0], 0).trm.width == 48
+    assert set(tmp_path.iterdir()) == {path, printed}
 
 
 # Mistakes

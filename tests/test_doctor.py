@@ -69,7 +69,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(metadata, "version", version)
     found = finding("gguf")
-    assert (found.level, found.hint) == ("missing", "run `pip install 'deeprec[local]'`")
+    assert (found.level, found.hint) == ("missing", "run `pip install --editable '.[local]'`")
     assert finding("polars") == Finding("polars", real("polars"))
 
 

@@ -1,12 +1,19 @@
-"""The README says what the committed report says."""
+"""The README says what the committed report says, and its code runs."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from deeprec.config import Config
+from deeprec.explore.explorer import Explorer
+from deeprec.policies.text import TextPolicy
+from deeprec.testing import toy_dataset
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "readme_table.py"
 
@@ -39,3 +46,13 @@ def test_what_is_cut(table: ModuleType) -> None:
         "\n- machines: one\n- dates: a to b\n\n### ml-100k\n\n3 test users.\n\n| system |\n|---|\n| TRM alone |\n\n"
         "- No one is better.\n\n### other\n\n2 users.\n\n"
     )
+
+
+def test_its_own_retriever_and_policy_explore_without_a_fault(table: ModuleType) -> None:
+    _, code = re.findall(r"```python\n(.*?)```", table.README.read_text(encoding="utf-8"), re.DOTALL)
+    dataset = toy_dataset()
+    names: dict[str, Any] = {"Explorer": Explorer, "TextPolicy": TextPolicy, "dataset": dataset, "config": Config()}
+    exec(code, names)
+    traces = names["explorer"].run(dataset.tasks("test")[:5])
+    assert [trace.faults for trace in traces] == [()] * 5
+    assert all(trace.well_formed and len(trace.turns) == 2 for trace in traces)

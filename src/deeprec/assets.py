@@ -279,7 +279,7 @@ def _check_requirements(asset: Asset) -> None:
     if lacking:
         raise DeepRecError(
             f"{asset.name} needs the modules {', '.join(lacking)}, which are not installed; "
-            "run `pip install 'deeprec[local]'`."
+            "run `pip install --editable '.[local]'`."
         )
 
 

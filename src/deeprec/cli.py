@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deeprec import __version__
+from deeprec import __version__, options
 from deeprec.errors import DeepRecError
 from deeprec.options import ConfigFile, DryRun, Items, Minutes, Offline, Overrides, Runs, Sets, User, bench_of
 
@@ -319,16 +319,12 @@ def runs_curves(
     show_curves(folder, plot, bench_of(config, set_, dry_run, True).console)
 
 
-PlanFile = Annotated[Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")]
-Folder = Annotated[Path | None, typer.Option("--out", help="Folder of the experiment; default: in the runs folder.")]
-
-
 @experiment_app.command("run")
 def experiment_run(
-    plan: PlanFile = None,
+    plan: options.PlanFile = None,
     data: Sets = None,
     minutes: Minutes = None,
-    out: Folder = None,
+    out: options.Out = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     dry_run: DryRun = False,
@@ -337,9 +333,13 @@ def experiment_run(
 ) -> None:
     """Run what is missing of an experiment, part by part, and write its report; goes on where it was interrupted."""
     overrides = [*(set_ or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
-    bench = bench_of(config, overrides, dry_run, offline, runs)
+    bench = bench_of(config, overrides, False, offline, runs)
+    from deeprec.experiments.plan import dump_plan, plan_of
     from deeprec.experiments.run import run_experiment
 
+    if dry_run:
+        print(dump_plan(plan_of(plan, bench.config, data or [])), end="")
+        return
     report, page = run_experiment(bench, plan, data or [], out)
     bench.console.print(f"Report: {report}, and as one file for a browser: {page}", soft_wrap=True)
 
@@ -396,5 +396,5 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             raise
-        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
+        print(f"deeprec: this needs {error.name}: pip install --editable '.[local,train,serve]'.", file=sys.stderr)
         sys.exit(2)

@@ -45,7 +45,7 @@ def _versions() -> list[Finding]:
     for name, remedy in (
         ("deeprec", "pip install -e ."),
         *((name, "pip install deeprec") for name in CORE),
-        *((name, "pip install 'deeprec[local]'") for name in LOCAL),
+        *((name, "pip install --editable '.[local]'") for name in LOCAL),
     ):
         try:
             findings.append(Finding(name, metadata.version(name)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `deeprec runs show` for one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in --set trm.width=128.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration or plan, and stop.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
 User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
@@ -30,6 +30,8 @@ Minutes = Annotated[
     float | None,
     typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for about so long."),
 ]
+PlanFile = Annotated[Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the experiment; default: in the runs folder.")]
 
 
 def bench_of(

@@ -18,9 +18,9 @@ from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import load_part, load_population, part_file, population_file
-from deeprec.experiments.plan import Plan, SetPlan, SystemPlan, dump_plan, load_plan
+from deeprec.experiments.plan import BUILT_IN, Plan, SetPlan, SystemPlan, dump_plan, load_plan
 from deeprec.experiments.report import write_report
-from deeprec.experiments.run import BUILT_IN, Experiment
+from deeprec.experiments.run import Experiment
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Stop
 from deeprec.testing import toy_dataset

@@ -40,6 +40,7 @@ HEARD = ("themes", "recent", "script", "fusion", "explore")
 _NAME = r"^[^\W_][\w .,:;()+=%&/@#'’–-]*$"
 """Plain text in tables, plots, files and terminals alike."""
 
+BUILT_IN = Path(__file__).with_name("comparison.toml")
 PLAN_FILE = "experiment.toml"
 """In the folder of an experiment: its plan as it was run last."""
 
@@ -178,6 +179,18 @@ class Plan(Section):
         for part in (self.config, set_.config, {"data": {"source": set_.source}}, own, seeds):
             _lay_over(tree, part)
         return parse_config(tree, where=f"experiment {self.name!r}, set {set_.label!r}, system {system!r}")
+
+
+def plan_of(path: Path | None, config: Config, sources: Sequence[str]) -> Plan:
+    """The plan in a file, or the built-in one, which trains the language model too where `train.minutes` is set.
+
+    Raises:
+        DeepRecError: the plan is wrong.
+    """
+    if path is not None and path.suffix != ".toml" and path.exists():
+        raise DeepRecError(f"{path} is not an experiment's TOML file: a set to run on is named with --data {path}.")
+    training = path is not None or config.train.minutes is not None
+    return load_plan(path or BUILT_IN, config, sources, training=training)
 
 
 def load_plan(path: Path, config: Config, sources: Sequence[str] = (), *, training: bool = True) -> Plan:

@@ -25,7 +25,7 @@ from deeprec.eval.links import Links
 from deeprec.eval.metrics import ndcg_at, ranks_of
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
-from deeprec.experiments.plan import HEARD, PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, load_plan, slug
+from deeprec.experiments.plan import HEARD, PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, plan_of, slug
 from deeprec.experiments.report import write_report
 from deeprec.explore.environment import segment_tokens_of
 from deeprec.explore.explorer import Explorer, accustomed
@@ -39,8 +39,6 @@ from deeprec.workbench import TRAINED_BY, Workbench
 if TYPE_CHECKING:  # torch stays out of a report
     from deeprec.policies.policy import Policy
     from deeprec.trm.trm import TRM
-
-BUILT_IN = Path(__file__).with_name("comparison.toml")
 
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
 _CLOCK = "clock"
@@ -75,15 +73,11 @@ def run_experiment(
     bench: Workbench, plan: Path | None, sources: Sequence[str], folder: Path | None
 ) -> tuple[Path, Path]:
     """Run what is missing of the plan in a file, or of the built-in one, and write its report; the report's two files.
-    The built-in one trains the language model too where `train.minutes` is set.
 
     Raises:
         DeepRecError: the plan is wrong, or some of its systems could not be run. The others are, and are reported.
     """
-    if plan is not None and plan.suffix != ".toml" and plan.exists():
-        raise DeepRecError(f"{plan} is not an experiment's TOML file: a set to run on is named with --data {plan}.")
-    training = plan is not None or bench.config.train.minutes is not None
-    found = load_plan(plan or BUILT_IN, bench.config, sources, training=training)
+    found = plan_of(plan, bench.config, sources)
     names = [found.name, *([] if plan is not None and not sources else [set_.label for set_ in found.sets])]
     folder = folder or bench.runs / "-".join(["experiment", *map(slug, names)])
     folder.mkdir(parents=True, exist_ok=True)

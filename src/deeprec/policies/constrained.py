@@ -34,7 +34,9 @@ class Grammars:
         try:
             from llguidance import hf
         except ImportError:
-            raise DeepRecError("explore.answer='pool' needs llguidance: pip install 'deeprec[constrained]'.") from None
+            raise DeepRecError(
+                "explore.answer='pool' needs llguidance: pip install --editable '.[constrained]'."
+            ) from None
         self.codec = codec
         try:
             # Its slices speed up the masks of wide grammars; ours are narrow.

@@ -104,7 +104,7 @@ class OpenAIPolicy:
         try:
             from openai import APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
         except ImportError:
-            raise DeepRecError("policy.kind='openai' needs the client: pip install 'deeprec[openai]'.") from None
+            raise DeepRecError("policy.kind='openai' needs the client: pip install --editable '.[openai]'.") from None
         if config.adapter not in ("shipped", "none"):
             raise DeepRecError("policy.adapter is for models in this process: let the server of policy.url load it.")
         if config.url is None:

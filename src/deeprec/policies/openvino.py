@@ -92,7 +92,7 @@ class OpenVinoPolicy(TokenizerCodec):
             import openvino_genai as genai
         except ImportError:
             raise DeepRecError(
-                "policy.kind='openvino' needs OpenVINO GenAI: pip install 'deeprec[openvino]'."
+                "policy.kind='openvino' needs OpenVINO GenAI: pip install --editable '.[openvino]'."
             ) from None
         import torch
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig

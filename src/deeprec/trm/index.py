@@ -340,5 +340,5 @@ def import_faiss(kind: Kind) -> Any:
     except ImportError as error:
         raise NoFaissError(
             f"An index of kind {kind} needs FAISS, which can't be imported ({one_line(error)}): "
-            "run `pip install 'deeprec[faiss]'`, or choose the kind exact."
+            "run `pip install --editable '.[faiss]'`, or choose the kind exact."
         ) from None
