@@ -460,7 +460,7 @@ def test_a_missing_module_is_told_before_the_download(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     define(monkeypatch, hub(), requires=("json", "no_such_module"))
-    with pytest.raises(DeepRecError, match=r"needs the modules no_such_module.*pip install 'deeprec\[local\]'"):
+    with pytest.raises(DeepRecError, match=r"needs the modules no_such_module.*pip install --editable '\.\[local\]'"):
         assets.fetch("toy")
     assert not server.requests
 

@@ -332,7 +332,7 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     import sys
 
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(DeepRecError, match=r"deeprec\[constrained\]"):
+    with pytest.raises(DeepRecError, match=r"'\.\[constrained\]'"):
         Grammars(TokenizerCodec(bytes_tokenizer()))
 
 

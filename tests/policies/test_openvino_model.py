@@ -38,7 +38,7 @@ def test_a_damaged_file_is_one_sentence(source: Path) -> None:
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino_genai", None)
-    with pytest.raises(DeepRecError, match=r"deeprec\[openvino\]"):
+    with pytest.raises(DeepRecError, match=r"'\.\[openvino\]'"):
         OpenVinoPolicy.load(PolicyConfig(kind="openvino"), offline=True)
 
 

@@ -363,7 +363,7 @@ def test_without_faiss(tmp_path, monkeypatch):
         lambda: Index.build(items_ID, exact_limit=10),
         lambda: Index.load(tmp_path),
     ):
-        with pytest.raises(DeepRecError, match=r"needs FAISS.*`pip install 'deeprec\[faiss\]'`.*exact"):
+        with pytest.raises(DeepRecError, match=r"needs FAISS.*`pip install --editable '\.\[faiss\]'`.*exact"):
             act()
     assert len(Index.build(items_ID).search(queries_QD, 3)[0]) == 3
 
