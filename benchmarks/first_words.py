@@ -18,12 +18,12 @@ import numpy as np
 from deeprec.config import Config, trust_of
 from deeprec.eval.evaluate import evaluation_tasks
 from deeprec.eval.intervals import mean_interval
-from deeprec.eval.metrics import ndcg_at
 from deeprec.eval.report import interval_text, markdown_table
 from deeprec.explore.explorer import Explorer
+from deeprec.metrics import ndcg_at
 from deeprec.runs import environment
 from deeprec.trm.preferences import recent_titles
-from deeprec.trm.retriever import Query
+from deeprec.trm.retriever import queries_of
 from deeprec.workbench import Workbench
 
 NEAR = 100
@@ -59,11 +59,7 @@ def main() -> None:
     targets = [dataset.targets(args.split)[task.id] for task in tasks]
 
     def ranks(words: list[str]) -> np.ndarray:
-        queries = [
-            Query(task.history, said, frozenset(task.history), trust_of(config.explore))
-            for task, said in zip(tasks, words, strict=True)
-        ]
-        return trm.ranks(queries, targets)
+        return trm.ranks(queries_of(tasks, words, trust_of(config.explore)), targets)
 
     said = {
         f"titles of the last {n}": ["; ".join(recent_titles(dataset.catalog, task.history[-n:])) for task in tasks]

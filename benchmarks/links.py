@@ -54,7 +54,7 @@ def main() -> None:
     themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
     right = phrases_to(catalog, [targets[task.id] for task in tasks])
     adapter = adapter_folder(config.policy)
-    explore = accustomed(config.explore, read_habits(adapter) if adapter else None, trm)
+    explore = accustomed(config.explore, read_habits(adapter), trm)
     per_call, trust = items_of(explore), trust_of(explore)
     served = [list(traces[task.id].served()[0]) for task in tasks]
     rows: dict[str, tuple[list[list[ItemIdx]], list[list[ItemIdx]]]] = {

@@ -24,8 +24,8 @@ from deeprec.data.dataset import Task
 from deeprec.data.sources import load_dataset
 from deeprec.eval.evaluate import rankings_of
 from deeprec.eval.intervals import ratio_interval
-from deeprec.eval.metrics import ndcg_at, ranks_of
 from deeprec.eval.report import markdown_table
+from deeprec.metrics import ndcg_at, ranks_of
 from deeprec.runs import environment
 from deeprec.trm.ease import EASERetriever
 from deeprec.trm.trm import TRM

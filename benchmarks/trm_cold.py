@@ -26,8 +26,8 @@ from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import mean_interval, ratio_interval
-from deeprec.eval.metrics import Floats, ranks_of, recall_at
 from deeprec.eval.report import markdown_table
+from deeprec.metrics import Floats, ranks_of, recall_at
 from deeprec.runs import environment
 from deeprec.trm.retriever import Hit, Query, top_hits
 from deeprec.trm.text_encoder import TextEncoder

@@ -23,8 +23,8 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.eval.intervals import ratio_interval
 from deeprec.eval.listening import CALLS, PER_CALL, listen, pool, preferences
-from deeprec.eval.metrics import Floats
 from deeprec.eval.report import markdown_table
+from deeprec.metrics import Floats
 from deeprec.runs import environment
 from deeprec.trm.preferences import themes
 from deeprec.trm.trm import TRM

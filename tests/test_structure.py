@@ -25,12 +25,13 @@ MAX_LINES = 400
 # serve <- workbench <- render <- cli. Policies sit beside explore: it asks `policies.policy`, the interface; a policy
 # that drives or is driven by text reads the protocol's strings.
 # Imports under TYPE_CHECKING count like any other: they tie rooms together just as much.
-BASE = {"errors", "toml", "config", "downloads", "gguf_model", "assets", "runs"}
+BASE = {"errors", "toml", "config", "downloads", "gguf_model", "assets", "runs", "metrics"}
 EXPLORE = {*BASE, "data", "trm", "policies.policy"}
 TOP = {*EXPLORE, "explore", "policies", "rewards", "train", "eval"}
 ALLOWED = {
     "deeprec": set(),
     "errors": set(),
+    "metrics": set(),
     "toml": {"errors"},
     "config": {"errors", "toml"},
     "downloads": {"errors"},

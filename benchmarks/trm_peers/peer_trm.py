@@ -16,7 +16,7 @@ from peer import TOP, Data, Ints, Job, Ragged, Watch, ndcg, rankings
 from deeprec.config import load_config
 from deeprec.data.dataset import Dataset
 from deeprec.trm import training
-from deeprec.trm.retriever import PopularityRetriever, Query
+from deeprec.trm.retriever import PopularityRetriever, queries_of
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch
 from deeprec.trm.trm import TRM
@@ -62,7 +62,7 @@ def main() -> None:
     dataset, encoder = load(job.source), TextEncoder.load()
     trm, watch = fit(dataset if job.last is None else cut(dataset, job.last), encoder, job)
     trm.save(job.out)  # for trm_listening.py
-    queries = [Query(task.history, exclude=frozenset(task.history)) for task in dataset.tasks("test")]
+    queries = queries_of(dataset.tasks("test"))
     ranked_TK = np.full((len(queries), TOP), -1, dtype=np.int32)
     for row_K, hits in zip(ranked_TK, trm.retrieve(queries, TOP), strict=True):
         row_K[: len(hits)] = [hit.item for hit in hits]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from peer import CUTOFF
 
 from deeprec.eval.intervals import paired_interval, ratio_interval
-from deeprec.eval.metrics import ndcg_at, ranks_of, recall_at
 from deeprec.eval.report import markdown_table
+from deeprec.metrics import ndcg_at, ranks_of, recall_at
 from deeprec.runs import environment
 
 Floats = NDArray[np.float64]

@@ -184,6 +184,11 @@ def trust_of(explore: ExploreConfig) -> float:
     return TRUST if explore.trust is None else explore.trust
 
 
+def belief_of(explore: ExploreConfig) -> str:
+    """How far, in words, for reports."""
+    return f"preferences are believed to {trust_of(explore)}"
+
+
 def items_of(explore: ExploreConfig) -> int:
     """That a call brings: never so few that all calls together could not fill the answer."""
     return max(explore.items_per_call, -(-explore.answer_size // explore.max_calls))

@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from deeprec.config import TRAINABLE, Columns, Config, dump_config, trust_of
+from deeprec.config import TRAINABLE, Columns, Config, belief_of, dump_config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
@@ -92,7 +92,8 @@ class Workbench:
             )
             bar.update(task, completed=bar.tasks[task].total)
         run = known or Run.create(self.runs, None, self.config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
-        run.record(**self._origin("trm"))
+        if known is None:
+            run.record(**self._origin("trm"))
         self.console.print(
             f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)", soft_wrap=True
         )
@@ -292,13 +293,14 @@ class Workbench:
                 systems.append(evaluate_retriever(name, retriever, tasks, targets, n_items, config))
         with self.timed("explore by script"), self.progress("scripted explorer, users", len(tasks)) as (bar, mark):
             explorer = Explorer(self.script(), trm, dataset.catalog, self.config.explore)
-            believed = f"preferences are believed to {trust_of(explorer.config)}"
             scripted = {}
             for place, trace in explorer.stream(tasks):
                 scripted[place] = trace
                 bar.advance(mark)
             traces = [scripted[place] for place in range(len(tasks))]
-        systems.append(evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config, believed)[0])
+        systems.append(
+            evaluate_traces("scripted explorer", tasks, traces, targets, n_items, config, belief_of(explorer.config))[0]
+        )
         if self.config.policy.kind != "scripted":
             policy = self.policy()
             label = name_of(self.config.policy)
@@ -309,7 +311,7 @@ class Workbench:
                     f"ranks the TRM's top {CANDIDATES}, no exploration",
                     lambda missing: rerank(policy, trm, dataset.catalog, missing, self.config.explore),
                 ),
-                (f"{label}, explorer", f"preferences are believed to {trust_of(explorer.config)}", explorer.stream),
+                (f"{label}, explorer", belief_of(explorer.config), explorer.stream),
             )
             for name, note, explore in parts:
                 with self.timed(name), self.progress(f"{name}, users", len(sample)) as (bar, mark):
@@ -345,13 +347,13 @@ class Workbench:
         """What decides a training beside its data and configuration: names may come to mean another adapter or set."""
         from deeprec.trm.trm import EDITION
 
+        edition = {"edition": EDITION}
         if kind == "trm":
-            return {"edition": EDITION}
+            return edition
         named = self.config.train.adapter
         folder = named and adapter_folder(self.config.policy.model_copy(update={"adapter": named}))
         sets = [self._on(source).dataset().fingerprint for source in self.config.train.warm_start.beside]
-        own = {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None, "beside": sets or None}
-        return own | {"edition": EDITION}
+        return edition | {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None, "beside": sets or None}
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""

@@ -12,7 +12,7 @@ from torchmetrics.retrieval import (
     RetrievalRecall,
 )
 
-from deeprec.eval.metrics import coverage, mrr_at, ndcg_at, per_user, ranks_of, recall_at
+from deeprec.metrics import coverage, mrr_at, ndcg_at, per_user, ranks_of, recall_at
 
 
 def test_ranks_are_places_of_the_targets():
@@ -115,3 +115,7 @@ def test_coverage_counts_items_in_any_top_k():
 def test_coverage_refuses_items_outside_the_catalogue(item):
     with pytest.raises(ValueError, match="outside 0 to 7"):
         coverage([[0, item]], n_items=8, k=2)
+
+
+def test_ndcg_of_places_about_the_cutoff():
+    np.testing.assert_allclose(ndcg_at(np.array([-1, 0, 1, 9, 10]), 10), [0, 1, 1 / np.log2(3), 1 / np.log2(11), 0])

@@ -8,7 +8,7 @@ import pytest
 from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
 from deeprec.testing import toy_dataset
-from deeprec.trm.worth import TRUSTS, gains_of, worth_of_guesses
+from deeprec.trm.worth import TRUSTS, worth_of_guesses
 
 CATALOG = toy_dataset().catalog
 
@@ -86,7 +86,3 @@ def test_of_many_users_some_are_asked_for_and_each_with_its_own_target():
     for queries, targets in written.asked:
         assert targets == list(range(0, n, 3))
         assert [query.history[0] for query in queries] == [u % 5 for u in targets]
-
-
-def test_gains_are_those_of_ndcg():
-    np.testing.assert_allclose(gains_of(np.array([-1, 0, 1, 9, 10])), [0, 1, 1 / np.log2(3), 1 / np.log2(11), 0])

@@ -18,7 +18,7 @@ from deeprec.explore.environment import item_lines, resolve_lines, segment_token
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
-from deeprec.trm.retriever import Query, Retriever
+from deeprec.trm.retriever import Retriever, queries_of
 
 CANDIDATES = 20
 _FUSED = 100
@@ -78,7 +78,7 @@ def rerank(
 
     for start in range(0, len(tasks), config.batch_size):
         batch = tasks[start : start + config.batch_size]
-        queries = [Query(task.history, exclude=frozenset(task.history)) for task in batch]
+        queries = queries_of(batch)
         turns = [Turn("", "", tuple(hits)) for hits in retriever.retrieve(queries, candidates)]
         prompts = [
             protocol.rerank_prompt(

@@ -12,11 +12,11 @@ from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.forked import Stream
-from deeprec.eval.metrics import coverage, ranks_of
 from deeprec.eval.report import SystemResult
 from deeprec.explore.trace import Origin, Stop, Trace
+from deeprec.metrics import coverage, ranks_of
 from deeprec.runs import JsonLines
-from deeprec.trm.retriever import Query, Retriever
+from deeprec.trm.retriever import Retriever, queries_of
 
 _BATCH = 256
 
@@ -65,7 +65,7 @@ def rankings_of(
     rankings: list[list[ItemIdx]] = []
     for start in range(0, len(tasks), _BATCH):
         batch = tasks[start : start + _BATCH]
-        queries = [Query(task.history, preference(task), frozenset(task.history), trust) for task in batch]
+        queries = queries_of(batch, map(preference, batch), trust)
         rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
         on_done(len(batch))
     return rankings

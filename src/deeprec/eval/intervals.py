@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from deeprec.errors import DeepRecError
-from deeprec.eval.metrics import Floats, Ints
+from deeprec.metrics import Floats, Ints
 
 _BATCH_VALUES = 2**21  # resampled values in memory at once: 16 MiB, and as much again for their indices
 

@@ -12,8 +12,8 @@ from deeprec.config import ExploreConfig, items_of, trust_of
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.evaluate import rankings_of
-from deeprec.eval.metrics import ranks_of
 from deeprec.explore.trace import Trace
+from deeprec.metrics import ranks_of
 from deeprec.trm.retriever import Query, Retriever
 
 if TYPE_CHECKING:  # a report reads places, and needs no torch

@@ -9,9 +9,9 @@ import numpy as np
 
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.eval.metrics import Floats, ndcg_at, recall_at
+from deeprec.metrics import Floats, ndcg_at, recall_at
 from deeprec.trm.preferences import item_phrases, recent_titles, themes
-from deeprec.trm.retriever import Query, Retriever
+from deeprec.trm.retriever import Query, Retriever, queries_of
 from deeprec.trm.trm import TRM
 
 CALLS = 3
@@ -74,10 +74,7 @@ def listen(
     wanted = [targets[task.id] for task in tasks]
 
     def heard(kind: str, texts: Sequence[str], trust: float) -> Heard:
-        queries = [
-            Query(task.history, text, frozenset(task.history), trust) for task, text in zip(tasks, texts, strict=True)
-        ]
-        ranks_U = trm.ranks(queries, wanted)
+        ranks_U = trm.ranks(queries_of(tasks, texts, trust), wanted)
         return Heard(kind, trust, ndcg_at(ranks_U, 10), recall_at(ranks_U, 10))
 
     blank = heard("none", [""] * len(tasks), 0.0)
@@ -106,7 +103,7 @@ def pool(
         ]
         for items, hits in zip(shown, retriever.retrieve(queries, PER_CALL), strict=True):
             items += [hit.item for hit in hits]
-    queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
+    queries = queries_of(tasks)
     lists = retriever.retrieve(queries, CALLS * PER_CALL)
     pooled_U = np.array([targets[task.id] in items for task, items in zip(tasks, shown, strict=True)], dtype=float)
     blank_U = np.array(

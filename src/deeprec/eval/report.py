@@ -22,7 +22,7 @@ from deeprec.eval.intervals import (
     paired_interval,
     paired_on_users,
 )
-from deeprec.eval.metrics import per_user
+from deeprec.metrics import per_user
 
 AS_ANSWERED = (
     '"As answered" scores only what the model itself answered, a failed answer being a miss; "as served" '

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from deeprec.eval.intervals import Interval, PairedInterval, extended_interval, mean_interval, paired_interval
-from deeprec.eval.metrics import Floats, Ints, ndcg_at, per_user
 from deeprec.experiments.parts import Explorations, Part, Population
+from deeprec.metrics import Floats, Ints, ndcg_at, per_user
 
 Bootstrap = dict[str, Any]
 """`confidence`, `resamples` and `seed` of the intervals."""

@@ -17,9 +17,9 @@ from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.links import Links
-from deeprec.eval.metrics import ranks_of
 from deeprec.experiments.plan import SetPlan, SystemPlan, slug
 from deeprec.explore.trace import Trace
+from deeprec.metrics import ranks_of
 
 
 @dataclass(frozen=True, slots=True)

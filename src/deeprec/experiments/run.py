@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.markup import escape
 
-from deeprec.config import Config, ExploreConfig, items_of, trust_of
+from deeprec.config import Config, ExploreConfig, belief_of, items_of, trust_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import fused, recall_titles, rerank
 from deeprec.eval.evaluate import evaluation_tasks, explored, rankings_of, resume
 from deeprec.eval.forked import Stream, spread
 from deeprec.eval.links import Links
-from deeprec.eval.metrics import ndcg_at, ranks_of
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
 from deeprec.experiments.plan import HEARD, PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, plan_of, slug
@@ -31,6 +30,7 @@ from deeprec.explore.environment import segment_tokens_of
 from deeprec.explore.explorer import Explorer, accustomed
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.trace import Stop, Trace
+from deeprec.metrics import ndcg_at, ranks_of
 from deeprec.policies.tokens import adapter_folder, digests_of, read_habits
 from deeprec.runs import JsonLines, environment, lock
 from deeprec.trm.retriever import PopularityRetriever, Retriever, TransitionRetriever
@@ -201,8 +201,7 @@ class Experiment:
                 found = rankings_of(retriever, tasks, k, _says(system, dataset), trust)
             made = part(rankings=found, seconds_per_user=(time.perf_counter() - started) / len(tasks), note=note)
         if system.kind in HEARD and config.explore.trust is None:
-            heard = f"preferences are believed to {trust_of(explore)}"
-            made = replace(made, note="; ".join(filter(None, [made.note, heard])))
+            made = replace(made, note="; ".join(filter(None, [made.note, belief_of(explore)])))
         save(made, path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
 
@@ -216,8 +215,7 @@ class Experiment:
     def _explore(self, bench: Workbench, system: SystemPlan, dataset: Dataset) -> ExploreConfig:
         """What an exploration really has."""
         adapter = adapter_folder(bench.config.policy) if system.kind == "explore" else None
-        habits = read_habits(adapter) if adapter else None
-        return accustomed(bench.config.explore, habits, self._trm(bench, dataset))
+        return accustomed(bench.config.explore, read_habits(adapter), self._trm(bench, dataset))
 
     def _with_links(
         self, part: Part, bench: Workbench, system: SystemPlan, dataset: Dataset, tasks: Sequence[Task], log: JsonLines

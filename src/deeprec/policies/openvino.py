@@ -133,7 +133,7 @@ class OpenVinoPolicy(TokenizerCodec):
             raise unloadable(config, error) from None
         limit = getattr(known, "max_position_embeddings", None) or sys.maxsize
         policy = cls(pipeline, tokenizer, limit, ends_of(generation, tokenizer))
-        policy.habits = read_habits(adapter) if adapter else None
+        policy.habits = read_habits(adapter)
         return policy
 
     def submit(self, requests: Sequence[Request]) -> None:

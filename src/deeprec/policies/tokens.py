@@ -114,10 +114,9 @@ def name_of(config: PolicyConfig) -> str:
     return f"{name}, untrained" if config.model in ASSETS else name
 
 
-def read_habits(adapter: Path) -> Habits | None:
-    """What an adapter was trained with, as `write_habits` left it; None where it left nothing."""
-    path = adapter / _HABITS
-    if not path.is_file():
+def read_habits(adapter: Path | None) -> Habits | None:
+    """What an adapter was trained with, as `write_habits` left it; None without one, or where it left nothing."""
+    if adapter is None or not (path := adapter / _HABITS).is_file():
         return None
     try:
         explore = ExploreConfig.model_validate(json.loads(path.read_bytes()), strict=True)

@@ -132,7 +132,7 @@ class TransformersPolicy(TokenizerCodec):
         except RuntimeError as error:
             raise DeepRecError(f"policy.device={config.device!r} can't take the model: {brief(error)}") from None
         policy = cls(model.eval(), tokenizer)
-        policy.habits = read_habits(adapter) if adapter else None
+        policy.habits = read_habits(adapter)
         return policy
 
     @cached_property

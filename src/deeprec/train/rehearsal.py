@@ -10,7 +10,7 @@ from deeprec.config import ExploreConfig, TrainConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.trm.retriever import Query
+from deeprec.trm.retriever import queries_of
 from deeprec.trm.trm import TRM
 
 WARM_START = "warm-start"
@@ -65,7 +65,7 @@ class Rehearsal:
         followed: dict[str, tuple[ItemIdx, ...]] = {}
         for name, part in parts.items():
             all_tasks, after = part.past_tasks(config.per_user)
-            queries = [Query(task.history, exclude=frozenset(task.history)) for task in all_tasks]
+            queries = queries_of(all_tasks)
             ranks = retriever.ranks(queries, [after[task.id][0] for task in all_tasks])
             kept = [task for task, rank in zip(all_tasks, ranks, strict=True) if 0 <= rank < config.reach]
             if not kept and part.users:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Protocol
@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from deeprec.config import TRUST
 from deeprec.data.catalog import ItemIdx
-from deeprec.data.dataset import Sequences
+from deeprec.data.dataset import Sequences, Task
 from deeprec.errors import DeepRecError
 
 
@@ -38,6 +38,12 @@ class Query:
     def __post_init__(self) -> None:
         if not 0 <= self.trust <= 1:
             raise DeepRecError(f"A query's trust is between 0 and 1, not {self.trust}.")
+
+
+def queries_of(tasks: Sequence[Task], preferences: Iterable[str] | None = None, trust: float = TRUST) -> list[Query]:
+    """What each task asks for, with its preference where there are any, the history excluded."""
+    said = [""] * len(tasks) if preferences is None else preferences
+    return [Query(task.history, text, frozenset(task.history), trust) for task, text in zip(tasks, said, strict=True)]
 
 
 def phrases_of(preference: str) -> list[str]:

@@ -25,15 +25,16 @@ from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset
 from deeprec.errors import DeepRecError, one_line
+from deeprec.metrics import ndcg_at
 from deeprec.trm.index import Index, NoFaissError, import_faiss
 from deeprec.trm.lexical import Lexical
 from deeprec.trm.model import PreferenceSASRec
 from deeprec.trm.neighbours import Neighbours
 from deeprec.trm.preferences import encode_preferences, themes
-from deeprec.trm.retriever import Hit, Query, pairs, rank
+from deeprec.trm.retriever import Hit, Query, pairs, queries_of, rank
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
-from deeprec.trm.worth import gains_of, worth_of_guesses
+from deeprec.trm.worth import worth_of_guesses
 
 _BATCH = 256
 _IDS = "ids.weight"
@@ -115,7 +116,7 @@ class TRM:
             raise DeepRecError(f"{dataset.name}: no user has the 3 interactions that training and validation need.")
         if config.index in ("hnsw", "ivfpq"):
             import_faiss(config.index)  # now, and not after the training
-        queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
+        queries = queries_of(tasks)
         wanted = np.array([targets[task.id] for task in tasks])
         sequences = dataset.train_sequences()
         neighbours = Neighbours.of(sequences, len(dataset.catalog))
@@ -124,7 +125,7 @@ class TRM:
             with torch.inference_mode():
                 exact = Index.build(model.eval().items(), "exact")
             ranks_Q = cls(model, dataset.catalog, encoder, config, exact, neighbours).ranks(queries, wanted)
-            return float(gains_of(ranks_Q).mean())
+            return float(ndcg_at(ranks_Q, 10).mean())
 
         model, curve = train(sequences, dataset.catalog, encoder, config, validate, checkpoint, on_epoch)
         trm = cls.of(model, dataset.catalog, encoder, config, neighbours)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
+from deeprec.metrics import ndcg_at
 from deeprec.trm.preferences import recent_titles
-from deeprec.trm.retriever import Query
+from deeprec.trm.retriever import Query, queries_of
 
 TRUSTS = (0.02, 0.1, 0.4)
 _USERS = 4000
@@ -35,19 +36,7 @@ def worth_of_guesses(ranks: Ranks, catalog: Catalog, tasks: Sequence[Task], targ
     step = -(-len(tasks) // _USERS)
     tasks, targets_U = tasks[::step], targets_U[::step]
     said = ["; ".join(recent_titles(catalog, task.history)) for task in tasks]
-    gains_TU = np.array([gains_of(ranks(_asked(tasks, said, trust), targets_U)) for trust in TRUSTS])
+    gains_TU = np.array([ndcg_at(ranks(queries_of(tasks, said, trust), targets_U), 10) for trust in TRUSTS])
     behind_TU = gains_TU[gains_TU.mean(axis=1).argmax()] - gains_TU
     errors_T = behind_TU.std(axis=1) / np.sqrt(len(tasks) - 1) if len(tasks) > 1 else np.inf
     return TRUSTS[int(np.argmax(behind_TU.mean(axis=1) <= errors_T + _ROUNDING))]
-
-
-def gains_of(ranks_U: NDArray[np.int64]) -> NDArray[np.float64]:
-    """NDCG@10 (U,) of the 0-based places of one relevant item each, -1 where it was excluded."""
-    gains_U: NDArray[np.float64] = np.where(
-        (ranks_U >= 0) & (ranks_U < 10), 1 / np.log2(np.maximum(ranks_U, 0) + 2), 0.0
-    )
-    return gains_U
-
-
-def _asked(tasks: Sequence[Task], said: Sequence[str], trust: float) -> list[Query]:
-    return [Query(task.history, text, frozenset(task.history), trust) for task, text in zip(tasks, said, strict=True)]
