@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deeprec import assets
 from deeprec.config import PolicyConfig, load_config
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.protocol import ANSWER, END_ANSWER, END_THINK, STOPS, Answer, parse
 from deeprec.policies.loading import load_policy
 from deeprec.policies.openvino import OpenVinoPolicy
 from deeprec.policies.policy import Constraint, Finish, Request
@@ -87,11 +89,49 @@ def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
         assert ours.answered == theirs.answered
 
 
+TITLES = (
+    "Alien (1979)",
+    "Alien (1979) 2",
+    "Alien",
+    "2. Alien",
+    "10",
+    '"Crocodile" Dundee (1986)',
+    'It\'s \\n a "Mad" World [uncut] {4} (1963)',
+    "千と千尋の神隠し 🎬 (2001)",
+    "Amélie (2001)",
+    "Amélie (2001)",
+)
+
+
+def test_answers_are_held_to_titles_beside_free_ones(engine: OpenVinoPolicy) -> None:
+    """The opening is what the model writes first of its own that ends as a tag may, or goes on as none may."""
+    context = tuple(engine.encode(TEXT, first=True))
+    free = write(engine, [Request("free", context, (), 30)])["free"].tokens
+    texts = [engine.decode([token]) for token in free]
+    place = next(n for n, text in enumerate(texts) if n and len(text) > 2 and text not in "".join(texts[:n]))
+    ways = {"whole": (texts[place], len(TITLES)), "part": (texts[place][:-1], 3), "more": (texts[place], 20)}
+    requests = [
+        Request(key, context, STOPS, 400, constraint=Constraint(opening, END_ANSWER, TITLES, lines))
+        for key, (opening, lines) in ways.items()
+    ]
+    chunks = write(engine, [*requests, Request("free", context, (), 30)])
+    for key, (opening, lines) in ways.items():
+        assert chunks[key].finish is Finish.STOP
+        assert chunks[key].tokens[:place] == free[:place]
+        before, _, answer = engine.decode(chunks[key].tokens).partition(f"{opening}\n")
+        assert before == engine.decode(free[:place])
+        parsed = parse(f"{END_THINK}\n{ANSWER}\n{answer}", answer_size=min(lines, len(TITLES)), after_items=True)
+        assert isinstance(parsed, Answer)
+        assert not Counter(parsed.titles) - Counter(TITLES)
+        assert len(parsed.titles) == min(lines, len(TITLES))
+    assert chunks["free"].tokens == free
+    assert write(engine, requests[:1])["whole"].tokens == chunks["whole"].tokens
+    assert not engine.pipeline.has_non_finished_requests()
+
+
 def test_what_it_can_not_do_is_refused_in_a_sentence(engine: OpenVinoPolicy) -> None:
     with pytest.raises(DeepRecError, match=r"greedy: set explore\.temperature=0"):
         engine.submit([Request("a", tuple(engine.encode(TEXT)), (), 4, temperature=0.5)])
-    with pytest.raises(DeepRecError, match="can't hold answers"):
-        engine.submit([Request("a", (1,), (), 4, constraint=Constraint("<a>", "</a>", ("Heat (1995)",), 1))])
     with pytest.raises(DeepRecError, match=r"policy\.device='cuda'"):
         OpenVinoPolicy.load(CONFIG.model_copy(update={"device": "cuda"}), offline=True)
     assert engine.step() == []

@@ -14,10 +14,10 @@ from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.eval.evaluate import rankings_of
 from deeprec.explore import protocol
-from deeprec.explore.environment import item_lines, resolve_lines, segment_tokens_of
+from deeprec.explore.environment import constraint_of, item_lines, resolve_lines, segment_tokens_of
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Chunk, Finish, Policy, Request, Usage
+from deeprec.policies.policy import Chunk, Constraint, Finish, Policy, Request, Usage
 from deeprec.trm.retriever import Retriever, queries_of
 
 CANDIDATES = 20
@@ -63,7 +63,8 @@ def rerank(
 ) -> Iterator[tuple[int, Trace]]:
     """One-shot reranking: the policy sees the history and the retriever's best items, and ranks them.
 
-    A trace has one turn without a preference, which holds the candidates. Yields `(place of the task, trace)`.
+    With `config.answer = "pool"` it can write nothing but their titles. A trace has one turn without a preference, which
+    holds the candidates. Yields `(place of the task, trace)`.
     """
     size, room = config.answer_size, segment_tokens_of(config, catalog)
 
@@ -89,7 +90,8 @@ def rerank(
             for task, turn in zip(batch, turns, strict=True)
         ]
         reads = list(map(read_of, batch, turns))
-        traces = _one_shot(policy, batch, prompts, [(turn,) for turn in turns], reads, config, room, start)
+        held = [constraint_of(catalog, [turn], config, begun=ONE_SHOT_START) for turn in turns]
+        traces = _one_shot(policy, batch, prompts, [(turn,) for turn in turns], reads, held, config, room, start)
         yield from enumerate(traces, start)
 
 
@@ -127,7 +129,8 @@ def recall_titles(
             protocol.titles_prompt(item_lines(catalog, task.history[-config.history :]), answer_size=size)
             for task in batch
         ]
-        traces = _one_shot(policy, batch, prompts, [()] * len(batch), list(map(read_of, batch)), config, room, start)
+        reads, none = list(map(read_of, batch)), [None] * len(batch)
+        traces = _one_shot(policy, batch, prompts, [()] * len(batch), reads, none, config, room, start)
         yield from enumerate(traces, start)
 
 
@@ -154,6 +157,7 @@ def _one_shot(
     prompts: Sequence[str],
     turns: Sequence[tuple[Turn, ...]],
     reads: Sequence[_Read],
+    held: Sequence[Constraint | None],
     config: ExploreConfig,
     room: int,
     start: int,
@@ -165,7 +169,10 @@ def _one_shot(
     written: dict[str, list[Chunk]] = {key: [] for key in keys}
     try:
         policy.submit(
-            [Request(key, tuple(context), (END_ANSWER,), room) for key, context in zip(keys, contexts, strict=True)]
+            [
+                Request(key, tuple(context), (END_ANSWER,), room, constraint=constraint)
+                for key, context, constraint in zip(keys, contexts, held, strict=True)
+            ]
         )
         while chunks := policy.step():
             for chunk in chunks:

@@ -47,7 +47,7 @@ _CLOCK = "clock"
 _CALLING = ("script", "explore")
 """Kinds that call the tool."""
 
-_ONE_SHOT = {"history", "answer_size", "segment_tokens", "context_tokens"}
+_ONE_SHOT = {"history", "answer", "answer_size", "segment_tokens", "context_tokens"}
 _READS: dict[str, dict[str, set[str] | None]] = {
     "popularity": {},
     "transitions": {},

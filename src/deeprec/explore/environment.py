@@ -101,13 +101,7 @@ class Environment:
 
     def constraint(self) -> Constraint | None:
         """What the next segment is held to, where answers are held to what was retrieved."""
-        if self.config.answer != "pool":
-            return None
-        pool = dict.fromkeys(hit.item for turn in self.turns for hit in turn.hits)
-        titles = [self.catalog.titles[item] for item in pool]
-        # A title that would be read as the prompt's own words is a fault wherever it stands.
-        fit = [t for t in titles if protocol.parse_lines(protocol.answer_line(1, t), answer_size=1) == ((t,), ())]
-        return Constraint(protocol.ANSWER, protocol.END_ANSWER, tuple(fit), self.config.answer_size)
+        return constraint_of(self.catalog, self.turns, self.config)
 
     def abort(self, stop: Stop, error: str | None = None) -> None:
         """End from outside: no room left in the context, or the policy failed."""
@@ -146,6 +140,19 @@ class Environment:
 def item_lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
     """Items of the catalogue as every prompt and tool result shows them."""
     return protocol.item_lines([catalog.titles[i] for i in items], [catalog.categories[i] for i in items])
+
+
+def constraint_of(
+    catalog: Catalog, turns: Sequence[Turn], config: ExploreConfig, begun: str | None = None
+) -> Constraint | None:
+    """What an answer is held to, where answers are held to what was retrieved."""
+    if config.answer != "pool":
+        return None
+    pool = dict.fromkeys(hit.item for turn in turns for hit in turn.hits)
+    titles = [catalog.titles[item] for item in pool]
+    # A title that would be read as the prompt's own words is a fault wherever it stands.
+    fit = [t for t in titles if protocol.parse_lines(protocol.answer_line(1, t), answer_size=1) == ((t,), ())]
+    return Constraint(protocol.ANSWER, protocol.END_ANSWER, tuple(fit), config.answer_size, begun)
 
 
 def resolve_lines(

@@ -25,7 +25,7 @@ def load_policy(config: Config, *, rows: int | None = None, offline: bool = Fals
         DeepRecError: it can't be loaded, or explore as the configuration says.
     """
     kind = config.policy.kind
-    if config.explore.answer == "pool" and kind != "transformers":
+    if config.explore.answer == "pool" and kind not in ("transformers", "openvino"):
         raise unconstrained(kind)
     if config.explore.temperature > 0 and kind == "openvino":
         raise greedy_only()

@@ -1,15 +1,17 @@
 """A causal language model in this process, run by OpenVINO GenAI: for exploring on a processor, greedily.
 
-Each segment is a request of its own; OpenVINO's prefix cache keeps what the turns before it have encoded.
+Each segment is a request of its own, and so is each line of an answer that is held to titles; OpenVINO's prefix cache
+keeps what those before it have encoded.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
+from deeprec.policies.answers import Lines
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
 from deeprec.policies.policy import Chunk, Finish, Habits, Request
 from deeprec.policies.tokens import (
@@ -28,7 +31,6 @@ from deeprec.policies.tokens import (
     greedy_only,
     model_source,
     read_habits,
-    refuse_constraints,
     unloadable,
 )
 
@@ -52,10 +54,17 @@ _UNUSUAL = (
 
 @dataclass
 class _Open:
-    """A request under way."""
+    """A request under way.
 
-    handle: Any
+    Attributes:
+        handle: OpenVINO's, of what is written now.
+        tokens: those of the segment so far.
+    """
+
     ending: Ending
+    lines: Lines | None
+    handle: Any = None
+    tokens: list[int] = field(default_factory=list)
 
 
 class OpenVinoPolicy(TokenizerCodec):
@@ -140,23 +149,15 @@ class OpenVinoPolicy(TokenizerCodec):
         """Take on requests.
 
         Raises:
-            DeepRecError: one samples, or holds its answer to titles.
+            DeepRecError: one samples.
         """
-        import openvino
-        import openvino_genai
-
-        refuse_constraints(requests, "openvino")
         if any(request.temperature > 0 for request in requests):
             raise greedy_only()
         for request in requests:
             self.release([request.key])
-            settings = openvino_genai.GenerationConfig()
-            settings.max_new_tokens, settings.logprobs = request.max_new_tokens, 1
-            settings.ignore_eos = True  # ends and stops are watched for here, token by token
-            context = openvino.Tensor(np.array([request.context], dtype=np.int64))
-            self._count += 1
-            handle = self.pipeline.add_request(self._count, context, settings)
-            self._open[request.key] = _Open(handle, Ending(self, request, self.ends))
+            lines = Lines(request.constraint, self) if request.constraint else None
+            self._open[request.key] = opened = _Open(Ending(self, request, self.ends), lines)
+            self._begin(opened)
 
     def step(self) -> list[Chunk]:
         started = time.perf_counter()
@@ -176,28 +177,57 @@ class OpenVinoPolicy(TokenizerCodec):
             # Lets go of them, which it complains of at its end otherwise. One alone pays a token's time for a segment.
             self.pipeline.step()
 
+    def _begin(self, opened: _Open) -> None:
+        """Have the segment written on, under the grammar of what may come next."""
+        import openvino
+        import openvino_genai
+
+        request = opened.ending.request
+        settings = openvino_genai.GenerationConfig()
+        settings.max_new_tokens, settings.logprobs = request.max_new_tokens - opened.ending.written, 1
+        settings.ignore_eos = True  # ends and stops are watched for here, token by token
+        if opened.lines and opened.lines.choices:
+            settings.structured_output_config = openvino_genai.StructuredOutputConfig(
+                grammar=_grammar(opened.lines.choices)
+            )
+        context = openvino.Tensor(np.array([[*request.context, *opened.tokens]], dtype=np.int64))
+        self._count += 1
+        opened.handle = self.pipeline.add_request(self._count, context, settings)
+
     def _read(self, key: str) -> Chunk | None:
         """What is new of a request, if anything."""
         from openvino_genai import GenerationStatus
 
-        handle, ending = self._open[key].handle, self._open[key].ending
+        opened = self._open[key]
+        held = opened.lines.choices if opened.lines else None
         tokens: list[int] = []
         logprobs: list[float] = []
         finish = None
-        for token, logprob in _news(handle):
-            tokens.append(token)
-            logprobs.append(min(logprob, 0.0))
-            finish = ending.after(token)
-            if finish is not None:
+        for token, logprob in _news(opened.handle):
+            taken = opened.lines is None or opened.lines.take(token)
+            if taken:
+                tokens.append(token)
+                logprobs.append(min(logprob, 0.0))
+                finish = opened.ending.after(token)
+            if finish is not None or (opened.lines and opened.lines.choices is not held):
                 break
+        opened.tokens += tokens
         if finish is not None:
             self.release([key])
-        elif not tokens and handle.get_status() != GenerationStatus.RUNNING:  # FINISHED was read, so IGNORED
+        elif opened.lines and opened.lines.choices is not held:
+            opened.handle.cancel()
+            self._begin(opened)
+        elif not tokens and opened.handle.get_status() != GenerationStatus.RUNNING:  # FINISHED was read, so IGNORED
             self.release([key])
             return Chunk(
                 key, (), (), Finish.FAILED, "OpenVINO's cache has no room for it: explore.context_tokens is too small."
             )
         return Chunk(key, tuple(tokens), tuple(logprobs), finish) if tokens else None
+
+
+def _grammar(texts: Iterable[str]) -> str:
+    """In EBNF, as xgrammar reads it, which comes with OpenVINO GenAI."""
+    return "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def _news(handle: Any) -> Iterator[tuple[int, float]]:

@@ -26,12 +26,16 @@ class Constraint:
 
     Each title is written at most once (one that stands here twice, twice): `lines` of them, or all where there are
     fewer. What stands before `opening` is free.
+
+    Attributes:
+        begun: where the answer is open already, what the context has of its first line.
     """
 
     opening: str
     closing: str
     titles: tuple[str, ...]
     lines: int
+    begun: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,10 @@ def refuse_constraints(requests: Sequence[Request], kind: str) -> None:
 
 
 def unconstrained(kind: str) -> DeepRecError:
-    return DeepRecError(f"policy.kind={kind!r} can't hold answers to explore.answer='pool': use transformers, or free.")
+    return DeepRecError(
+        f"policy.kind={kind!r} can't hold answers to explore.answer='pool': use transformers or openvino, or "
+        "free answers."
+    )
 
 
 def greedy_only() -> DeepRecError:
