@@ -33,7 +33,7 @@ from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
 from deeprec.train import stages
 from deeprec.train.journal import Journal
-from deeprec.train.rehearsal import WARM_START
+from deeprec.train.parts import WARM_START
 from deeprec.train.sampling import in_process
 from deeprec.train.trainer import adapted, load_weights, rubrics_of
 from deeprec.workbench import Workbench

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -472,10 +472,15 @@ def test_eval_resumed_gives_the_same(site, evaluated):
     assert len(list(site.runs.iterdir())) == count
 
 
-def test_eval_refuses_to_resume_on_other_data(site, evaluated, tmp_path):
+@pytest.mark.parametrize("change", ["interactions", "text"])
+def test_eval_refuses_to_resume_on_other_data(site, evaluated, tmp_path, change):
     table = site.root / "table.csv"
     whole = table.read_bytes()
-    table.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
+    other = (
+        whole[: whole.rindex(b"\n", 0, -1) + 1] if change == "interactions" else whole.replace(b",Film ", b",Movie ")
+    )
+    assert other != whole
+    table.write_bytes(other)
     try:
         result = deeprec("eval", "--resume", evaluated, "--runs", tmp_path)
     finally:
@@ -513,6 +518,9 @@ def test_a_trm_of_before_is_passed_over(site, tmp_path):
     record = json.loads(path.read_text())
     assert record["trust"] == TRM.load(site.trained / "trm").trust
     assert bench.latest("trm", dataset, ("data", "trm")).path == path.parent
+    retitled = replace(dataset, catalog=replace(dataset.catalog, titles=("New", *dataset.catalog.titles[1:])))
+    assert retitled.fingerprint == dataset.fingerprint
+    assert bench.latest("trm", retitled, ("data", "trm")) is None
     path.write_text(json.dumps({name: value for name, value in record.items() if name != "edition"}))
     assert bench.latest("trm", dataset, ("data", "trm")) is None
 

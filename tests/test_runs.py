@@ -67,14 +67,14 @@ def test_metrics_and_traces_come_back_in_order(run):
     before = time.time()
     run.append_metrics(0, {"loss": np.float32(0.5), "hits": 3})
     run.append_metrics(1, {"loss": math.nan, "reward": -math.inf})
-    run.append_trace({"user": "ü\n", "ids": [1, 2], "logprobs": (math.inf, -0.5), "none": None})
+    run.traces.append({"user": "ü\n", "ids": [1, 2], "logprobs": (math.inf, -0.5), "none": None})
     first, second = run.read_metrics()
     assert abs(first.pop("time") - before) < 60
     second.pop("time")
     assert first == {"step": 0, "loss": 0.5, "hits": 3}
     assert second == {"step": 1, "loss": None, "reward": None}
-    assert list(run.read_traces()) == [{"user": "ü\n", "ids": [1, 2], "logprobs": [None, -0.5], "none": None}]
-    assert list(Run.open(run.path).read_traces()) == list(run.read_traces())
+    assert list(run.traces) == [{"user": "ü\n", "ids": [1, 2], "logprobs": [None, -0.5], "none": None}]
+    assert list(Run.open(run.path).traces) == list(run.traces)
 
 
 def test_nothing_appended_reads_as_nothing(run):
@@ -82,7 +82,7 @@ def test_nothing_appended_reads_as_nothing(run):
 
 
 def test_each_line_is_on_disk_at_once(run):
-    run.append_trace({"a": 1})
+    run.traces.append({"a": 1})
     assert run.traces.path.read_bytes() == b'{"a": 1}\n'
 
 
@@ -134,7 +134,7 @@ from deeprec.runs import Run
 with Run.create(Path(sys.argv[1]), "killed", Config(), ["x"], kind="test") as run:
     for step in range(10**9):
         run.append_metrics(step, {"value": step})
-        run.append_trace({"step": step, "text": "x" * 20_000})
+        run.traces.append({"step": step, "text": "x" * 20_000})
         print(step, flush=True)
 """
 

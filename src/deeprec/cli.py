@@ -243,13 +243,13 @@ def evaluate(
         run = Run.open(resume)
         if run.manifest["kind"] != "eval" or "trm" not in run.manifest:
             raise DeepRecError(f"{run.path} is not an evaluation: start one with `deeprec eval`.")
-        if run.manifest["dataset"] != dataset.fingerprint:
+        if (run.manifest["dataset"], run.manifest.get("text")) != (dataset.fingerprint, dataset.text_digest):
             raise DeepRecError(f"{run.path} was made on other data than {bench.config.data.source} now gives.")
         trm = TRM.load(Path(run.manifest["trm"]), offline=offline)
     else:
         trm, folder = bench.trm(dataset)
         run = Run.create(runs, None, bench.config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
-        run.record(trm=str((folder / "trm").resolve()))
+        run.record(trm=str((folder / "trm").resolve()), text=dataset.text_digest)
     bench.console.print(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}", soft_wrap=True)
     with run:
         report = bench.evaluate(dataset, trm, run)

@@ -165,14 +165,8 @@ class Run:
         numbers = {name: float(value) for name, value in values.items()}
         self.metrics.append({"step": step, "time": round(time.time(), 3)} | numbers)
 
-    def append_trace(self, trace: Mapping[str, Any]) -> None:
-        self.traces.append(trace)
-
     def read_metrics(self) -> Iterator[dict[str, Any]]:
         return iter(self.metrics)
-
-    def read_traces(self) -> Iterator[dict[str, Any]]:
-        return iter(self.traces)
 
     def finish(self, status: Status, error: str | None = None) -> None:
         """Record how the run ended, and add the seconds since this object was made to `wall_seconds`.

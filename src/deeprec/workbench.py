@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -93,7 +94,7 @@ class Workbench:
             bar.update(task, completed=bar.tasks[task].total)
         run = known or Run.create(self.runs, None, self.config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
         if known is None:
-            run.record(**self._origin("trm"))
+            run.record(**self._origin("trm", dataset))
         self.console.print(
             f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)", soft_wrap=True
         )
@@ -132,8 +133,9 @@ class Workbench:
             )
         from deeprec.train.clock import came_to
         from deeprec.train.journal import alarms, in_a_line, tensorboard_in
+        from deeprec.train.parts import WARM_START, active
         from deeprec.train.processes import first_goes_first
-        from deeprec.train.rehearsal import WARM_START, active, require_free_answers
+        from deeprec.train.rehearsal import require_free_answers
         from deeprec.train.sampling import VllmSampler, in_process
         from deeprec.train.trainer import train
 
@@ -153,8 +155,8 @@ class Workbench:
             known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
-                run.record(**self._origin("train"))
                 self._take_over(run, dataset, TRAINED_BY[:-1])
+                run.record(**self._origin("train", dataset))  # last: a run without is none to go on with
         began = "the bare model" if self.config.train.adapter is None else f"adapter {self.config.train.adapter}"
         doing = "Going on" if known else "Training"
         self.console.print(f"{doing} in {run.path}, from {began} (Ctrl-C is safe)", soft_wrap=True)
@@ -189,7 +191,8 @@ class Workbench:
 
     def rehearsal(self, dataset: Dataset, names: Sequence[str] = ()) -> Rehearsal:
         """What the policy trains with: users of each part, or of those named, and a TRM that met none of any part."""
-        from deeprec.train.rehearsal import Rehearsal, shares
+        from deeprec.train.parts import shares
+        from deeprec.train.rehearsal import Rehearsal
 
         config = self.config.train
         parts, rest = dataset.divide(shares(config), config.seed)
@@ -277,6 +280,7 @@ class Workbench:
         from deeprec.eval.evaluate import evaluate_retriever, evaluate_traces, evaluation_tasks, resume
         from deeprec.eval.forked import spread
         from deeprec.explore.explorer import Explorer
+        from deeprec.explore.trace import Stop
         from deeprec.trm.retriever import PopularityRetriever, TransitionRetriever
 
         config, n_items = self.config.eval, len(dataset.catalog)
@@ -318,6 +322,12 @@ class Workbench:
                     stream = spread(explore, policy, self.config)
                     traces = resume(sample, name, run.traces, stream, partial(bar.advance, mark))
                 systems += evaluate_traces(name, sample, traces, targets, n_items, config, note)
+                if broken := [trace for trace in traces if trace.stop is Stop.FAILED]:
+                    self.console.print(
+                        f"{escape(name)}: {len(broken)} of {len(traces)} users got no answer of the policy (first: "
+                        f"{escape(str(broken[0].error))}); deeprec eval --resume {run.path} asks for them again",
+                        soft_wrap=True,
+                    )
         report = Report(
             dataset=f"{dataset.name} ({len(dataset.users)} users, {n_items} items)",
             fingerprint=dataset.fingerprint,
@@ -343,17 +353,22 @@ class Workbench:
         with Progress(*columns, console=self.console) as bar:
             yield bar, bar.add_task(text, total=total)
 
-    def _origin(self, kind: str) -> dict[str, Any]:
-        """What decides a training beside its data and configuration: names may come to mean another adapter or set."""
+    def _origin(self, kind: str, dataset: Dataset) -> dict[str, Any]:
+        """What decides a training beside interactions and configuration: the items' text, and what names mean today."""
         from deeprec.trm.trm import EDITION
 
-        edition = {"edition": EDITION}
+        origin = {"edition": EDITION, "text": dataset.text_digest}
         if kind == "trm":
-            return edition
+            return origin
         named = self.config.train.adapter
         folder = named and adapter_folder(self.config.policy.model_copy(update={"adapter": named}))
-        sets = [self._on(source).dataset().fingerprint for source in self.config.train.warm_start.beside]
-        return edition | {"protocol": PROTOCOL, "adapter": digests_of(folder or None) or None, "beside": sets or None}
+        sets = [self._on(source).dataset() for source in self.config.train.warm_start.beside]
+        return origin | {
+            "protocol": PROTOCOL,
+            "model": digests_of(Path(self.config.policy.model).expanduser()) or None,
+            "adapter": digests_of(folder or None) or None,
+            "beside": [[each.fingerprint, each.text_digest] for each in sets] or None,
+        }
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""
@@ -361,7 +376,7 @@ class Workbench:
 
     def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Iterator[Run]:
         wanted = tomllib.loads(dump_config(self.config))
-        origin = self._origin(kind)
+        origin = self._origin(kind, dataset)
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != kind:
                 continue

@@ -170,6 +170,21 @@ def test_a_failing_policy_is_said_to_have_failed() -> None:
         assert len(trace.served()[0]) == 3
 
 
+def test_a_context_without_room_is_not_asked() -> None:
+    policy = Recording(writer(0, 1, 2))
+    tasks = [replace(task, history=task.history[: 2 + n]) for n, task in enumerate(TASKS[:3])]
+    traces, _ = run(policy, tasks)
+    lengths = sorted(len(request.context) for request in policy.requests)
+    assert len(set(lengths)) == 3
+    asked, limit = Recording(writer(0, 1, 2)), lengths[2]
+    *less, full = run(asked, tasks, context_tokens=limit)[0]
+    rooms = {len(request.context): request.max_new_tokens for request in asked.requests}
+    assert rooms == {length: min(CONFIG.segment_tokens, limit - length) for length in lengths[:2]}
+    assert [len(trace.segments[0].tokens) for trace in (*less, full)] == lengths
+    assert (full.stop, full.policy_tokens, len(full.served()[0])) == (Stop.CONTEXT_LIMIT, 0, 3)
+    assert full.segments[0] == traces[2].segments[0]
+
+
 def test_the_target_never_leaks() -> None:
     for task in TASKS[:8]:
         target = DATASET.targets("test")[task.id]

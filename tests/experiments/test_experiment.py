@@ -260,7 +260,7 @@ def test_an_interrupted_exploration_goes_on(site, tmp_path):  # noqa: F811
     whole = load_part(path)
     (log,) = path.parent.glob("script-0-*.traces.jsonl")
     lines = log.read_text().splitlines()
-    assert [json.loads(line)["system"] for line in lines] == ["script"] * 60 + ["clock"]
+    assert [json.loads(line)["system"] for line in lines] == ["script"] * 60 + [""]
     log.write_text("\n".join(lines[:25]) + "\n" + lines[25][:40])  # and one torn by a kill
     path.unlink()
     assert site("experiment", "run", plan_file, "--out", out).code == 0
@@ -348,6 +348,30 @@ def test_a_plan_survives_its_own_file(site):  # noqa: F811
             'systems = [{ name = "TRM alone", kind = "explore", train = "warm-start" }]',
             "can't be trained",
         ),
+        (
+            'name = "x"\nsystems = [{ name = "TRM alone", kind = "explore", train = "warm-start", '
+            "training.train.warm_start.tasks = 0 }]",
+            "its training has cold-start",
+        ),
+        ('name = "x"\nsystems = 5', "key systems: a list of tables"),
+        ('name = "x"\nsets = 5\nsystems = [{ name = "TRM alone", kind = "trm" }]', "key sets: a list of tables"),
+        ('name = "x"\nsystems = [{ name = "TRM alone", kind = "trm", sets = 3 }]', "systems.0.sets"),
+        ('name = "x"\nconfig.trm.seed = 7\nsystems = [{ name = "TRM alone", kind = "trm" }]', "trm.seed"),
+        (
+            'name = "x"\nsystems = [{ name = "TRM alone", kind = "trm", config.explore.seed = 7 }]',
+            "explore.seed: an experiment's seeds",
+        ),
+        ('name = "x"\nconfig.trm = 128\nsystems = [{ name = "TRM alone", kind = "trm" }]', "trm"),
+        (
+            'name = "x"\nconfig.data.source = "a.csv"\nsets = [{ source = "b.csv" }]\n'
+            'systems = [{ name = "TRM alone", kind = "trm" }]',
+            "key config.data.source",
+        ),
+        (
+            'name = "x"\nsets = [{ source = "b.csv", config.data.source = "a.csv" }]\n'
+            'systems = [{ name = "TRM alone", kind = "trm" }]',
+            "its data.source is its `source`",
+        ),
     ],
 )
 def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, text, told):
@@ -356,6 +380,42 @@ def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, text, told):
     with pytest.raises(DeepRecError, match=re.escape(told)) as caught:
         load_plan(path, Config())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sources", [(), ("c.csv",)])
+def test_a_plan_without_sets_runs_on_its_own_source(tmp_path, sources):
+    path = tmp_path / "plan.toml"
+    path.write_text('name = "x"\nconfig.data.source = "a.csv"\nsystems = [{ name = "TRM alone", kind = "trm" }]\n')
+    plan = load_plan(path, Config(), sources)
+    assert [each.source for each in plan.sets] == [sources[0] if sources else "a.csv"]
+    assert plan.config_of(plan.sets[0], plan.systems[0], 0).data.source == plan.sets[0].source
+    said = load_config(overrides=["data.source=b.csv"])
+    assert [each.source for each in load_plan(path, said).sets] == ["b.csv"]
+
+
+def test_what_is_too_large_for_ease_is_told_and_stops_nothing(site, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("deeprec.experiments.plan.MOST_ITEMS", 39)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'name = "x"\n[[systems]]\nname = "EASE"\nkind = "ease"\n[[systems]]\nname = "TRM alone"\nkind = "trm"\n'
+    )
+    result = site("experiment", "run", plan, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    told = "EASE: left out, for EASE takes at most 39 items, and there are 40"
+    assert told in result.out
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"- {told}.\n" in text
+    assert "Not finished" not in text
+
+
+def test_a_system_may_have_any_name(site, tmp_path):  # noqa: F811
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'name = "x"\n[[systems]]\nname = "clock"\nkind = "script"\n[[systems]]\nname = "TRM alone"\nkind = "trm"\n'
+    )
+    result = site("experiment", "run", plan, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "clock: NDCG@3" in result.out
 
 
 def test_commands_refuse_what_is_no_experiment(tmp_path, site):  # noqa: F811

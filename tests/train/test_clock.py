@@ -13,7 +13,8 @@ from test_trainer import LONGER, Heard, config_of, fresh, one_thread, rehearsal 
 
 from deeprec.train import clock as clock_module
 from deeprec.train.clock import Clock, came_to
-from deeprec.train.rehearsal import WARM_START, Rehearsal
+from deeprec.train.parts import WARM_START
+from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.trainer import first_parts, train
 
 PLANNED = {"a": 100, "b": 60, "c": 40}

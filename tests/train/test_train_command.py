@@ -18,7 +18,7 @@ import processes
 from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.train.rehearsal import shares
+from deeprec.train.parts import shares
 from deeprec.trm.trm import EDITION
 from deeprec.workbench import TRAINED_BY, Workbench
 from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)

@@ -27,7 +27,8 @@ from deeprec.rewards.rubric import Rubric
 from deeprec.testing import toy_dataset
 from deeprec.train import rollout as rollout_module
 from deeprec.train.journal import alarms, measure
-from deeprec.train.rehearsal import WARM_START, Rehearsal, shares
+from deeprec.train.parts import WARM_START, shares
+from deeprec.train.rehearsal import Rehearsal
 from deeprec.train.rollout import Rollout, reward_functions
 from deeprec.train.stages import OwnTokensTrainer, arguments, order_of
 from deeprec.train.teacher import Example

@@ -48,6 +48,6 @@ def test_a_history_counts_each_item_once_and_in_any_order():
 
 
 def test_a_catalogue_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(ease, "_MOST_ITEMS", 39)
+    monkeypatch.setattr(ease, "MOST_ITEMS", 39)
     with pytest.raises(DeepRecError, match="at most 39 items"):
         EASERetriever.fit(toy_dataset().train_sequences(), 40, 10.0)

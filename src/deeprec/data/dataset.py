@@ -157,6 +157,11 @@ class Dataset:
             digest.update(np.array(self.cuts, dtype="<f8").tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def text_digest(self) -> str:
+        """sha256 (hex) over what `fingerprint` leaves out of the catalogue: titles, years, brands and the like."""
+        return hashlib.sha256(self.catalog.to_frame().write_json().encode("utf-8", "surrogatepass")).hexdigest()
+
     def describe(self) -> dict[str, Any]:
         """Statistics of the set, ready for JSON.
 

@@ -63,8 +63,8 @@ def rerank(
 ) -> Iterator[tuple[int, Trace]]:
     """One-shot reranking: the policy sees the history and the retriever's best items, and ranks them.
 
-    With `config.answer = "pool"` it can write nothing but their titles. A trace has one turn without a preference, which
-    holds the candidates. Yields `(place of the task, trace)`.
+    With `config.answer = "pool"` it can write nothing but their titles. A trace has one turn without a preference,
+    which holds the candidates. Yields `(place of the task, trace)`.
     """
     size, room = config.answer_size, segment_tokens_of(config, catalog)
 
@@ -162,16 +162,20 @@ def _one_shot(
     room: int,
     start: int,
 ) -> list[Trace]:
-    """A batch of prompts that end with `ONE_SHOT_START`, each answered by one segment of at most `room` tokens;
-    `start` numbers the first."""
+    """A batch of prompts that end with `ONE_SHOT_START`, each answered by one segment of at most `room` tokens, or by
+    none where the context has no room left; `start` numbers the first."""
     contexts = [policy.encode(prompt, first=True) for prompt in prompts]
     keys = [f"one-shot:{start + place}" for place in range(len(tasks))]
-    written: dict[str, list[Chunk]] = {key: [] for key in keys}
+    rooms = [min(room, config.context_tokens - len(context)) for context in contexts]
+    written: dict[str, list[Chunk]] = {
+        key: [] if left > 0 else [Chunk(key, (), (), Finish.NO_ROOM)] for key, left in zip(keys, rooms, strict=True)
+    }
     try:
         policy.submit(
             [
-                Request(key, tuple(context), (END_ANSWER,), room, constraint=constraint)
-                for key, context, constraint in zip(keys, contexts, held, strict=True)
+                Request(key, tuple(context), (END_ANSWER,), left, constraint=constraint)
+                for key, context, left, constraint in zip(keys, contexts, rooms, held, strict=True)
+                if left > 0
             ]
         )
         while chunks := policy.step():

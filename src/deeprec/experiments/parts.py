@@ -18,7 +18,7 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.eval.links import Links
 from deeprec.experiments.plan import SetPlan, SystemPlan, slug
-from deeprec.explore.trace import Trace
+from deeprec.explore.trace import Origin, Trace
 from deeprec.metrics import ranks_of
 
 
@@ -83,12 +83,13 @@ class Explorations:
     def of(
         cls,
         traces: Sequence[Trace],
-        rankings: Sequence[Sequence[int]],
         targets: Mapping[str, ItemIdx],
         calls: bool,
+        filled: bool,
         links: Links | None = None,
     ) -> Explorations:
-        """`rankings` are those served; `calls` says whether what was retrieved was asked for by the policy."""
+        """`calls` says whether what was retrieved was asked for by the policy, `filled` whether it was served as
+        completed."""
         wanted = [targets[trace.task] for trace in traces]
         first = [trace.first_found() for trace in traces]
         return cls(
@@ -98,7 +99,7 @@ class Explorations:
             retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
             tokens=tuple(trace.policy_tokens for trace in traces),
             well_formed=tuple(trace.well_formed for trace in traces),
-            fallback=tuple(len(t.answered) < len(ranking) for t, ranking in zip(traces, rankings, strict=True)),
+            fallback=tuple(filled and trace.served()[1] is not Origin.ANSWER for trace in traces),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             cost=sum(trace.usage.cost for trace in traces if trace.usage is not None),
             links=links,

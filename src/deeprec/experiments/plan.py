@@ -16,6 +16,8 @@ from deeprec.errors import DeepRecError
 from deeprec.eval.baselines import CANDIDATES
 from deeprec.policies.tokens import adapter_folder, digests_of
 from deeprec.toml import read_toml
+from deeprec.train.parts import active
+from deeprec.trm.ease import MOST_ITEMS
 
 Kind = (
     Literal["popularity", "transitions", "ease", "trm", "themes", "recent", "script", "fusion", "lists"]
@@ -37,6 +39,8 @@ WITH_MODEL = ("titles", "rerank", "explore")
 HEARD = ("themes", "recent", "script", "fusion", "explore")
 """Kinds whose preferences the TRM hears."""
 
+_SEEDED = ("trm", "train", "explore")
+"""Sections with a seed."""
 _NAME = r"^[^\W_][\w .,:;()+=%&/@#'’–-]*$"
 """Plain text in tables, plots, files and terminals alike."""
 
@@ -123,6 +127,13 @@ class Plan(Section):
                 raise ValueError(
                     f"system {system.name!r} is compared with systems that are not there: {sorted(unknown)}"
                 )
+        parts = [self.config, *(set_.config for set_ in self.sets), *(system.config for system in self.systems)]
+        for part in (*parts, *(system.training for system in self.systems)):
+            if seeded := [name for name in _SEEDED if "seed" in _table(part, name)]:
+                raise ValueError(f"{seeded[0]}.seed: an experiment's seeds are its `seeds`; set them there")
+        for set_ in self.sets:
+            if "source" in _table(set_.config, "data"):
+                raise ValueError(f"set {set_.label!r}: its data.source is its `source`")
         known = {each.label for each in self.sets}
         for system in self.systems:
             if unknown := {*(system.sets or ()), *([system.train_on] if system.train_on else [])} - known:
@@ -148,11 +159,10 @@ class Plan(Section):
         """
         on = next(each for each in self.sets if each.label == (system.train_on or set_.label))
         config = self._config(on, system.name, seed, system.training)
-        parts = ["warm-start", *(stage.name for stage in config.train.stages)]
+        parts = active(config.train)
         if system.train not in parts:
-            raise DeepRecError(
-                f"System {system.name!r} has train = {system.train!r}: its training has {', '.join(parts)}."
-            )
+            known = ", ".join(parts) or "no part"
+            raise DeepRecError(f"System {system.name!r} has train = {system.train!r}: its training has {known}.")
         if config.policy.kind not in TRAINABLE:
             raise DeepRecError(f"System {system.name!r}: policy.kind={config.policy.kind!r} can't be trained.")
         return config
@@ -174,7 +184,7 @@ class Plan(Section):
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
     def _config(self, set_: SetPlan, system: str, seed: int, own: Mapping[str, Any]) -> Config:
-        seeds = {section: {"seed": seed} for section in ("trm", "train", "explore")}
+        seeds = {section: {"seed": seed} for section in _SEEDED}
         tree: dict[str, Any] = {}
         for part in (self.config, set_.config, {"data": {"source": set_.source}}, own, seeds):
             _lay_over(tree, part)
@@ -206,14 +216,20 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = (), *, traini
     """
     tree = read_toml(path, "experiment")
     said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    if own := [f"{section}.seed" for section in ("trm", "train", "explore") if "seed" in said.get(section, {})]:
+    if own := [f"{section}.seed" for section in _SEEDED if "seed" in said.get(section, {})]:
         raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
+    for name in ("sets", "systems"):
+        if not isinstance(tree.get(name, []), list):
+            raise DeepRecError(f"{path}, key {name}: a list of tables is needed, [[{name}]].")
+    if tree.get("sets") and "source" in _table(_table(tree, "config"), "data"):
+        raise DeepRecError(f"{path}, key config.data.source: a plan with sets names each by its `source`.")
     if not training:
         tree["systems"] = [system for system in tree.get("systems", []) if "train" not in system]
         tree.get("config", {}).pop("train", None)
     try:
         if sources or not tree.get("sets"):
-            _choose(tree, sources or [config.data.source])
+            own_source = said.get("data", {}).get("source") or _table(_table(tree, "config"), "data").get("source")
+            _choose(tree, sources or [own_source or config.data.source])
         plan = Plan.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
@@ -242,12 +258,19 @@ def _choose(tree: dict[str, Any], sources: Sequence[str]) -> None:
     left_out = {each.label for each in own} - {each.label for each in chosen}
     systems = []
     for system in tree.get("systems", []):
-        if isinstance(system, dict) and (sets := system.get("sets")):
+        if isinstance(system, dict) and isinstance(sets := system.get("sets"), list) and sets:
             system = system | {"sets": [name for name in sets if name not in left_out]}
             if not system["sets"]:
                 continue
         systems.append(system)
     tree["systems"] = systems
+
+
+def left_out(system: SystemPlan, n_items: int) -> str | None:
+    """Why a system is passed over in a catalogue of so many items; None where it is not."""
+    if system.kind == "ease" and n_items > MOST_ITEMS:
+        return f"left out, for EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}"
+    return None
 
 
 def slug(name: str) -> str:
@@ -263,10 +286,17 @@ def dump_plan(plan: Plan) -> str:
 
 def _lay_over(tree: dict[str, Any], part: Mapping[str, Any]) -> None:
     for name, value in part.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
-            _lay_over(tree[name], value)
+        if isinstance(value, Mapping) and name in tree:
+            if isinstance(tree[name], dict):  # what is no table stays, for the reader of the whole to complain of
+                _lay_over(tree[name], value)
         else:
             tree[name] = _copy(value)
+
+
+def _table(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table within a table; empty where there is none, or something else."""
+    found = tree.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _copy(value: Any) -> Any:

@@ -86,6 +86,7 @@ def _section(each: SetReport, folder: Path) -> list[str]:
         own = dict.fromkeys(part.note for part in outcome.parts if part.note)
         if said := [*([notes[outcome.name]] if outcome.name in notes else []), *own]:
             lines.append(f"- {outcome.name}: {'; '.join(said)}.")
+    lines += [f"- {said}." for said in each.left_out]
     if each.missing:
         lines.append(f"- Not finished: {', '.join(each.missing)}.")
     lines += _figure(plot_quality(each.outcomes, each.headline, folder / f"{name}-quality.svg"), "Quality by system")

@@ -24,7 +24,18 @@ from deeprec.eval.forked import Stream, spread
 from deeprec.eval.links import Links
 from deeprec.experiments.lists import lists_file, read_lists
 from deeprec.experiments.parts import Explorations, Part, Population, load_part, part_file, population_file, save
-from deeprec.experiments.plan import HEARD, PLAN_FILE, WITH_MODEL, Plan, SetPlan, SystemPlan, dump_plan, plan_of, slug
+from deeprec.experiments.plan import (
+    HEARD,
+    PLAN_FILE,
+    WITH_MODEL,
+    Plan,
+    SetPlan,
+    SystemPlan,
+    dump_plan,
+    left_out,
+    plan_of,
+    slug,
+)
 from deeprec.experiments.report import write_report
 from deeprec.explore.environment import segment_tokens_of
 from deeprec.explore.explorer import Explorer, accustomed
@@ -41,8 +52,8 @@ if TYPE_CHECKING:  # torch stays out of a report
     from deeprec.trm.trm import TRM
 
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
-_CLOCK = "clock"
-"""The system of the lines of a log that hold seconds, not traces."""
+_CLOCK = ""
+"""The system of the lines of a log that hold seconds, not traces: a name that no system has."""
 
 _CALLING = ("script", "explore")
 """Kinds that call the tool."""
@@ -124,12 +135,12 @@ class Experiment:
                 self.bench.console.print(escape(failed[-1]), soft_wrap=True)
                 continue
             save(Population.of(dataset, config.eval), population_file(self.folder, set_))
-            self._trms.clear()
             for seed in self.plan.seeds:
+                self._trms.clear()  # each has its seed
                 for system in systems:
                     where = f"{set_.label}, seed {seed}: {system.name}"
                     try:
-                        told = self._part(set_, system, seed, dataset, where)
+                        told = left_out(system, len(dataset.catalog)) or self._part(set_, system, seed, dataset, where)
                     except DeepRecError as error:
                         told = f"failed: {error}"
                         failed.append(f"{where}: {error}")
@@ -180,11 +191,11 @@ class Experiment:
                     f"{len(broken)} of {len(traces)} explorations failed (first: {broken[0].error}); they are explored "
                     "again when the experiment is run again."
                 )
-            rankings = [trace.answered if system.kind == "titles" else trace.served()[0] for trace in traces]
+            calls, filled = system.kind in _CALLING, system.kind != "titles"
+            rankings = [trace.served()[0] if filled else trace.answered for trace in traces]
             rankings = [ranking[:k] for ranking in rankings]
-            calls = system.kind in _CALLING
             links = self._links(bench, system, dataset, tasks, traces) if calls else None
-            explorations = Explorations.of(traces, rankings, targets, calls, links)
+            explorations = Explorations.of(traces, targets, calls, filled, links)
             made = part(rankings=rankings, seconds_per_user=_rate(log), note=note, explorations=explorations)
         elif system.kind == "lists":
             file = lists_file(system, set_, seed)
@@ -329,7 +340,7 @@ def _clocked(stream: Stream, log: JsonLines) -> Stream:
 
 def _rate(log: JsonLines) -> float | None:
     """Seconds a user over all that the log knows the time of."""
-    lines = [entry for entry in log if entry["system"] == _CLOCK]
+    lines = [entry for entry in log if "seconds" in entry]
     explored = sum(line["explored"] for line in lines)
     return sum(line["seconds"] for line in lines) / explored if explored else None
 
@@ -369,8 +380,7 @@ def _key(system: SystemPlan, set_: SetPlan, seed: int, dataset: Dataset, config:
         "configuration": configuration,
     }
     if reads:
-        frame = dataset.catalog.to_frame()
-        record["text"] = hashlib.sha256(frame.write_json().encode()).hexdigest()
+        record["text"] = dataset.text_digest
     if "explore" in reads:
         record |= {"protocol": PROTOCOL, "trust": config.explore.trust}
     if system.kind in ("script", "fusion", "explore"):

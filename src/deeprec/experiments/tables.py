@@ -19,7 +19,7 @@ from deeprec.eval.intervals import PairedInterval, mean_interval
 from deeprec.eval.report import interval_text, markdown_table, share_text
 from deeprec.experiments.figures import Outcome, by_link, by_turn, common_users, reach, thirds
 from deeprec.experiments.parts import Part, Population, load_part, load_population, part_file, population_file
-from deeprec.experiments.plan import Plan, SetPlan
+from deeprec.experiments.plan import Plan, SetPlan, left_out
 
 
 def across(sets: Sequence[SetReport]) -> list[str]:
@@ -62,6 +62,7 @@ class SetReport:
     population: Population
     outcomes: tuple[Outcome, ...]
     missing: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     @classmethod
     def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
@@ -74,8 +75,11 @@ class SetReport:
             "resamples": config.bootstrap,
             "seed": config.seed,
         }
-        outcomes, missing = [], []
+        outcomes, missing, left = [], [], []
         for system in plan.systems_of(set_):
+            if population is not None and (why := left_out(system, len(population.item_counts))):
+                left.append(f"{system.name}: {why}")
+                continue
             done: dict[int, Part] = {}
             for seed in plan.seeds:
                 part = load_part(part_file(folder, set_, system, seed))
@@ -94,7 +98,8 @@ class SetReport:
                 missing.append(f"{system.name} ({len(done)} of {len(plan.seeds)} seeds)")
         if population is None or plan.baseline not in [outcome.name for outcome in outcomes]:
             return None
-        return cls(set_.label, plan, config, settings.data.time_split, population, tuple(outcomes), tuple(missing))
+        split, rows = settings.data.time_split, (tuple(outcomes), tuple(missing), tuple(left))
+        return cls(set_.label, plan, config, split, population, *rows)
 
     @property
     def k(self) -> int:
@@ -152,6 +157,16 @@ class SetReport:
             for ours, named in compared
             for theirs in named
         ]
+        unread = [
+            outcome.name
+            for outcome in self.outcomes
+            if (runs := outcome.explorations) and all(all(run.fallback) and not any(run.well_formed) for run in runs)
+        ]
+        if unread:
+            lines.append(
+                "- None of their answers could be read, so all of what is measured is what filled them up: "
+                f"{'; '.join(unread)}."
+            )
         return lines + [line for ours, named in compared if (line := self._extended(ours, named))]
 
     def _extended(self, outcome: Outcome, named: Sequence[Outcome]) -> str:

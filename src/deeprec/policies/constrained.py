@@ -54,18 +54,17 @@ class Held:
     def __init__(self, constraint: Constraint, grammars: Grammars) -> None:
         self.lines = Lines(constraint, grammars.codec)
         self.grammars = grammars
-        self._choices = self.lines.choices
+        self._choices: dict[str, str | None] = {}
         self._matcher: LLMatcher | None = None
-        """Of the choices, where there are any."""
+        """Of these choices."""
 
     def pick(self, scores_V: Tensor, draw: Callable[[Tensor], int]) -> int:
         """The next token of those that may come, drawn by log-probabilities (V,) or, greedily, by any scores."""
         if not self.lines.choices and self.lines.take(token := draw(scores_V)):
             return token
-        if self._choices is not self.lines.choices:
+        if self._matcher is None or self._choices is not self.lines.choices:
             self._choices = self.lines.choices
             self._matcher = self.grammars.of(self._choices)
-        assert self._matcher is not None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         open_N = torch.from_numpy(np.flatnonzero(np.unpackbits(bits, bitorder="little"))).to(scores_V.device)
         if self._matcher.is_error() or not len(open_N):

@@ -18,6 +18,8 @@ SHIPPED = Path(__file__).parents[1] / "adapters"
 """Adapters that we trained, in folders by the asset that is their model."""
 _HABITS = "deeprec.json"
 """Beside an adapter's weights: the `Habits` of a policy that has it."""
+_DECIDING = ("*.safetensors", "*.gguf", "*.bin", _HABITS)
+"""Files that decide what a folder's model writes."""
 
 
 class TokenizerCodec:
@@ -97,7 +99,7 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
 def digests_of(folder: Path | None) -> list[str]:
     """Of an adapter's or a model's weights and habits: their folder's name may stand for others tomorrow."""
     return (
-        [sha256_of(file) for file in sorted([*folder.glob("*.safetensors"), *folder.glob(_HABITS)])] if folder else []
+        [sha256_of(file) for file in sorted(file for form in _DECIDING for file in folder.glob(form))] if folder else []
     )
 
 

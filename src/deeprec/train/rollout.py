@@ -104,7 +104,8 @@ class Rollout:
 
     def _others(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
         """Tasks to take the place of those of the step, in an order of the step's own."""
-        rest = [task for name, task in self.tasks.items() if name not in set(asked)]
+        known = set(asked)
+        rest = [task for name, task in self.tasks.items() if name not in known]
         for place in np.random.default_rng([self.config.seed, step]).permutation(len(rest)):
             yield rest[place]
 

@@ -26,8 +26,9 @@ from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.train.clock import Clock
 from deeprec.train.journal import Journal
+from deeprec.train.parts import WARM_START, active, shares
 from deeprec.train.processes import first_goes_first, require_equal_shares
-from deeprec.train.rehearsal import WARM_START, Rehearsal, active, require_free_answers, shares
+from deeprec.train.rehearsal import Rehearsal, require_free_answers
 from deeprec.train.sampling import Sampler, in_process
 from deeprec.train.stages import run_stage
 from deeprec.train.teacher import Example, Teacher

@@ -13,7 +13,7 @@ from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.trm.retriever import Hit, Query, top_hits
 
-_MOST_ITEMS = 20_000  # two dense matrices of as many rows and columns are made
+MOST_ITEMS = 20_000  # two dense matrices of as many rows and columns are made
 
 
 class EASERetriever:
@@ -29,8 +29,8 @@ class EASERetriever:
         Raises:
             DeepRecError: the catalogue is too large for a dense matrix.
         """
-        if n_items > _MOST_ITEMS:
-            raise DeepRecError(f"EASE takes at most {_MOST_ITEMS:,} items, and there are {n_items:,}: leave it out.")
+        if n_items > MOST_ITEMS:
+            raise DeepRecError(f"EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}: leave it out.")
         users_N = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1))
         seen_UI = csr_array(
             (np.ones(sequences.items_N.size), (users_N, sequences.items_N)), shape=(len(sequences), n_items)
