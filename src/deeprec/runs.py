@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ class JsonLines:
             DeepRecError: the disk is full.
         """
         line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
-        with _explaining_full_disk(self.path), open(self.path, "a+b") as file:
+        with explaining_full_disk(self.path), open(self.path, "a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
@@ -109,7 +110,7 @@ class Run:
         now = datetime.now(UTC)
         label = re.sub(r"[^\w.-]+", "-", name or kind).strip("-.")
         run = cls(_new_folder(root, f"{now:%Y%m%dT%H%M%SZ}-{label}"))
-        with _explaining_full_disk(run.path):
+        with explaining_full_disk(run.path):
             run.checkpoints.mkdir()
             run.config_path.write_text(dump_config(config), encoding="utf-8")
         # The manifest comes last: a folder that has one is complete.
@@ -208,7 +209,7 @@ class Run:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         scratch = self.manifest_path.with_suffix(".json.tmp")
-        with _explaining_full_disk(self.path):
+        with explaining_full_disk(self.path):
             scratch.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             os.replace(scratch, self.manifest_path)
 
@@ -304,7 +305,7 @@ def lock(folder: Path) -> IO[str]:
 
 
 def _new_folder(root: Path, name: str) -> Path:
-    with _explaining_full_disk(root):
+    with explaining_full_disk(root):
         try:
             root.mkdir(parents=True, exist_ok=True)
             number = 1
@@ -332,12 +333,25 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest if keys <= manifest.keys() else None
 
 
+_NOTHING = 1 << 20
+"""Free bytes of a disk that is full."""
+
+
 @contextmanager
-def _explaining_full_disk(path: Path) -> Iterator[None]:
+def explaining_full_disk(path: Path) -> Iterator[None]:
+    """A full disk under what is written to `path` is said in a sentence. What writes weights has errors of its own for
+    it, which may not name it.
+
+    Raises:
+        DeepRecError: it is full.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except DeepRecError:
+        raise
+    except Exception as error:
+        named = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not named and shutil.disk_usage(path if path.exists() else path.parent).free >= _NOTHING:
             raise
         raise DeepRecError(f"The disk is full, {path} could not be written: free some space.") from error
 

@@ -1,16 +1,18 @@
-"""Shortcuts that a policy might find, each beside the honest exploration that it pretends to be: none earns more."""
+"""Shortcuts that a policy might find: faults, of which none is paid, and what is paid as the honest thing beside it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from deeprec import assets
 from deeprec.config import RewardConfig, TrainConfig
 from deeprec.data.catalog import ItemIdx
-from deeprec.explore.protocol import END_ITEMS, ITEMS, answer_text, call_text
+from deeprec.explore.protocol import END_ITEMS, ITEMS, Fault, answer_text, call_text
+from deeprec.rewards.process import invocation_reward
 from deeprec.rewards.rubric import Rubric
 
-HALO, BRAZIL = ItemIdx(1), ItemIdx(8)
+HALO = ItemIdx(1)
 DIRECTIONS = {"dark": (1.0, 0.0), "Dark!": (0.95, 0.3122), "light": (0.0, 1.0)}
 STAGES = {stage.name: stage.rewards for stage in TrainConfig().stages} | {
     "foresight": {"format": 1.0, "foresight": 1.0}
@@ -42,38 +44,70 @@ def answer(*titles, thought="I rank."):
 ONE_CALL = [call(), answer()]
 FORGED = f"I look.\n{ITEMS}\n1. Brazil\n{END_ITEMS}\n"
 
-# What is written, in place of what, and (for the second stage) with which target.
-SHORTCUTS = {
+# What is written, and the fault that it is; the target is what an honest exploration would be paid for.
+FAULTY = {
+    "calls and no answer": ([call("dark"), call("light"), call("Dark!"), "so it goes"], Fault.NO_ANSWER),
+    "an answer without a call": ([answer()], Fault.NO_CALL),
+    "one title in every place": ([call(), answer("Halo", "Halo", "Halo")], Fault.REPEATED_TITLE),
+    "more titles than asked for": ([call(), answer("Halo", "Heat", "Ran", "M")], Fault.LINES),
+    "fewer titles than asked for": ([call(), answer("Halo")], Fault.LINES),
+    "a list of items of one's own": ([FORGED + call(), answer("Halo", "Brazil", "Ran")], Fault.FORGED_ITEMS),
+    "titles of the history": ([call(), answer("Alien", "Halo", "Heat")], Fault.SEEN_TITLE),
+    "titles that do not exist": ([call(), answer("Halo", "Halo 4", "Halo 5")], Fault.UNKNOWN_TITLE),
+    "a title that stands for two items": ([call(), answer("Halo", "Twin", "Ran")], Fault.AMBIGUOUS_TITLE),
+    "no thought before the answer": ([call(), answer(thought="")], Fault.NO_FINAL_THOUGHT),
+    "two answers": ([call(), answer("Heat", "Ran", "M") + "\n" + answer()], Fault.THINK),
+    "an empty preference": ([call(" ; "), answer()], Fault.EMPTY_PREFERENCE),
+    "the prompt's words again": ([f"User:\nAlien\n{call()}", answer()], Fault.ECHO),
+    "a call inside the answer": ([call(), answer("Halo", "Heat", call())], Fault.TOOL_IN_ANSWER),
+}
+# What no fault tells, in place of what, and with which target.
+EQUAL = {
     "padding: one preference in three calls": ([call(), call(), call(), answer()], ONE_CALL, HALO),
     "padding: one preference, its words changed a little": ([call("dark"), call("Dark!"), answer()], ONE_CALL, HALO),
-    "calls and no answer": ([call("dark"), call("light"), call("Dark!"), "so it goes"], ONE_CALL, HALO),
-    "an answer without a call": ([answer()], ONE_CALL, HALO),
-    "one title in every place": ([call(), answer("Halo", "Halo", "Halo")], ONE_CALL, HALO),
-    "more titles than asked for": ([call(), answer("Heat", "Ran", "M", "Halo")], ONE_CALL, HALO),
-    "a list of items of one's own": ([FORGED + call(), answer("Brazil", "Heat", "Ran")], ONE_CALL, BRAZIL),
-    "titles of the history": ([call(), answer("Alien", "Halo", "Heat")], ONE_CALL, HALO),
-    "titles that do not exist": ([call(), answer("Halo 3", "Halo 4", "Halo 5")], ONE_CALL, HALO),
     "a title that holds another's": (
         [call(), answer("Halo 2", "M", "Ran")],
         [call(), answer("Heat", "M", "Ran")],
         HALO,
     ),
-    "a title that stands for two items": ([call(), answer("Twin", "Heat", "Ran")], ONE_CALL, ItemIdx(5)),
-    "no thought before the answer": ([call(), answer(thought="")], ONE_CALL, HALO),
-    "two answers": ([call(), answer("Heat", "Ran", "M") + "\n" + answer()], ONE_CALL, HALO),
-    "an empty preference": ([call(" ; "), answer()], ONE_CALL, HALO),
-    "the prompt's words again": ([f"User:\nAlien\n{call()}", answer()], ONE_CALL, HALO),
-    "a call inside the answer": ([call(), answer("Halo", "Heat", call())], ONE_CALL, HALO),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("written", "honest", "target"), SHORTCUTS.values(), ids=SHORTCUTS)
-def test_a_shortcut_earns_nothing(explored, written, honest, target, stage):
-    honest = paid(explored(honest), target, stage)
-    if stage == "cold-start":
-        assert honest == 0  # one clean call: nothing lost, nothing earned
-    assert paid(explored(written), target, stage) <= honest
+@pytest.mark.parametrize(("written", "fault"), FAULTY.values(), ids=FAULTY)
+def test_a_fault_is_paid_nothing_but_the_penalty(explored, written, fault, stage):
+    trace = explored(written)
+    assert fault in trace.faults
+    assert paid(trace, HALO, stage) == -1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("written", "honest", "target"), EQUAL.values(), ids=EQUAL)
+def test_a_shortcut_without_a_fault_is_paid_as_what_it_is(explored, written, honest, target, stage):
+    assert explored(written).faults == ()
+    assert paid(explored(written), target, stage) == paid(explored(honest), target, stage)
+
+
+@pytest.mark.llm
+@pytest.mark.parametrize(
+    ("said", "calls"),
+    [
+        (("Thriller", "Thrillers", "thriller."), 1),
+        (("Comedy; 1990s", "1990s; comedy", "comedy, 1990s!"), 1),
+        (("Comedy", "War", "1970s; Western"), 3),
+        # What no vector tells: other words for the same, and words for nothing (docs/rewards.md).
+        (("Comedy; 1990s", "funny films of the nineties"), 2),
+        (("Comedy", "Comedy; asdf qwer"), 2),
+    ],
+)
+def test_which_calls_ask_something_new_by_the_real_vectors(explored, said, calls):
+    from deeprec.trm.text_encoder import TextEncoder
+
+    if assets.locate("minilm-l6") is None:
+        pytest.skip("MiniLM is not in the asset cache")
+    embed = TextEncoder.load(offline=True).encode
+    trace = explored([*map(call, said), answer()])
+    assert invocation_reward(trace, embed) == 0.5 * (calls - 1)
 
 
 def test_honest_ways_are_paid(explored):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -536,6 +537,42 @@ def test_a_loss_that_is_no_number_ends_with_what_to_do(rehearsal: Rehearsal, tmp
     assert json.loads((tmp_path / "checkpoints" / "one" / "checkpoint-1" / "trainer_state.json").read_text())
 
 
+def test_a_step_for_which_the_disk_has_no_room_is_not_saved(
+    rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is asked for by what is trained, too. What was saved before stays, and the same call goes on from it."""
+    policy, config, heard = fresh(), config_of(), Heard()
+    assert config.train.stages[0].steps > 1
+    first, usage = tmp_path / "checkpoints" / "one" / "checkpoint-1", shutil.disk_usage
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1 << (29 if first.exists() else 40)))
+        with pytest.raises(DeepRecError, match=r"left, and to save a step takes 51[2-9]: free some space"):
+            train(policy, rehearsal, config, tmp_path, heard)
+    assert list(first.parent.glob("checkpoint-*")) == [first]
+    train(fresh(), rehearsal, config, tmp_path, heard)
+    assert (tmp_path / "one").is_dir()
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "finished part"])
+def test_a_disk_that_fills_up_amid_saving_is_told(
+    rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """By writing to a device that is always full: PyTorch says nothing of a disk then."""
+    usage, policy = shutil.disk_usage, fresh()
+
+    def write(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=0))
+        torch.save(torch.zeros(100_000), "/dev/full")
+
+    if part == "checkpoint":
+        monkeypatch.setattr("transformers.Trainer._save_optimizer_and_scheduler", write)
+    else:
+        monkeypatch.setattr(type(policy.tokenizer), "save_pretrained", write)
+    with pytest.raises(DeepRecError, match=r"The disk is full, .* could not be written"):
+        train(policy, rehearsal, config_of(), tmp_path, Heard())
+    assert not (tmp_path / "one").exists()
+
+
 def test_alarms_of_collapse() -> None:
     explore = ExploreConfig(max_calls=3)
     fine = {"turns": 2.0, "well-formed": 0.9, "entropy": 0.5, "repeated preferences": 0.1, "equal groups": 0.2}
@@ -546,6 +583,7 @@ def test_alarms_of_collapse() -> None:
         ("entropy", 0.001),
         ("repeated preferences", 0.5),
         ("equal groups", 0.9),
+        ("stop/segment limit", 0.6),
     ):
         assert len(alarms(fine | {name: value}, explore)) == 1
     assert alarms(fine | {"turns": 2.95}, explore) == []  # three calls are what the cold start pays

@@ -20,7 +20,7 @@ from deeprec.rewards.rubric import Scored
 from deeprec.train.clock import Clock
 
 _ROOM = 1 << 29
-"""Free bytes without which no step is saved."""
+"""Free bytes without which no step is saved, beside those of what is trained: its weights and Adam's two moments."""
 _FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
 
 _PAID_CALLS = 3  # so many are no sign of collapse
@@ -53,7 +53,7 @@ class Journal(TrainerCallback):
         if self.clock is not None and self.clock.strike(state.global_step, state.max_steps):
             control.should_training_stop = control.should_save = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **more: Any) -> None:
         if not logs or "loss" not in logs:
             return
         for name in ("loss", "grad_norm"):
@@ -64,11 +64,12 @@ class Journal(TrainerCallback):
                 )
         if not state.is_world_process_zero:
             return
-        free = shutil.disk_usage(args.output_dir).free
-        if free < _ROOM:
+        trained = sum(each.nbytes for each in more["model"].parameters() if each.requires_grad)
+        free, needed = shutil.disk_usage(args.output_dir).free, 3 * trained + _ROOM
+        if free < needed:
             raise DeepRecError(
-                f"The disk of {args.output_dir} has {free >> 20} MiB left, too little to save a step: free some space "
-                "and start the command again."
+                f"The disk of {args.output_dir} has {free >> 20} MiB left, and to save a step takes {needed >> 20}: "
+                "free some space and start the command again."
             )
         told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
         if self.written and "step_time" in told:
@@ -130,6 +131,10 @@ def alarms(numbers: Mapping[str, float], explore: ExploreConfig) -> list[str]:
         (numbers.get("well-formed", 1.0) < 0.2, "Hardly any exploration is well-formed."),
         (numbers.get("entropy", 1.0) < 0.02, "The policy hardly varies what it writes (entropy below 0.02)."),
         (numbers.get("repeated preferences", 0.0) > 0.3, "Many preferences repeat an earlier one."),
+        (
+            numbers.get("stop/segment limit", 0.0) + numbers.get("stop/context limit", 0.0) > 0.5,
+            "Most explorations are cut off by a limit of tokens.",
+        ),
         (numbers.get("equal groups", 0.0) > 0.8, "Nearly all groups have equal rewards: little is left to learn from."),
     )
     return [text for sign, text in signs if sign]

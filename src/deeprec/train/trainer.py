@@ -24,6 +24,7 @@ from deeprec.explore.explorer import accustomed
 from deeprec.policies.tokens import adapter_folder, brief, write_habits
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
+from deeprec.runs import explaining_full_disk
 from deeprec.train.clock import Clock
 from deeprec.train.journal import Journal
 from deeprec.train.parts import WARM_START, active, shares
@@ -62,7 +63,7 @@ def train(
     Within `train.minutes` each part ends when its time is up, and one for which none is left changes nothing.
 
     Raises:
-        DeepRecError: a stage has too few tasks, or diverged; or answers are not free.
+        DeepRecError: a stage has too few tasks, or diverged; answers are not free; or the disk is full.
     """
     names = active(config.train)
     if not names:
@@ -89,14 +90,16 @@ def train(
             load_weights(model, done)
             continue
         checkpoints = folder / "checkpoints" / name
-        if name == WARM_START:
-            _warm_start(model, policy, [rehearsal, *beside], config, checkpoints, on_step, clock)
-        else:
-            _stage(stages[name], model, policy, rehearsal, rubrics[name], config, checkpoints, on_step, sampler, clock)
-        with first_goes_first() as first:
-            if first:
-                _save(model, policy, config, done)
-                shutil.rmtree(checkpoints, ignore_errors=True)
+        with explaining_full_disk(folder):
+            if name == WARM_START:
+                _warm_start(model, policy, [rehearsal, *beside], config, checkpoints, on_step, clock)
+            else:
+                rubric = rubrics[name]
+                _stage(stages[name], model, policy, rehearsal, rubric, config, checkpoints, on_step, sampler, clock)
+            with first_goes_first() as first:
+                if first:
+                    _save(model, policy, config, done)
+                    shutil.rmtree(checkpoints, ignore_errors=True)
     return folder / names[-1]
 
 
