@@ -13,6 +13,9 @@ from deeprec.errors import DeepRecError
 from deeprec.trm.retriever import queries_of
 from deeprec.trm.trm import TRM
 
+_RANKED = 4096
+"""Tasks whose queries are in memory at once, which take several times the room of the tasks."""
+
 
 def require_free_answers(explore: ExploreConfig) -> None:
     """See that what is learned from is what the policy itself would write.
@@ -50,9 +53,11 @@ class Rehearsal:
         followed: dict[str, tuple[ItemIdx, ...]] = {}
         for name, part in parts.items():
             all_tasks, after = part.past_tasks(config.per_user)
-            queries = queries_of(all_tasks)
-            ranks = retriever.ranks(queries, [after[task.id][0] for task in all_tasks])
-            kept = [task for task, rank in zip(all_tasks, ranks, strict=True) if 0 <= rank < config.reach]
+            kept: list[Task] = []
+            for start in range(0, len(all_tasks), _RANKED):
+                some = all_tasks[start : start + _RANKED]
+                ranks = retriever.ranks(queries_of(some), [after[task.id][0] for task in some])
+                kept += [task for task, rank in zip(some, ranks, strict=True) if 0 <= rank < config.reach]
             if not kept and part.users:
                 raise DeepRecError(
                     f"Stage {name!r} has no tasks: of its {len(part.users)} users' items the TRM ranks none among the "

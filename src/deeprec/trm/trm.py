@@ -168,7 +168,7 @@ class TRM:
         for start in range(0, len(queries), _BATCH):
             batch = queries[start : start + _BATCH]
             scores_BI = self.scores(batch)
-            for scores_I, query, target in zip(scores_BI, batch, targets[start:], strict=False):
+            for scores_I, query, target in zip(scores_BI, batch, targets[start : start + _BATCH], strict=True):
                 if query.exclude:
                     scores_I[np.fromiter(query.exclude, dtype=np.int64)] = -np.inf
                 own = scores_I[target]
