@@ -54,37 +54,47 @@ def plot_turns(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | N
 
 
 def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
-    """Seconds a user against quality on the users that all ran on; systems that no other beats in both are joined."""
-    timed = [(outcome.seconds_per_user, outcome) for outcome in outcomes if outcome.seconds_per_user]
-    users = common_users([outcome for _, outcome in timed]) if timed else frozenset()
+    """Seconds and tokens a user against quality, on the users that all timed systems ran on; those that no other beats
+    in both are joined."""
+    timed = sorted(
+        (outcome.seconds_per_user, n, outcome) for n, outcome in enumerate(outcomes) if outcome.seconds_per_user
+    )
+    users = common_users([outcome for *_, outcome in timed]) if timed else frozenset()
     if len(timed) < 2 or not users:
         return None
-    known = sorted(
-        (seconds, outcome.mean(metric, np.array([user in users for user in outcome.users])), outcome.name)
-        for seconds, outcome in timed
+    figure, (left, right) = _axes(13, max(4.5, 0.5 + 0.25 * len(timed)), 2)
+    dots = []
+    for number, (seconds, _, outcome) in enumerate(timed):
+        found = outcome.mean(metric, np.array([user in users for user in outcome.users]))
+        dots.append(((seconds, outcome.tokens_per_user or 0.0), number, outcome.name, found))
+    for axes, cost in ((left, 0), (right, 1)):
+        best, front = -1.0, []
+        for costs, number, name, found in sorted(dots, key=lambda dot: dot[0][cost]):
+            axes.errorbar(
+                costs[cost],
+                found.mean,
+                yerr=[[found.mean - found.low], [found.high - found.mean]],
+                marker=_MARKERS[number % len(_MARKERS)],
+                color=f"C{number % 10}",
+                alpha=0.8,
+                label=name,
+            )
+            if found.mean > best:
+                best = found.mean
+                front.append((costs[cost], found.mean))
+        axes.plot(*zip(*front, strict=True), color="C2", alpha=0.5, zorder=0)
+        axes.grid(alpha=0.3)
+    left.set_xscale("log")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside right center", fontsize="small", title="from cheap to dear"
     )
-    figure, axes = _axes(10, max(4.5, 0.5 + 0.25 * len(known)))
-    best, front = -1.0, []
-    for number, (seconds, found, name) in enumerate(known):
-        axes.errorbar(
-            seconds,
-            found.mean,
-            yerr=[[found.mean - found.low], [found.high - found.mean]],
-            marker=_MARKERS[number % len(_MARKERS)],
-            color=f"C{number % 10}",
-            alpha=0.8,
-            label=name,
-        )
-        if found.mean > best:
-            best = found.mean
-            front.append((seconds, found.mean))
-    axes.plot(*zip(*front, strict=True), color="C2", alpha=0.5, zorder=0)
-    axes.set_xscale("log")
-    figure.legend(loc="outside right center", fontsize="small", title="from cheap to dear")
-    axes.set_xlabel("seconds a user (line: nothing is both cheaper and better)")
-    axes.set_title(f"on the {len(users):,} users that all of these ran on", fontsize="small")
-    axes.set_ylabel(metric)
-    axes.grid(alpha=0.3)
+    figure.suptitle(
+        f"on the {len(users):,} users that all of these ran on (line: nothing is both cheaper and better)",
+        fontsize="small",
+    )
+    left.set_xlabel("seconds a user")
+    right.set_xlabel("tokens written a user")
+    left.set_ylabel(metric)
     return _saved(figure, path)
 
 
