@@ -408,6 +408,19 @@ def test_what_is_too_large_for_ease_is_told_and_stops_nothing(site, tmp_path, mo
     assert "Not finished" not in text
 
 
+def test_another_file_of_the_same_name_does_not_take_an_experiments_folder(site, tmp_path):  # noqa: F811
+    plan = tmp_path / "plan.toml"
+    plan.write_text('name = "x"\n[[systems]]\nname = "TRM alone"\nkind = "popularity"\n')
+    (tmp_path / "table.csv").write_bytes((site.root / "table.csv").read_bytes())
+    args = ("experiment", "run", plan, "--data")
+    assert site(*args, site.root / "table.csv").code == 0
+    other = site(*args, tmp_path / "table.csv")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "experiment-x-table holds an experiment on" in other.err
+    assert site(*args, site.root / "table.csv").out.count("done before") == 1
+    assert site(*args, tmp_path / "table.csv", "--out", tmp_path / "out").code == 0
+
+
 def test_a_system_may_have_any_name(site, tmp_path):  # noqa: F811
     plan = tmp_path / "plan.toml"
     plan.write_text(

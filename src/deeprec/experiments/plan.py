@@ -266,6 +266,24 @@ def _choose(tree: dict[str, Any], sources: Sequence[str]) -> None:
     tree["systems"] = systems
 
 
+def refuse_namesake(plan: Plan, folder: Path) -> None:
+    """See that a folder which is named by its sets is not that of other sets of these names.
+
+    Raises:
+        DeepRecError: it is.
+    """
+    try:
+        before = {set_.label: set_.source for set_ in load_plan(folder / PLAN_FILE, Config()).sets}
+    except DeepRecError:  # there is none, or one of another version
+        return
+    for set_ in plan.sets:
+        other = before.get(set_.label, set_.source)
+        if Path(other).resolve() != Path(set_.source).resolve():
+            raise DeepRecError(
+                f"{folder} holds an experiment on {other}, not on {set_.source}: name another folder with --out."
+            )
+
+
 def left_out(system: SystemPlan, n_items: int) -> str | None:
     """Why a system is passed over in a catalogue of so many items; None where it is not."""
     if system.kind == "ease" and n_items > MOST_ITEMS:

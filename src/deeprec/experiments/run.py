@@ -34,6 +34,7 @@ from deeprec.experiments.plan import (
     dump_plan,
     left_out,
     plan_of,
+    refuse_namesake,
     slug,
 )
 from deeprec.experiments.report import write_report
@@ -90,7 +91,9 @@ def run_experiment(
     """
     found = plan_of(plan, bench.config, sources)
     names = [found.name, *([] if plan is not None and not sources else [set_.label for set_ in found.sets])]
-    folder = folder or bench.runs / "-".join(["experiment", *map(slug, names)])
+    if folder is None:
+        folder = bench.runs / "-".join(["experiment", *map(slug, names)])
+        refuse_namesake(found, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         (folder / PLAN_FILE).write_text(dump_plan(found), encoding="utf-8")
