@@ -389,6 +389,8 @@ def test_a_plan_without_sets_runs_on_its_own_source(tmp_path, sources):
     plan = load_plan(path, Config(), sources)
     assert [each.source for each in plan.sets] == [sources[0] if sources else "a.csv"]
     assert plan.config_of(plan.sets[0], plan.systems[0], 0).data.source == plan.sets[0].source
+    (tmp_path / "again.toml").write_text(dump_plan(plan))
+    assert load_plan(tmp_path / "again.toml", Config()) == plan
     said = load_config(overrides=["data.source=b.csv"])
     assert [each.source for each in load_plan(path, said).sets] == ["b.csv"]
 

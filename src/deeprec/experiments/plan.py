@@ -216,27 +216,29 @@ def load_plan(path: Path, config: Config, sources: Sequence[str] = (), *, traini
     """
     tree = read_toml(path, "experiment")
     said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    if own := [f"{section}.seed" for section in _SEEDED if "seed" in said.get(section, {})]:
-        raise DeepRecError(f"{', '.join(own)}: an experiment's seeds are the plan's `seeds`; set them there.")
+    if seeded := [f"{section}.seed" for section in _SEEDED if "seed" in said.get(section, {})]:
+        raise DeepRecError(f"{', '.join(seeded)}: an experiment's seeds are the plan's `seeds`; set them there.")
     for name in ("sets", "systems"):
         if not isinstance(tree.get(name, []), list):
             raise DeepRecError(f"{path}, key {name}: a list of tables is needed, [[{name}]].")
-    if tree.get("sets") and "source" in _table(_table(tree, "config"), "data"):
+    own = _table(_table(tree, "config"), "data")
+    if tree.get("sets") and "source" in own:
         raise DeepRecError(f"{path}, key config.data.source: a plan with sets names each by its `source`.")
     if not training:
         tree["systems"] = [system for system in tree.get("systems", []) if "train" not in system]
         tree.get("config", {}).pop("train", None)
     try:
         if sources or not tree.get("sets"):
-            own_source = said.get("data", {}).get("source") or _table(_table(tree, "config"), "data").get("source")
-            _choose(tree, sources or [own_source or config.data.source])
+            _choose(tree, sources or [_table(said, "data").get("source") or own.get("source") or config.data.source])
         plan = Plan.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DeepRecError(f"{path}{f', key {key}' if key else ''}: {first['msg']}.") from None
     settings = _copy(plan.config)
-    said.get("data", {}).pop("source", None)
+    for part in (settings, said):
+        if _table(part, "data"):
+            part["data"].pop("source", None)  # the sets have it
     _lay_over(settings, said)
     plan = plan.model_copy(update={"config": settings})
     for set_ in plan.sets:
