@@ -39,12 +39,13 @@ def test_the_main_table_is_that_of_the_report(table: ModuleType) -> None:
 def test_what_is_cut(table: ModuleType) -> None:
     report = (
         "# main\n\nabout\n\n- machines: one\n- dates: a to b\n- versions: c\n\n## ml-100k\n\n3 test users.\n\n"
-        "| system |\n|---|\n| TRM alone |\n\n- No one is better.\n\n![Quality](q.svg)\n\n### Call by call\n\n| x |\n\n"
+        "| system |\n|---|\n| TRM alone |\n\n- No one is better.\n\n![Quality](q.svg)\n\n"
+        "### How the explorers ran\n\n| calls |\n\n![Cost](c.svg)\n\n### Call by call\n\n| x |\n\n"
         "## other\n\n2 users.\n\n### Reach\n\n## The experiment\n\n```toml\nx = 1\n## no-set\n```\n"
     )
     assert table.cut(report) == (
         "\n- machines: one\n- dates: a to b\n\n### ml-100k\n\n3 test users.\n\n| system |\n|---|\n| TRM alone |\n\n"
-        "- No one is better.\n\n### other\n\n2 users.\n\n"
+        "- No one is better.\n\n| calls |\n\n### other\n\n2 users.\n\n"
     )
 
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, Any, Literal
 
 from deeprec.config import Config, dump_config, load_config
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, one_line
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -350,10 +350,20 @@ def explaining_full_disk(path: Path) -> Iterator[None]:
     except DeepRecError:
         raise
     except Exception as error:
-        named = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not named and shutil.disk_usage(path if path.exists() else path.parent).free >= _NOTHING:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise DeepRecError(f"The disk is full, {path} could not be written: free some space.") from error
+        if isinstance(error, OSError) or not _full(path, error):
             raise
-        raise DeepRecError(f"The disk is full, {path} could not be written: free some space.") from error
+        raise DeepRecError(f"The disk of {path} is full: free some space. ({one_line(error)})") from error
+
+
+def _full(path: Path, error: Exception) -> bool:
+    if "No space left" in str(error):
+        return True
+    try:
+        return shutil.disk_usage(path).free < _NOTHING
+    except OSError:
+        return False
 
 
 def _finite(value: Any) -> Any:

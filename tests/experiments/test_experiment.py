@@ -396,7 +396,8 @@ def test_a_plan_without_sets_runs_on_its_own_source(tmp_path, sources):
 
 
 def test_what_is_too_large_for_ease_is_told_and_stops_nothing(site, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("deeprec.experiments.plan.MOST_ITEMS", 39)
+    for module in ("experiments.plan", "trm.ease"):
+        monkeypatch.setattr(f"deeprec.{module}.MOST_ITEMS", 39)
     plan = tmp_path / "plan.toml"
     plan.write_text(
         'name = "x"\n[[systems]]\nname = "EASE"\nkind = "ease"\n[[systems]]\nname = "TRM alone"\nkind = "trm"\n'
@@ -408,6 +409,10 @@ def test_what_is_too_large_for_ease_is_told_and_stops_nothing(site, tmp_path, mo
     text = (tmp_path / "out" / "report.md").read_text()
     assert f"- {told}.\n" in text
     assert "Not finished" not in text
+    plan.write_text('name = "x"\nbaseline = "EASE"\n[[systems]]\nname = "EASE"\nkind = "ease"\n')
+    result = site("experiment", "run", plan, "--out", tmp_path / "other")
+    assert result.code == 2
+    assert "EASE takes at most" in result.err
 
 
 def test_another_file_of_the_same_name_does_not_take_an_experiments_folder(site, tmp_path):  # noqa: F811

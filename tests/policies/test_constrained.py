@@ -85,7 +85,9 @@ def pieces_tokenizer() -> Any:
     merges = [("A", "l"), ("▁", "("), ("▁", "A")]
     inner = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
 
 
@@ -117,9 +119,10 @@ def give(held: Held, text: str) -> list[int]:
     return tokens
 
 
-def write_by_chance(held: Held, seed: int, scale: float) -> str:
-    """What a model with such logits writes after the tag, up to the stop."""
-    codec, generator, tokens = held.grammars.codec, torch.Generator().manual_seed(seed), list[int]()
+def write_by_chance(held: Held, seed: int, scale: float, begun: str = "") -> str:
+    """What stands after the tag, up to the stop: what the context has begun, and what a model with such logits writes."""
+    codec, generator = held.grammars.codec, torch.Generator().manual_seed(seed)
+    tokens = codec.encode(begun)
     while END_ANSWER not in (text := codec.decode(tokens)):
         assert len(tokens) < 5000
         scores_V = scale * torch.randn(len(codec.tokenizer), generator=generator)
@@ -196,7 +199,7 @@ def test_a_token_that_opens_the_answer_brings_nothing_but_its_beginning(after: s
 def test_an_answer_that_the_context_has_begun(tokenizer: Callable[[], Any]) -> None:
     made = grammars(tokenizer)
     held = Held(Constraint(ANSWER, END_ANSWER, AWKWARD, 3, begun="1."), made)
-    parsed = parse(f"{OPENING}\n1.{write_by_chance(held, 1, 1.0)}", answer_size=3, after_items=True)
+    parsed = parse(f"{OPENING}\n{write_by_chance(held, 1, 1.0, begun='1.')}", answer_size=3, after_items=True)
     assert isinstance(parsed, Answer)
     assert parsed.faults == ()
     assert set(parsed.titles) <= set(AWKWARD)

@@ -568,7 +568,7 @@ def test_a_disk_that_fills_up_amid_saving_is_told(
         monkeypatch.setattr("transformers.Trainer._save_optimizer_and_scheduler", write)
     else:
         monkeypatch.setattr(type(policy.tokenizer), "save_pretrained", write)
-    with pytest.raises(DeepRecError, match=r"The disk is full, .* could not be written"):
+    with pytest.raises(DeepRecError, match=r"The disk of .* is full: free some space"):
         train(policy, rehearsal, config_of(), tmp_path, Heard())
     assert not (tmp_path / "one").exists()
 

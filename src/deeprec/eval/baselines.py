@@ -188,10 +188,15 @@ def _one_shot(
         tokens = tuple(token for chunk in written[key] for token in chunk.tokens)
         logprobs = tuple(value for chunk in written[key] for value in chunk.logprobs)
         asked = Segment(Author.ENVIRONMENT, tuple(contexts[place]), (), prompts[place])
-        said = Segment(Author.POLICY, tokens, logprobs, policy.decode(tokens))
-        body, closed, _ = f"{ONE_SHOT_START}{said.text}".partition(END_ANSWER)
+        # Behind its beginning: some decoders drop a space at the very beginning.
+        whole = policy.decode([*policy.encode(ONE_SHOT_START), *tokens])
+        said = Segment(Author.POLICY, tokens, logprobs, whole.removeprefix(ONE_SHOT_START))
+        body, closed, _ = whole.partition(END_ANSWER)
         answer, faults = reads[place](body, bool(closed))
         last = written[key][-1]
+        finish = last.finish or Finish.LENGTH
+        if finish is Finish.LENGTH and rooms[place] < room:
+            finish = Finish.NO_ROOM
         used = [chunk.usage for chunk in written[key] if chunk.usage is not None]
         traces.append(
             Trace(
@@ -203,7 +208,7 @@ def _one_shot(
                 thought="",
                 answer=answer,
                 spare=(),
-                stop=Stop.ANSWERED if closed else _STOPS.get(last.finish or Finish.LENGTH, Stop.SEGMENT_LIMIT),
+                stop=Stop.ANSWERED if closed else _STOPS.get(finish, Stop.SEGMENT_LIMIT),
                 faults=faults,
                 answer_size=config.answer_size,
                 error=last.error,

@@ -60,7 +60,7 @@ class Explorations:
         answered: rank of the target in the answer alone, -1 where it is not there.
         pooled: place of the target among all that was retrieved, in the order in which it came; -1 where it was not.
         found: the call that retrieved the target first, from 1; 0 where none did.
-        fallback: whether the answer was filled up, for fewer items were answered than served.
+        fallback: whether fewer items were answered than asked for: what was served was filled up where it could be.
         retrieved: items that each call brought.
         tokens: written by the policy.
         stops: how many ended for each reason.

@@ -143,6 +143,12 @@ class Plan(Section):
     def systems_of(self, set_: SetPlan) -> list[SystemPlan]:
         return [system for system in self.systems if system.sets is None or set_.label in system.sets]
 
+    def left_out(self, system: SystemPlan, n_items: int) -> str | None:
+        """Why a system is passed over in a catalogue of so many items; None where it is not, as never the baseline."""
+        if system.kind != "ease" or n_items <= MOST_ITEMS or system.name == self.baseline:
+            return None
+        return f"left out, for EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}"
+
     def config_of(self, set_: SetPlan, system: SystemPlan, seed: int) -> Config:
         """The configuration of a system on a set: the experiment's, the set's and the system's, each over the last.
 
@@ -275,22 +281,16 @@ def refuse_namesake(plan: Plan, folder: Path) -> None:
         DeepRecError: it is.
     """
     try:
-        before = {set_.label: set_.source for set_ in load_plan(folder / PLAN_FILE, Config()).sets}
-    except DeepRecError:  # there is none, or one of another version
+        found = [SetPlan.model_validate(each) for each in read_toml(folder / PLAN_FILE, "experiment")["sets"]]
+    except (DeepRecError, LookupError, ValidationError):  # there is none, or one of another version
         return
+    before = {set_.label: set_.source for set_ in found}
     for set_ in plan.sets:
         other = before.get(set_.label, set_.source)
         if Path(other).resolve() != Path(set_.source).resolve():
             raise DeepRecError(
                 f"{folder} holds an experiment on {other}, not on {set_.source}: name another folder with --out."
             )
-
-
-def left_out(system: SystemPlan, n_items: int) -> str | None:
-    """Why a system is passed over in a catalogue of so many items; None where it is not."""
-    if system.kind == "ease" and n_items > MOST_ITEMS:
-        return f"left out, for EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}"
-    return None
 
 
 def slug(name: str) -> str:

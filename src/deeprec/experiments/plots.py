@@ -69,7 +69,7 @@ def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | No
         dots.append(((seconds, outcome.tokens_per_user or 0.0), number, outcome.name, found))
     for axes, cost in ((left, 0), (right, 1)):
         best, front = -1.0, []
-        for costs, number, name, found in sorted(dots, key=lambda dot: dot[0][cost]):
+        for costs, number, name, found in sorted(dots, key=lambda dot: (dot[0][cost], -dot[3].mean)):
             axes.errorbar(
                 costs[cost],
                 found.mean,
@@ -93,7 +93,7 @@ def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | No
         fontsize="small",
     )
     left.set_xlabel("seconds a user")
-    right.set_xlabel("tokens written a user")
+    right.set_xlabel("tokens written a user (a script's are words)")
     left.set_ylabel(metric)
     return _saved(figure, path)
 

@@ -32,7 +32,6 @@ from deeprec.experiments.plan import (
     SetPlan,
     SystemPlan,
     dump_plan,
-    left_out,
     plan_of,
     refuse_namesake,
     slug,
@@ -70,7 +69,7 @@ _READS: dict[str, dict[str, set[str] | None]] = {
     "recent": {"trm": None, "explore": {"trust"}},
     "script": {"trm": None, "explore": None},
     "fusion": {"trm": None, "explore": None},
-    "titles": {"policy": None, "explore": _ONE_SHOT},
+    "titles": {"policy": None, "explore": _ONE_SHOT - {"answer"}},
     "rerank": {"trm": None, "policy": None, "explore": _ONE_SHOT},
     "explore": {"trm": None, "policy": None, "explore": None},
 }
@@ -143,7 +142,8 @@ class Experiment:
                 for system in systems:
                     where = f"{set_.label}, seed {seed}: {system.name}"
                     try:
-                        told = left_out(system, len(dataset.catalog)) or self._part(set_, system, seed, dataset, where)
+                        passed_over = self.plan.left_out(system, len(dataset.catalog))
+                        told = passed_over or self._part(set_, system, seed, dataset, where)
                     except DeepRecError as error:
                         told = f"failed: {error}"
                         failed.append(f"{where}: {error}")

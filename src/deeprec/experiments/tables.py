@@ -19,7 +19,7 @@ from deeprec.eval.intervals import PairedInterval, mean_interval
 from deeprec.eval.report import interval_text, markdown_table, share_text
 from deeprec.experiments.figures import Outcome, by_link, by_turn, common_users, reach, thirds
 from deeprec.experiments.parts import Part, Population, load_part, load_population, part_file, population_file
-from deeprec.experiments.plan import Plan, SetPlan, left_out
+from deeprec.experiments.plan import Plan, SetPlan
 
 
 def across(sets: Sequence[SetReport]) -> list[str]:
@@ -77,7 +77,7 @@ class SetReport:
         }
         outcomes, missing, left = [], [], []
         for system in plan.systems_of(set_):
-            if population is not None and (why := left_out(system, len(population.item_counts))):
+            if population is not None and (why := plan.left_out(system, len(population.item_counts))):
                 left.append(f"{system.name}: {why}")
                 continue
             done: dict[int, Part] = {}
@@ -160,12 +160,13 @@ class SetReport:
         unread = [
             outcome.name
             for outcome in self.outcomes
-            if (runs := outcome.explorations) and all(all(run.fallback) and not any(run.well_formed) for run in runs)
+            if (runs := outcome.explorations)
+            and all(all(run.fallback) and not any(run.well_formed) and max(run.answered) < 0 for run in runs)
         ]
         if unread:
             lines.append(
-                "- None of their answers could be read, so all of what is measured is what filled them up: "
-                f"{'; '.join(unread)}."
+                "- None of their answers was well-formed, none held a target, and all were filled up, which is what "
+                f"is measured: {'; '.join(unread)}."
             )
         return lines + [line for ours, named in compared if (line := self._extended(ours, named))]
 

@@ -27,9 +27,13 @@ class Lines:
         self._closed = False
         self._tokens: list[int] = []
         """Before the answer the last ones, in it those of the line."""
-        if constraint.begun is not None:
+        self._begun = constraint.begun or ""
+        """What the context has of the line."""
+        if self._begun:
             self._open_answer()
-            self.choices = {text.removeprefix(constraint.begun): title for text, title in self.choices.items()}
+            # With its own tokens before them: some decoders drop a space at the very beginning.
+            self._tokens = codec.encode(self._begun)
+            self.choices = {text.removeprefix(self._begun): title for text, title in self.choices.items()}
 
     def take(self, token: int) -> bool:
         """Go on by a token. False: it opens the answer and brings along what does not belong there (`></` would), so
@@ -38,8 +42,8 @@ class Lines:
         text = self.codec.decode(tokens)
         if self.choices:
             self._tokens = tokens
-            if text in self.choices:
-                self._end_line(self.choices[text])
+            if (line := text.removeprefix(self._begun)) in self.choices:
+                self._end_line(self.choices[line])
             return True
         opening = self.constraint.opening
         before, opened, rest = text.partition(opening)
@@ -69,5 +73,6 @@ class Lines:
             self._closed, self.choices, self._tokens = True, {}, []
             return
         self._count += 1
+        self._begun = ""
         self._left.remove(title)
         self._begin_line()
