@@ -120,7 +120,7 @@ def give(held: Held, text: str) -> list[int]:
 
 
 def write_by_chance(held: Held, seed: int, scale: float, begun: str = "") -> str:
-    """What stands after the tag, up to the stop: what the context has begun, and what a model with such logits writes."""
+    """What stands after the tag, up to the stop: what the context began, and what a model with such logits writes."""
     codec, generator = held.grammars.codec, torch.Generator().manual_seed(seed)
     tokens = codec.encode(begun)
     while END_ANSWER not in (text := codec.decode(tokens)):
