@@ -205,6 +205,8 @@ def plan_of(path: Path | None, config: Config, sources: Sequence[str]) -> Plan:
     """
     if path is not None and path.suffix != ".toml" and path.exists():
         raise DeepRecError(f"{path} is not an experiment's TOML file: a set to run on is named with --data {path}.")
+    if described := [source for source in sources if Path(source).suffix == ".toml"]:
+        raise DeepRecError(f"--data {described[0]} is no data: a set that a TOML file describes is given by --config.")
     training = path is not None or config.train.minutes is not None
     return load_plan(path or BUILT_IN, config, sources, training=training)
 
