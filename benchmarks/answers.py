@@ -39,14 +39,14 @@ def main() -> None:
         trm, policy = bench.trm(dataset)[0], bench.policy()
         sample = evaluation_tasks(dataset, config.eval)[1]
         traces: defaultdict[str, list[Trace]] = defaultdict(list)
-        decode: defaultdict[str, float] = defaultdict(float)
+        writing: defaultdict[str, float] = defaultdict(float)
         processor: defaultdict[str, float] = defaultdict(float)
         for turn, first in enumerate(range(0, len(sample), TURN)):
             for answer in ("free", "pool")[:: 1 if turn % 2 == 0 else -1]:
                 explore = config.explore.model_copy(update={"answer": answer})
-                wall, spent = policy.seconds["decode"], time.process_time()
+                wall, spent = sum(policy.seconds.values()), time.process_time()
                 traces[answer] += Explorer(policy, trm, dataset.catalog, explore).run(sample[first : first + TURN])
-                decode[answer] += policy.seconds["decode"] - wall
+                writing[answer] += sum(policy.seconds.values()) - wall
                 processor[answer] += time.process_time() - spent
                 print(adapter, answer, f"{len(traces[answer])} of {len(sample)}", file=sys.stderr, flush=True)
         for answer, found in traces.items():
@@ -55,13 +55,13 @@ def main() -> None:
                 f"| {adapter} | {answer} | {len(found)} | {sum(trace.well_formed for trace in found)} "
                 f"| {sum(trace.stop is Stop.ANSWERED for trace in found)} "
                 f"| {sum(len(trace.answered) == trace.answer_size for trace in found)} "
-                f"| {tokens / len(found):.0f} | {tokens / decode[answer]:.0f} | {tokens / processor[answer]:.0f} |"
+                f"| {tokens / len(found):.0f} | {tokens / writing[answer]:.0f} | {tokens / processor[answer]:.0f} |"
             )
             faults = sorted({fault.value for trace in found for fault in trace.faults})
             print(adapter, answer, "faults:", ", ".join(faults) or "none", file=sys.stderr)
     table = [
         "| adapter | answers | users | well-formed | answered | in full | tokens a user "
-        "| tokens a second of decoding | tokens a second of the processor |",
+        "| tokens a second of the policy | tokens a second of the processor |",
         "|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
