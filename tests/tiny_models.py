@@ -1,4 +1,4 @@
-"""A tokenizer and a language model that need no download and no time."""
+"""A tokenizer and a language model that need no download and no time, and titles that are hard to hold an answer to."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deeprec.policies.attention import GROUPED
+
+AWKWARD = (
+    "Alien (1979)",
+    "Alien (1979) 2",
+    "Alien",
+    "2. Alien",
+    "10",
+    '"Crocodile" Dundee (1986)',
+    'It\'s \\n a "Mad" World [uncut] {4} (1963)',
+    "千と千尋の神隠し 🎬 (2001)",
+    "Amélie (Le Fabuleux destin d'Amélie Poulain) (2001)",
+    "‹recommendation_list›",
+)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -152,11 +152,12 @@ class Workbench:
             rehearsal = self.rehearsal(dataset)
             sources = self.config.train.warm_start.beside if WARM_START in active(self.config.train) else ()
             beside = [other.rehearsal(other.dataset(), (WARM_START,)) for other in map(self._on, sources)]
-            known, mark = self.latest("train", dataset, TRAINED_BY), dataset.fingerprint
+            origin, mark = self._origin("train", dataset), dataset.fingerprint
+            known = next(self._runs("train", dataset, TRAINED_BY, origin), None)
             run = known or Run.create(self.runs, None, self.config, sys.argv, kind="train", fingerprint=mark)
             if known is None:
-                self._take_over(run, dataset, TRAINED_BY[:-1])
-                run.record(**self._origin("train", dataset))  # last: a run without is none to go on with
+                self._take_over(run, self._runs("train", dataset, TRAINED_BY[:-1], origin))
+                run.record(**origin)  # last: a run without is none to go on with
         began = "the bare model" if self.config.train.adapter is None else f"adapter {self.config.train.adapter}"
         doing = "Going on" if known else "Training"
         self.console.print(f"{doing} in {run.path}, from {began} (Ctrl-C is safe)", soft_wrap=True)
@@ -201,12 +202,12 @@ class Workbench:
         with self.timed("rank the targets"):
             return Rehearsal.prepare({name: parts[name] for name in names or parts}, trm, dataset.catalog, config)
 
-    def _take_over(self, run: Run, dataset: Dataset, sections: Sequence[str]) -> None:
+    def _take_over(self, run: Run, others: Iterable[Run]) -> None:
         """Copy what other trainings have finished of the parts before the first that is another in this one."""
         from deeprec.train.trainer import first_parts
 
         best: list[Path] = []
-        for other in self._runs("train", dataset, sections):
+        for other in others:
             done = [other.path / name for name in first_parts(self.config.train, other.config.train)]
             done = list(takewhile(Path.is_dir, done))
             best = max(best, done, key=len)
@@ -372,11 +373,10 @@ class Workbench:
 
     def latest(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Run | None:
         """The latest run of a kind on this data, whole or not, with these sections of the configuration."""
-        return next(self._runs(kind, dataset, sections), None)
+        return next(self._runs(kind, dataset, sections, self._origin(kind, dataset)), None)
 
-    def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str]) -> Iterator[Run]:
+    def _runs(self, kind: str, dataset: Dataset, sections: Sequence[str], origin: Mapping[str, Any]) -> Iterator[Run]:
         wanted = tomllib.loads(dump_config(self.config))
-        origin = self._origin(kind, dataset)
         for summary in reversed(list_runs(self.runs)):
             if summary.kind != kind:
                 continue

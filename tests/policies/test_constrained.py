@@ -32,7 +32,7 @@ from deeprec.policies.tokens import TokenizerCodec
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.testing import RecordingRetriever, toy_dataset, write
 from deeprec.workbench import Workbench
-from tiny_models import bytes_tokenizer, tiny
+from tiny_models import AWKWARD, bytes_tokenizer, tiny
 
 pytest.importorskip("llguidance")
 
@@ -40,18 +40,6 @@ DATASET = toy_dataset()
 TASKS = DATASET.tasks("test")
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, history=3, max_calls=2, segment_tokens=2000, answer="pool")
 OPENING = f"I see.\n{END_THINK}\n{ANSWER}"
-AWKWARD = (
-    "Alien (1979)",
-    "Alien (1979) 2",
-    "Alien",
-    "2. Alien",
-    "10",
-    '"Crocodile" Dundee (1986)',
-    'It\'s \\n a "Mad" World [uncut] {4} (1963)',
-    "千と千尋の神隠し 🎬 (2001)",
-    "Amélie (Le Fabuleux destin d'Amélie Poulain) (2001)",
-    "‹recommendation_list›",
-)
 
 
 @functools.cache

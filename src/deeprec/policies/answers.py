@@ -6,9 +6,17 @@ at a time to the titles that are left.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 from deeprec.explore import protocol
 from deeprec.policies.policy import Constraint
 from deeprec.policies.tokens import TokenizerCodec
+
+
+def alternatives(texts: Iterable[str]) -> str:
+    """One of the texts, as both Lark and EBNF write it: they quote as JSON does."""
+    return " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 class Lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deeprec.errors import DeepRecError
-from deeprec.policies.answers import Lines
+from deeprec.policies.answers import Lines, alternatives
 from deeprec.policies.policy import Constraint
 from deeprec.policies.tokens import TokenizerCodec, brief
 
@@ -44,8 +43,8 @@ class Grammars:
         """Matches one of the texts, none of which begins another."""
         from llguidance import LLMatcher
 
-        text = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-        return LLMatcher(self.tokenizer, LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: {text}"), log_level=0)
+        grammar = LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: {alternatives(texts)}")
+        return LLMatcher(self.tokenizer, grammar, log_level=0)
 
 
 class Held:

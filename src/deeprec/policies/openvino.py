@@ -6,11 +6,10 @@ keeps what those before it have encoded.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.answers import Lines
+from deeprec.policies.answers import Lines, alternatives
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
 from deeprec.policies.policy import Chunk, Finish, Habits, Request
 from deeprec.policies.tokens import (
@@ -188,7 +187,7 @@ class OpenVinoPolicy(TokenizerCodec):
         settings.ignore_eos = True  # ends and stops are watched for here, token by token
         if opened.lines and opened.lines.choices:
             settings.structured_output_config = openvino_genai.StructuredOutputConfig(
-                grammar=_grammar(opened.lines.choices)
+                grammar=f"root ::= {alternatives(opened.lines.choices)}"  # in EBNF, for xgrammar
             )
         context = openvino.Tensor(np.array([[*request.context, *opened.tokens]], dtype=np.int64))
         self._count += 1
@@ -223,11 +222,6 @@ class OpenVinoPolicy(TokenizerCodec):
                 key, (), (), Finish.FAILED, "OpenVINO's cache has no room for it: explore.context_tokens is too small."
             )
         return Chunk(key, tuple(tokens), tuple(logprobs), finish) if tokens else None
-
-
-def _grammar(texts: Iterable[str]) -> str:
-    """In EBNF, as xgrammar reads it, which comes with OpenVINO GenAI."""
-    return "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def _news(handle: Any) -> Iterator[tuple[int, float]]:
