@@ -1,4 +1,4 @@
-"""The README says what the committed report says, and its code runs."""
+"""The README and the report on trainings say what the committed reports and logs do, and the README's code runs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from deeprec.explore.explorer import Explorer
 from deeprec.policies.text import TextPolicy
 from deeprec.testing import toy_dataset
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "readme_table.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_table", SCRIPT)
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    return script("readme_table")
 
 
 def test_the_main_table_is_that_of_the_report(table: ModuleType) -> None:
@@ -47,6 +51,14 @@ def test_what_is_cut(table: ModuleType) -> None:
         "\n- machines: one\n- dates: a to b\n\n### ml-100k\n\n3 test users.\n\n| system |\n|---|\n| TRM alone |\n\n"
         "- No one is better.\n\n| calls |\n\n### other\n\n2 users.\n\n"
     )
+
+
+def test_the_report_on_trainings_is_that_of_their_logs() -> None:
+    trainings = script("training_report")
+    assert trainings.REPORT.read_text(encoding="utf-8") == trainings.report(), (
+        "run python benchmarks/training_report.py"
+    )
+    assert "| cold-start | reward |" in trainings.report()
 
 
 def test_its_own_retriever_and_policy_explore_without_a_fault(table: ModuleType) -> None:

@@ -69,7 +69,7 @@ def main(folder: Path) -> None:
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
         "weights": [float(weight.sum()) for weight in model.parameters() if weight.requires_grad],
     }
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(told))
+    (folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -84,13 +84,6 @@ def test_what_was_spent_counts_after_an_interruption(hand: Hand, tmp_path: Path)
     assert json.loads((tmp_path / "clock.json").read_text())["b"]["seconds"] == 180
 
 
-def test_steps_that_belong_together_are_not_parted(hand: Hand, tmp_path: Path) -> None:
-    clock = Clock(tmp_path, {"a": 1}, minutes=1)
-    clock.begin("a", 8, every=4)
-    hand.now += 61
-    assert [clock.strike(step, 8) for step in (1, 2, 3, 4)] == [False, False, False, True]
-
-
 def test_it_says_how_many_steps_are_to_be_expected(hand: Hand, tmp_path: Path) -> None:
     clock = Clock(tmp_path, {"a": 1}, minutes=1)
     clock.begin("a", 100)

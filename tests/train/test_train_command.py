@@ -149,7 +149,14 @@ def test_what_began_the_same_is_taken_over(trained, config):
     shutil.rmtree(new)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path):
+@pytest.mark.parametrize(
+    ("sign", "code", "said", "status"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, "", "running"),
+        (signal.SIGINT, 130, "deeprec: interrupted; what was finished is kept.\n", "interrupted"),
+    ],
+)
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(trained, config, tmp_path, sign, code, said, status):
     _, _, unbroken = trained
     args = ["train", "--config", str(config), "--runs", str(tmp_path)]
     process = subprocess.Popen(
@@ -165,12 +172,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, config, tmp_path
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sign)
+        _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+    assert (process.returncode, err) == (code, said)
     (run,) = tmp_path.glob("*-train")
-    assert manifest(run)["status"] == "running"
+    assert manifest(run)["status"] == status
     assert not (run / "one").exists()
     resumed = deeprec(*args)
     assert resumed.code == 0, resumed.err
@@ -201,7 +209,7 @@ def test_a_time_for_it_makes_another_training(trained, config):
 def test_two_processes_end_at_the_same_step(trained, config, tmp_path):
     """By the first one's clock: were they of two minds, one would wait for the other in vain."""
     more = ("--set", "train.minutes=0.2", "--set", "train.warm_start.tasks=400")
-    in_two_processes("--no-python", *processes.DEEPREC, "train", "--config", config, "--runs", tmp_path, *more)
+    in_processes("--no-python", *processes.DEEPREC, "train", "--config", config, "--runs", tmp_path, *more)
     (run,) = tmp_path.glob("*-train")
     assert (run / "one" / "adapter_model.safetensors").exists()
     kept = json.loads((run / "clock.json").read_text())
@@ -214,7 +222,7 @@ def test_two_processes_end_at_the_same_step(trained, config, tmp_path):
 def test_two_processes_train_together(trained, config, tmp_path):
     """One run, the warm start as in one process; what is sampled later may differ where rounding decides."""
     _, _, alone = trained
-    in_two_processes("--no-python", *processes.DEEPREC, "train", "--config", config, "--runs", tmp_path)
+    in_processes("--no-python", *processes.DEEPREC, "train", "--config", config, "--runs", tmp_path)
     (run,) = tmp_path.glob("*-train")
     assert (run / "one" / "adapter_model.safetensors").exists()
     ours, theirs = (list(map(json.loads, (each / "metrics.jsonl").read_text().splitlines())) for each in (run, alone))
@@ -227,7 +235,7 @@ def test_two_processes_train_together(trained, config, tmp_path):
 def test_two_processes_learn_from_a_batch_what_one_does(tmp_path):
     for n in (1, 2):
         (tmp_path / str(n)).mkdir()
-        in_two_processes(GIVEN, tmp_path / str(n), n=n)
+        in_processes(GIVEN, tmp_path / str(n), n=n)
     alone = json.loads((tmp_path / "1" / "0.json").read_text())
     both = [json.loads((tmp_path / "2" / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert len(alone["advantages"]) == 2  # steps, of four explorations each
@@ -242,9 +250,11 @@ def test_two_processes_learn_from_a_batch_what_one_does(tmp_path):
 GIVEN = Path(__file__).with_name("given_explorations.py")
 
 
-def in_two_processes(*command, n=2):
-    port = processes.free_port()
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n}", f"--master-port={port}"]
+def in_processes(*command, n=2):
+    """As accelerate starts them; `--multi_gpu` says that there are several, on processors too."""
+    several = ["--multi_gpu"] if n > 1 else []
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *several, f"--num_processes={n}", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={processes.free_port()}"]
     environment = processes.environment() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

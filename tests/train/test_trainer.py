@@ -27,6 +27,7 @@ from deeprec.rewards.outcome import foresight_reward, hit_reward
 from deeprec.rewards.rubric import Rubric
 from deeprec.testing import toy_dataset
 from deeprec.train import rollout as rollout_module
+from deeprec.train.clock import came_to
 from deeprec.train.journal import alarms, measure
 from deeprec.train.parts import WARM_START, shares
 from deeprec.train.rehearsal import Rehearsal
@@ -293,6 +294,21 @@ def test_the_learning_rate_rises_from_the_first_step_on(rehearsal: Rehearsal, tm
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01])
 
 
+def test_a_step_of_two_updates_is_told_of_once(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    """Else its explorations would count twice, and chance would look like a trend."""
+    heard, config = Heard(), config_of(updates=2, warm_start=WarmStartConfig(tasks=0))
+    train(fresh(), rehearsal, config, tmp_path, heard)
+    assert list(heard.steps) == [(stage, step) for stage in ("one", "two") for step in (1, 2)]
+    assert came_to(tmp_path).startswith("one 2 of 2 steps, two 2 of 2 steps; ")
+
+
+def test_a_time_ends_no_step_between_its_updates(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    heard, config = Heard(), config_of(updates=2, warm_start=WarmStartConfig(tasks=0), minutes=1e-9)
+    train(fresh(), rehearsal, config, tmp_path, heard)
+    assert list(heard.steps) == [("one", 1)]
+    assert came_to(tmp_path).startswith("one 1 of 2 steps, two 0 of 2 steps; ")
+
+
 def test_an_adapter_of_other_layers_or_scale_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:
     first = train(fresh(), rehearsal, config_of(), tmp_path / "first", Heard())
     weights = load_file(first / "adapter_model.safetensors")
@@ -337,6 +353,7 @@ def test_the_configuration_reaches_the_trainer(tmp_path: Path) -> None:
         "learning_rate": stage.learning_rate,
         "max_grad_norm": 0.5,
         "save_steps": 10,  # two updates a step
+        "logging_steps": 2,
         "seed": 9,
         "use_cpu": True,
     }

@@ -37,14 +37,9 @@ class Clock:
         self.parts = _read(self.file)
         self.share = 0.0
 
-    def begin(self, part: str, steps: int, every: int = 1) -> bool:
-        """Begin a part, or go on with it; False where no time is left for it to begin.
-
-        Args:
-            steps: of the part.
-            every: so many of them can't be parted.
-        """
-        self.part, self.every, self._since = part, every, monotonic()
+    def begin(self, part: str, steps: int) -> bool:
+        """Begin a part of so many steps, or go on with it; False where no time is left for it to begin."""
+        self.part, self._since = part, monotonic()
         names = list(self.planned)
         earlier, later = names[: names.index(part)], names[names.index(part) :]
         left = self.seconds - sum(self._spent(name) for name in earlier)
@@ -60,7 +55,7 @@ class Clock:
         """Keep that so many steps of the part are done; whether its time is up."""
         self._keep(step, steps)
         self.share = first_says(self._spent(self.part) / self.limit)
-        return self.share >= 1 and step % self.every == 0
+        return self.share >= 1
 
     def reachable(self, step: int, steps: int) -> int:
         """How many of the steps the time will be enough for, going by those that are done."""

@@ -31,6 +31,8 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 class Journal(TrainerCallback):
     """Joins what the rollout saw with what the trainer logs, and tells of every step; a clock may end the part.
 
+    A step is that of the explorations: the trainer counts its updates, and logs once in so many as a step has.
+
     Raises:
         DeepRecError: on a step whose loss or gradient is no number; it is not saved.
     """
@@ -50,16 +52,18 @@ class Journal(TrainerCallback):
         self.written = sum(gather_object([sum(trace.policy_tokens for trace in traces)]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.clock is not None and self.clock.strike(state.global_step, state.max_steps):
+        step, rest = divmod(state.global_step, args.logging_steps)
+        if not rest and self.clock is not None and self.clock.strike(step, state.max_steps // args.logging_steps):
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **more: Any) -> None:
         if not logs or "loss" not in logs:
             return
+        step = state.global_step // args.logging_steps
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise DeepRecError(
-                    f"Step {state.global_step} of {self.stage} has {name} {logs[name]}, and was not saved; what was "
+                    f"Step {step} of {self.stage} has {name} {logs[name]}, and was not saved; what was "
                     f"saved before lies in {args.output_dir}. Lower the learning_rate: the training then begins anew."
                 )
         if not state.is_world_process_zero:
@@ -73,8 +77,9 @@ class Journal(TrainerCallback):
             )
         told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
         if self.written and "step_time" in told:
+            told["step_time"] *= args.logging_steps  # the mean of its updates
             told["tokens/s"] = self.written / told["step_time"]
-        self.on_step(state.global_step, self.seen | told)
+        self.on_step(step, self.seen | told)
 
 
 def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, float]:

@@ -162,6 +162,8 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         max_grad_norm=config.grad_norm,
         gradient_checkpointing=model.device.type == "cuda",
         shuffle_dataset=False,
-        # Only between steps: a checkpoint between the updates of one step would explore anew for the rest of it.
-        **common_arguments(config, model) | {"save_steps": config.save_every * config.updates},
+        # Only between steps: a checkpoint between the updates of one step would explore anew for the rest of it, and
+        # its explorations would be told of twice.
+        **common_arguments(config, model)
+        | {"save_steps": config.save_every * config.updates, "logging_steps": config.updates},
     )

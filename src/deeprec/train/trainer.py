@@ -243,10 +243,9 @@ def _stage(
     sampler: Sampler,
     clock: Clock,
 ) -> None:
-    steps = stage.steps * config.train.updates
-    if not clock.begin(stage.name, steps, every=config.train.updates):
+    if not clock.begin(stage.name, stage.steps):
         return
-    journal = _journal(stage.name, steps, on_step, clock)
+    journal = _journal(stage.name, stage.steps, on_step, clock)
     explore = config.explore.model_copy(update={"horizon": stage.horizon or config.explore.horizon})
     run_stage(model, policy.tokenizer, rehearsal, stage, rubric, explore, config.train, folder, journal, sampler)
 

@@ -1,0 +1,91 @@
+"""The committed curves of trainings, and the report on them.
+
+    python benchmarks/training_report.py [RUN NAME]
+
+With the folder of a `deeprec train` and a name, what it was made with and its numbers of every step are first copied to
+docs/results/training/NAME, without weights and without the machine's paths. The report is then written anew from all
+that lies there. A test fails where it differs from the logs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from deeprec.config import StageConfig
+from deeprec.eval.report import markdown_table
+from deeprec.runs import Run
+from deeprec.train.clock import came_to
+from deeprec.train.curves import plot_curves, read_curves, trends
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "training"
+REPORT = RESULTS / "report.md"
+PREFACE = """# Trainings
+
+Numbers of every step (`metrics.jsonl`) lie beside this page with the configuration of each:
+`deeprec train --config docs/results/training/NAME/config.toml` makes another of its kind,
+`deeprec runs curves docs/results/training/NAME` shows this one. Means of the first and the last fifth of the steps;
+Kendall's tau of the number with the step, and its p for rising (one-sided, not corrected for their
+number). What they mean stands in [Training](../../training.md#what-reinforcement-learning-did-on-two-cores).
+"""
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        keep(Path(sys.argv[1]), sys.argv[2])
+    for folder in folders():
+        plot_curves(read_curves(folder), RESULTS / f"{folder.name}.svg")
+    REPORT.write_text(report(), encoding="utf-8")
+
+
+def keep(run: Path, name: str) -> None:
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.toml", "metrics.jsonl", "clock.json"):
+        shutil.copyfile(run / file, folder / file)
+    manifest = Run.open(run).manifest
+    manifest["command"] = ["deeprec", "train", "--config", f"docs/results/training/{name}/config.toml"]
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def folders() -> list[Path]:
+    return sorted(path.parent for path in RESULTS.glob("*/manifest.json"))
+
+
+def report() -> str:
+    return "\n".join([PREFACE, *(line for folder in folders() for line in about(folder))])
+
+
+def about(folder: Path) -> list[str]:
+    run = Run.open(folder)
+    manifest, config = run.manifest, run.config.train
+    machine = manifest["hardware"]
+    lines = [
+        f"## {folder.name}",
+        "",
+        f"{run.config.data.source}, {config.tasks_per_step} tasks of {config.samples} explorations a step, temperature "
+        f"{config.temperature}, top-p {config.top_p}, advantages divided by the deviation of the {config.whitening}, "
+        f"`negative = {config.negative}`, seed {config.seed}, from the adapter {config.adapter}.",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {manifest['created'][:10]}, commit {manifest['commit'][:7]}: "
+        f"{came_to(folder)}.",
+        "",
+    ]
+    lines += [_stage(stage) for stage in config.stages] + [""]
+    rows = [
+        [stage, name, str(found.steps), f"{found.begin:.3f}", f"{found.end:.3f}", f"{found.tau:.2f}", f"{found.p:.1g}"]
+        for stage, name, found in trends(read_curves(folder))
+    ]
+    lines += markdown_table(["stage", "number", "steps", "first fifth", "last fifth", "tau", "p, rising"], rows)
+    return [*lines, "", f"![Curves of {folder.name}]({folder.name}.svg)", ""]
+
+
+def _stage(stage: StageConfig) -> str:
+    paid = ", ".join(name if weight == 1 else f"{weight} {name}" for name, weight in stage.rewards.items() if weight)
+    return f"- {stage.name}: {stage.steps} steps, learning rate {stage.learning_rate}, paid for {paid}"
+
+
+if __name__ == "__main__":
+    main()
