@@ -2,9 +2,9 @@
 
     python benchmarks/training_report.py [RUN NAME]
 
-With the folder of a `deeprec train` and a name, what it was made with and its numbers of every step are first copied to
-docs/results/training/NAME, without weights and without the machine's paths. The report is then written anew from all
-that lies there. A test fails where it differs from the logs.
+With the folder of a `deeprec train` and a name, its configuration and its numbers of every step are first copied to
+docs/results/training/NAME, without weights, and its curves drawn. See that the configuration names no path of the
+machine. The report is then written anew from all that lies there; a test fails where it differs from the logs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ REPORT = RESULTS / "report.md"
 PREFACE = """# Trainings
 
 Numbers of every step (`metrics.jsonl`) lie beside this page with the configuration of each:
-`deeprec train --config docs/results/training/NAME/config.toml` makes another of its kind,
-`deeprec runs curves docs/results/training/NAME` shows this one. Means of the first and the last fifth of the steps;
-Kendall's tau of the number with the step, and its p for rising (one-sided, not corrected for their
+`deeprec train --config docs/results/training/NAME/config.toml` makes another of its kind (these ran in two processes,
+by torchrun), `deeprec runs curves docs/results/training/NAME` shows this one. The adapter `runs/trained/NAME` that one
+goes on from is a copy of the weights that training NAME left in its run's folder. Means of the first and the last fifth
+of the steps; Kendall's tau of the number with the step, and its p for rising (one-sided, not corrected for their
 number). What they mean stands in [Training](../../training.md#what-reinforcement-learning-did-on-two-cores).
 """
 
@@ -35,8 +36,6 @@ number). What they mean stands in [Training](../../training.md#what-reinforcemen
 def main() -> None:
     if len(sys.argv) == 3:
         keep(Path(sys.argv[1]), sys.argv[2])
-    for folder in folders():
-        plot_curves(read_curves(folder), RESULTS / f"{folder.name}.svg")
     REPORT.write_text(report(), encoding="utf-8")
 
 
@@ -48,6 +47,7 @@ def keep(run: Path, name: str) -> None:
     manifest = Run.open(run).manifest
     manifest["command"] = ["deeprec", "train", "--config", f"docs/results/training/{name}/config.toml"]
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    plot_curves(read_curves(folder), RESULTS / f"{name}.svg")
 
 
 def folders() -> list[Path]:
@@ -60,14 +60,15 @@ def report() -> str:
 
 def about(folder: Path) -> list[str]:
     run = Run.open(folder)
-    manifest, config = run.manifest, run.config.train
+    manifest, config, trust = run.manifest, run.config.train, run.config.explore.trust
     machine = manifest["hardware"]
     lines = [
         f"## {folder.name}",
         "",
-        f"{run.config.data.source}, {config.tasks_per_step} tasks of {config.samples} explorations a step, temperature "
-        f"{config.temperature}, top-p {config.top_p}, advantages divided by the deviation of the {config.whitening}, "
-        f"`negative = {config.negative}`, seed {config.seed}, from the adapter {config.adapter}.",
+        f"{run.config.data.source}, {config.tasks_per_step} tasks of {config.samples} explorations a step, "
+        f"`updates = {config.updates}`, temperature {config.temperature}, top-p {config.top_p}, advantages divided "
+        f"by the deviation of the {config.whitening}, `negative = {config.negative}`, seed {config.seed}, preferences "
+        f"believed {'as the TRM has chosen' if trust is None else f'to {trust}'}, from the adapter {config.adapter}.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {manifest['created'][:10]}, commit {manifest['commit'][:7]}: "
         f"{came_to(folder)}.",
