@@ -14,11 +14,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from deeprec.config import StageConfig
+from deeprec.config import StageConfig, TrainConfig
 from deeprec.eval.report import markdown_table
 from deeprec.runs import Run
 from deeprec.train.clock import came_to
-from deeprec.train.curves import plot_curves, read_curves, trends
+from deeprec.train.curves import COLUMNS, plot_curves, read_curves, rows
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "training"
 REPORT = RESULTS / "report.md"
@@ -60,32 +60,31 @@ def report() -> str:
 
 def about(folder: Path) -> list[str]:
     run = Run.open(folder)
-    manifest, config, trust = run.manifest, run.config.train, run.config.explore.trust
-    machine = manifest["hardware"]
+    manifest, settings = run.manifest, run.config
+    machine, config, trust = manifest["hardware"], settings.train, settings.explore.trust
     lines = [
         f"## {folder.name}",
         "",
-        f"{run.config.data.source}, {config.tasks_per_step} tasks of {config.samples} explorations a step, "
-        f"`updates = {config.updates}`, temperature {config.temperature}, top-p {config.top_p}, advantages divided "
-        f"by the deviation of the {config.whitening}, `negative = {config.negative}`, seed {config.seed}, preferences "
-        f"believed {'as the TRM has chosen' if trust is None else f'to {trust}'}, from the adapter {config.adapter}.",
+        f"{settings.data.source}, {config.tasks_per_step} tasks of {config.samples} explorations a step, "
+        f"`updates = {config.updates}`, temperature {config.temperature}, top-p {config.top_p}, "
+        f"`negative = {config.negative}`, seed {config.seed}, preferences believed "
+        f"{'as the TRM has chosen' if trust is None else f'to {trust}'}, from the adapter {config.adapter}.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {manifest['created'][:10]}, commit {manifest['commit'][:7]}: "
         f"{came_to(folder)}.",
         "",
     ]
-    lines += [_stage(stage) for stage in config.stages] + [""]
-    rows = [
-        [stage, name, str(found.steps), f"{found.begin:.3f}", f"{found.end:.3f}", f"{found.tau:.2f}", f"{found.p:.1g}"]
-        for stage, name, found in trends(read_curves(folder))
-    ]
-    lines += markdown_table(["stage", "number", "steps", "first fifth", "last fifth", "tau", "p, rising"], rows)
+    lines += [_stage(stage, config) for stage in config.stages] + [""]
+    lines += markdown_table(COLUMNS, list(rows(read_curves(folder))))
     return [*lines, "", f"![Curves of {folder.name}]({folder.name}.svg)", ""]
 
 
-def _stage(stage: StageConfig) -> str:
+def _stage(stage: StageConfig, config: TrainConfig) -> str:
     paid = ", ".join(name if weight == 1 else f"{weight} {name}" for name, weight in stage.rewards.items() if weight)
-    return f"- {stage.name}: {stage.steps} steps, learning rate {stage.learning_rate}, paid for {paid}"
+    return (
+        f"- {stage.name}: {stage.steps} steps, learning rate {stage.learning_rate}, paid for {paid}, `whitening = "
+        f'"{stage.whitening or config.whitening}"`'
+    )
 
 
 if __name__ == "__main__":

@@ -55,10 +55,9 @@ def test_what_is_cut(table: ModuleType) -> None:
 
 def test_the_report_on_trainings_is_that_of_their_logs() -> None:
     trainings = script("training_report")
-    assert trainings.REPORT.read_text(encoding="utf-8") == trainings.report(), (
-        "run python benchmarks/training_report.py"
-    )
-    assert "| cold-start | reward |" in trainings.report()
+    report = trainings.report()
+    assert trainings.REPORT.read_text(encoding="utf-8") == report, "run python benchmarks/training_report.py"
+    assert "| cold-start | reward |" in report
 
 
 def test_its_own_retriever_and_policy_explore_without_a_fault(table: ModuleType) -> None:

@@ -193,16 +193,15 @@ def show_run(run: Run, console: Console) -> None:
 
 
 def show_curves(folder: Path, plot: Path | None, console: Console) -> None:
-    from deeprec.train.curves import plot_curves, read_curves, trends
+    from deeprec.train.curves import COLUMNS, plot_curves, read_curves, rows
 
     curves = read_curves(folder)
     if plot is not None:
         plot_curves(curves, plot)
         console.print(f"Drawn in {plot}", soft_wrap=True)
-    table = Table("stage", "number", "steps", "first fifth", "last fifth", "tau", "p, rising")
-    for stage, name, found in trends(curves):
-        figures = (f"{found.begin:.3f}", f"{found.end:.3f}", f"{found.tau:.2f}", f"{found.p:.1g}")
-        table.add_row(stage, escape(name), str(found.steps), *figures)
+    table = Table(*COLUMNS)
+    for row in rows(curves):
+        table.add_row(*map(escape, row))
     console.print(table)
 
 

@@ -16,6 +16,8 @@ from deeprec.runs import Run
 Curves = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """By stage and name, a number of every step; nan where a step has none."""
 
+COLUMNS = ("stage", "number", "steps", "first fifth", "last fifth", "tau", "p, rising")
+"""Of a table of `rows`."""
 _PANELS = ("reward", "gain", "well-formed", "turns", "tokens")
 _SHOWN = ("reward", "gain", "loss", "well-formed", "turns", "tokens", "repeated preferences", "equal groups", "entropy")
 
@@ -76,6 +78,13 @@ def trends(curves: Curves) -> Iterator[tuple[str, str, Trend]]:
             made = name.startswith(("fault/", "stop/")) and np.nanmax(values_T, initial=0) > 0
             if (name in _SHOWN or name.startswith("reward/") or made) and np.isfinite(values_T).any():
                 yield stage, name, trend(values_T)
+
+
+def rows(curves: Curves) -> Iterator[tuple[str, ...]]:
+    """The `trends` as the cells of a table."""
+    for stage, name, found in trends(curves):
+        figures = (f"{found.begin:.3f}", f"{found.end:.3f}", f"{found.tau:.2f}", f"{found.p:.1g}")
+        yield stage, name, str(found.steps), *figures
 
 
 def plot_curves(curves: Curves, path: Path) -> None:

@@ -78,8 +78,8 @@ class Journal(TrainerCallback):
         told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
         if "step_time" in told:
             told["step_time"] *= args.logging_steps  # it is the mean of the updates
-        if self.written and "step_time" in told:
-            told["tokens/s"] = self.written / told["step_time"]
+            if self.written:
+                told["tokens/s"] = self.written / told["step_time"]
         self.on_step(step, self.seen | told)
 
 
