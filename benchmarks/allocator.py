@@ -24,7 +24,7 @@ from peft.helpers import disable_input_dtype_casting
 from deeprec.config import PolicyConfig
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import environment
-from deeprec.train.trainer import adapted
+from deeprec.training.trainer import adapted
 
 
 def main() -> None:
@@ -60,12 +60,12 @@ def learn(explorations: int) -> dict[str, object]:
     for _ in range(explorations):
         tokens, own = rng.randint(700, 1200), rng.randint(200, 340)
         ids_1T = torch.randint(0, model.config.vocab_size, (1, tokens))
-        places_N = torch.arange(tokens - own - 1, tokens - 1)
+        positions_N = torch.arange(tokens - own - 1, tokens - 1)
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(model):
-            output = model(input_ids=ids_1T, logits_to_keep=places_N, use_cache=False)
+            output = model(input_ids=ids_1T, logits_to_keep=positions_N, use_cache=False)
         logprobs_1NV = output.logits.float().log_softmax(-1)
-        (-logprobs_1NV.gather(-1, ids_1T[:, places_N + 1, None]).mean()).backward()
+        (-logprobs_1NV.gather(-1, ids_1T[:, positions_N + 1, None]).mean()).backward()
         spent.append((time.perf_counter() - started) * 1000 / tokens)
     tenth = max(1, explorations // 10)
     memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -13,12 +13,12 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from deeprec.cli.workbench import Workbench
 from deeprec.config import load_config
-from deeprec.eval.evaluate import evaluation_tasks
+from deeprec.evaluation.evaluate import evaluation_tasks
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Stop, Trace
 from deeprec.runs import environment
-from deeprec.workbench import Workbench
 
 TURN = 12
 

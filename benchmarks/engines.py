@@ -30,17 +30,17 @@ from deeprec import assets
 from deeprec.config import Config, PolicyConfig, load_config
 from deeprec.data.sources import load_dataset
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Finish, Policy, Request
 from deeprec.explore.trace import Author, Trace
 from deeprec.policies.openai import OpenAIPolicy
 from deeprec.policies.openvino import OpenVinoPolicy
 from deeprec.policies.openvino_model import in_16_bit
-from deeprec.policies.policy import Finish, Policy, Request
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.policies.tokens import TokenizerCodec
+from deeprec.policies.tokenizer import TokenizerCodec
 from deeprec.policies.transformers import TransformersPolicy
+from deeprec.retrieval.retriever import TransitionRetriever
 from deeprec.runs import environment
-from deeprec.trm.retriever import TransitionRetriever
 
 MODEL = "smollm2-135m-instruct"
 

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import torch
 
+from deeprec.cli.workbench import Workbench
 from deeprec.config import load_config
-from deeprec.eval.evaluate import evaluation_tasks
+from deeprec.evaluation.evaluate import evaluation_tasks
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
-from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
+from deeprec.retrieval.retriever import TransitionRetriever
 from deeprec.runs import environment
-from deeprec.trm.retriever import TransitionRetriever
-from deeprec.workbench import Workbench
 
 
 class NaivePolicy(SegmentPolicy):

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from deeprec.config import Config, trust_of
-from deeprec.eval.evaluate import evaluation_tasks
-from deeprec.eval.intervals import mean_interval
-from deeprec.eval.report import interval_text, markdown_table
+from deeprec.cli.workbench import Workbench
+from deeprec.config import Config, preference_weight_of
+from deeprec.evaluation.eval_report import interval_text, markdown_table
+from deeprec.evaluation.evaluate import evaluation_tasks
+from deeprec.evaluation.intervals import mean_interval
+from deeprec.evaluation.metrics import ndcg_at
 from deeprec.explore.explorer import Explorer
-from deeprec.metrics import ndcg_at
+from deeprec.retrieval.retriever import queries_of
 from deeprec.runs import environment
 from deeprec.trm.preferences import recent_titles
-from deeprec.trm.retriever import queries_of
-from deeprec.workbench import Workbench
 
 NEAR = 100
 
@@ -47,7 +47,7 @@ def main() -> None:
     config = Config.model_validate(
         {
             "data": {"source": args.set},
-            "explore": {"horizon": 1, "trust": 0.1, "temperature": args.temperature, "batch_size": 48},
+            "explore": {"horizon": 1, "preference_weight": 0.1, "temperature": args.temperature, "batch_size": 48},
             "eval": {"split": args.split, "users": args.users},
             "policy": {"kind": args.policy},
         }
@@ -59,7 +59,7 @@ def main() -> None:
     targets = [dataset.targets(args.split)[task.id] for task in tasks]
 
     def ranks(words: list[str]) -> np.ndarray:
-        return trm.ranks(queries_of(tasks, words, trust_of(config.explore)), targets)
+        return trm.ranks(queries_of(tasks, words, preference_weight_of(config.explore)), targets)
 
     said = {
         f"titles of the last {n}": ["; ".join(recent_titles(dataset.catalog, task.history[-n:])) for task in tasks]

@@ -13,19 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeprec.config import items_of, trust_of
+from deeprec.cli.workbench import Workbench
+from deeprec.config import items_of, preference_weight_of
 from deeprec.data.catalog import ItemIdx
-from deeprec.eval.evaluate import evaluation_tasks, rankings_of, score_rankings
-from deeprec.eval.links import in_front, in_own_order, phrases_to, replay
-from deeprec.eval.report import Report
-from deeprec.explore.explorer import accustomed
+from deeprec.evaluation.eval_report import Report
+from deeprec.evaluation.evaluate import evaluation_tasks, rankings_of, score_rankings
+from deeprec.evaluation.oracle_ablation import in_front, in_own_order, phrases_to, replay
+from deeprec.explore.explorer import resolve_defaults
 from deeprec.explore.trace import Trace
-from deeprec.policies.tokens import adapter_folder, read_habits
+from deeprec.policies.adapters import adapter_folder, read_prompt_defaults
 from deeprec.runs import Run, environment
-from deeprec.trm.preferences import themes
-from deeprec.workbench import Workbench
+from deeprec.trm.preferences import frequent_phrases
 
-TRUSTS = (0.1, 0.25, 0.5, 0.75, 1.0)
+CANDIDATE_WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def main() -> None:
@@ -51,15 +51,15 @@ def main() -> None:
     said = [[turn.preference for turn in traces[task.id].turns] for task in tasks]
     pools = [list(traces[task.id].pool) for task in tasks]
     alone = rankings_of(trm, tasks, n_items)
-    themed = ["; ".join(themes(catalog, task.history)) for task in tasks]
+    themed = ["; ".join(frequent_phrases(catalog, task.history)) for task in tasks]
     right = phrases_to(catalog, [targets[task.id] for task in tasks])
     adapter = adapter_folder(config.policy)
-    explore = accustomed(config.explore, read_habits(adapter), trm)
-    per_call, trust = items_of(explore), trust_of(explore)
-    served = [list(traces[task.id].served()[0]) for task in tasks]
+    explore = resolve_defaults(config.explore, read_prompt_defaults(adapter), trm)
+    per_call, preference_weight = items_of(explore), preference_weight_of(explore)
+    with_fallback = [list(traces[task.id].with_fallback()[0]) for task in tasks]
     rows: dict[str, tuple[list[list[ItemIdx]], list[list[ItemIdx]]]] = {
         "TRM alone": (alone, [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)]),
-        "explorer, as served": (served, pools),
+        "explorer, as served": (with_fallback, pools),
         "its pool, list after list": (pools, pools),
         "its pool, in the TRM's own order": (in_own_order(trm, tasks, pools), pools),
         "its pool, the target first": (
@@ -67,12 +67,12 @@ def main() -> None:
             pools,
         ),
     }
-    for name, words, trusts in (
-        ("its words", said, TRUSTS),
-        ("the history's themes for its first words", in_front(themed, said), [trust]),
-        ("phrases of the target for its first words", in_front(right, said), [trust]),
+    for name, words, preference_weights in (
+        ("its words", said, CANDIDATE_WEIGHTS),
+        ("the history's themes for its first words", in_front(themed, said), [preference_weight]),
+        ("phrases of the target for its first words", in_front(right, said), [preference_weight]),
     ):
-        for each in trusts:
+        for each in preference_weights:
             lists = replay(trm, tasks, words, per_call, each)
             rows[f"{name}, trust {each:g}, list after list"] = (lists, lists)
     k = max(config.eval.cutoffs)
@@ -81,7 +81,7 @@ def main() -> None:
         return sum(targets[task.id] in pool for pool, task in zip(found, tasks, strict=True)) / len(tasks)
 
     report = Report(
-        dataset=f"{dataset.name}: {len(tasks)} users; {system}, trust {trust:g}",
+        dataset=f"{dataset.name}: {len(tasks)} users; {system}, trust {preference_weight:g}",
         fingerprint=dataset.fingerprint,
         split=config.eval.split,
         cutoffs=config.eval.cutoffs,

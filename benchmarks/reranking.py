@@ -22,12 +22,12 @@ from deeprec.config import EvalConfig, load_config
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.data.sources import load_dataset
-from deeprec.eval.evaluate import rankings_of
-from deeprec.eval.intervals import ratio_interval
-from deeprec.eval.report import markdown_table
-from deeprec.metrics import ndcg_at, ranks_of
+from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.evaluate import rankings_of
+from deeprec.evaluation.intervals import ratio_interval
+from deeprec.evaluation.metrics import ndcg_at, ranks_of
+from deeprec.retrieval.ease import EASERetriever
 from deeprec.runs import environment
-from deeprec.trm.ease import EASERetriever
 from deeprec.trm.trm import TRM
 
 CONFIG = EvalConfig()
@@ -98,10 +98,10 @@ def _features(
         text.append(np.stack([*columns, years_I[chosen] - years_I[chosen].mean()], axis=1))
         score_C = ease.scores(task.history)[chosen]
         together.append(((score_C - score_C.mean()) / (score_C.std() + 1e-9))[:, None])
-    places_C = np.arange(len(lists[0]))
-    place_CF = np.stack([-np.log2(places_C + 2), -places_C / 10, places_C == 0], axis=1)
+    positions_C = np.arange(len(lists[0]))
+    position_CF = np.stack([-np.log2(positions_C + 2), -positions_C / 10, positions_C == 0], axis=1)
     return {
-        "place": np.broadcast_to(place_CF, (len(tasks), *place_CF.shape)),
+        "place": np.broadcast_to(position_CF, (len(tasks), *position_CF.shape)),
         "text": np.stack(text),
         "co-occurrence": np.stack(together),
     }

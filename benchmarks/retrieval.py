@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from deeprec import assets
+from deeprec.retrieval.index import Index, Kind
+from deeprec.retrieval.retriever import Hit
 from deeprec.runs import environment
-from deeprec.trm.index import Index, Kind
-from deeprec.trm.retriever import Hit
 from deeprec.trm.text_encoder import TextEncoder
 
 WIDTH, BATCH, K, EXCLUDED, BATCHES = 64, 64, 20, 50, 8

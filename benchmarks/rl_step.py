@@ -24,19 +24,19 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from deeprec.cli.workbench import Workbench
+from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
-from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.policies.adapters import bare
 from deeprec.policies.text import SegmentPolicy
-from deeprec.policies.tokens import bare
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
-from deeprec.train import stages
-from deeprec.train.journal import Journal
-from deeprec.train.parts import WARM_START
-from deeprec.train.sampling import in_process
-from deeprec.train.trainer import adapted, load_weights, rubrics_of
-from deeprec.workbench import Workbench
+from deeprec.training import stages
+from deeprec.training.callback import StageCallback
+from deeprec.training.sampling import in_process
+from deeprec.training.schedule import SFT
+from deeprec.training.trainer import adapted, load_weights, rubrics_of
 
 
 class PlainPolicy(SegmentPolicy):
@@ -90,14 +90,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     run = Run.open(args.run)
-    if not (run.path / WARM_START).is_dir():
+    if not (run.path / SFT).is_dir():
         parser.error(f"{run.path} has no finished warm start.")
     bench = Workbench(run.config, runs=run.path.parent)
-    config, rehearsal = run.config, bench.rehearsal(bench.dataset())
+    config, task_sets = run.config, bench.task_sets(bench.dataset())
     policy = TransformersPolicy.load(bare(config.policy))
     model = adapted(policy.model, config.train.lora_rank)
     stage = config.train.stages[-1].model_copy(update={"steps": 1})
-    rubric = rubrics_of({stage.name: stage}, rehearsal, config)[stage.name]
+    rubric = rubrics_of({stage.name: stage}, task_sets, config)[stage.name]
     # Stop strings cost `generate` half a minute of preparation, once a process: not what is measured.
     plain = PlainPolicy(policy.model, policy.tokenizer)
     plain.submit([Request("warm-up", tuple(plain.encode("Warm-up.")), STOPS, 1, temperature=1.0)])
@@ -107,31 +107,31 @@ def main() -> None:
     for round_ in range(args.rounds):
         for name, kind, trainer in (("ours", in_process, own), ("plain", PlainPolicy, GRPOTrainer)):
             stages.OwnTokensTrainer = trainer  # type: ignore[misc]
-            load_weights(model, run.path / WARM_START)
+            load_weights(model, run.path / SFT)
             tasks = args.tasks or config.train.tasks_per_step
             settings = config.train.model_copy(update={"seed": round_, "replacements": 0, "tasks_per_step": tasks})
-            journal = _Hears(stage.name)
+            callback = _Hears(stage.name)
             with tempfile.TemporaryDirectory() as folder:
                 stages.run_stage(
                     model,
                     policy.tokenizer,
-                    rehearsal,
+                    task_sets,
                     stage,
                     rubric,
                     config.explore,
                     settings,
                     Path(folder),
-                    journal,
+                    callback,
                     kind,
                 )
-            found[name].append(journal.parts)
-            print(name, {part: round(value, 1) for part, value in journal.parts.items()}, flush=True)
+            found[name].append(callback.parts)
+            print(name, {part: round(value, 1) for part, value in callback.parts.items()}, flush=True)
     report = environment(sys.argv) | {"threads": torch.get_num_threads(), "rounds": found}
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-class _Hears(Journal):
+class _Hears(StageCallback):
     """The step's seconds by part."""
 
     def __init__(self, stage: str) -> None:

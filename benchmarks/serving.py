@@ -28,7 +28,7 @@ import httpx
 import numpy as np
 
 from deeprec.runs import environment
-from deeprec.serve.messages import HISTORY
+from deeprec.serving.schemas import HISTORY
 
 SLOTS, QUEUE = 16, 16
 
@@ -96,7 +96,7 @@ async def explore(client: httpx.AsyncClient, users: list[str], alone_for: int, r
 
 
 async def past_capacity(client: httpx.AsyncClient, users: list[str]) -> dict[str, Any]:
-    asked = [users[place % len(users)] for place in range((SLOTS + QUEUE) * 3 // 2)]
+    asked = [users[position % len(users)] for position in range((SLOTS + QUEUE) * 3 // 2)]
     answers = [each for each, _ in await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in asked))]
     refused = [answer for answer in answers if answer.status_code == 429]
     accepted = [answer for answer in answers if answer.status_code == 200]

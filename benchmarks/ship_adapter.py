@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deeprec.config import dump_config, load_config
-from deeprec.policies.tokens import SHIPPED, write_habits
+from deeprec.policies.adapters import SHIPPED, write_prompt_defaults
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     config = load_config(args.adapter.parent / "config.toml")
     train = config.train.model_copy(update={"adapter": None})  # its path means nothing elsewhere
     (folder / "training.toml").write_text(dump_config(config.model_copy(update={"train": train})), encoding="utf-8")
-    write_habits(folder, config.explore.model_copy(update={"trust": args.trust}))
+    write_prompt_defaults(folder, config.explore.model_copy(update={"preference_weight": args.preference_weight}))
     weights = load_file(args.adapter / "adapter_model.safetensors")
     small = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     save_file(small, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 from deeprec.config import StageConfig, TrainConfig
-from deeprec.eval.report import markdown_table
+from deeprec.evaluation.eval_report import markdown_table
 from deeprec.runs import Run
-from deeprec.train.clock import came_to
-from deeprec.train.curves import COLUMNS, plot_curves, read_curves, rows
+from deeprec.training.curves import COLUMNS, plot_curves, read_curves, rows
+from deeprec.training.time_budget import time_spent
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "training"
 REPORT = RESULTS / "report.md"
@@ -42,7 +42,7 @@ def main() -> None:
 def keep(run: Path, name: str) -> None:
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("config.toml", "metrics.jsonl", "clock.json"):
+    for file in ("config.toml", "metrics.jsonl", "time_budget.json"):
         shutil.copyfile(run / file, folder / file)
     manifest = Run.open(run).manifest
     manifest["command"] = ["deeprec", "train", "--config", f"docs/results/training/{name}/config.toml"]
@@ -61,17 +61,17 @@ def report() -> str:
 def about(folder: Path) -> list[str]:
     run = Run.open(folder)
     manifest, settings = run.manifest, run.config
-    machine, config, trust = manifest["hardware"], settings.train, settings.explore.trust
+    machine, config, weight = manifest["hardware"], settings.train, settings.explore.preference_weight
     lines = [
         f"## {folder.name}",
         "",
-        f"{settings.data.source}, {config.tasks_per_step} tasks of {config.samples} explorations a step, "
-        f"`updates = {config.updates}`, temperature {config.temperature}, top-p {config.top_p}, "
-        f"`negative = {config.negative}`, seed {config.seed}, preferences believed "
-        f"{'as the TRM has chosen' if trust is None else f'to {trust}'}, from the adapter {config.adapter}.",
+        f"{settings.data.source}, {config.tasks_per_step} tasks of {config.group_size} explorations a step, "
+        f"`updates = {config.updates_per_step}`, temperature {config.temperature}, top-p {config.top_p}, "
+        f"`negative = {config.negative_advantage_weight}`, seed {config.seed}, preferences believed "
+        f"{'as the TRM has calibrated' if weight is None else f'with weight {weight}'}, from the adapter {config.adapter}.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {manifest['created'][:10]}, commit {manifest['commit'][:7]}: "
-        f"{came_to(folder)}.",
+        f"{time_spent(folder)}.",
         "",
     ]
     lines += [_stage(stage, config) for stage in config.stages] + [""]
@@ -83,7 +83,7 @@ def _stage(stage: StageConfig, config: TrainConfig) -> str:
     paid = ", ".join(name if weight == 1 else f"{weight} {name}" for name, weight in stage.rewards.items() if weight)
     return (
         f"- {stage.name}: {stage.steps} steps, learning rate {stage.learning_rate}, paid for {paid}, `whitening = "
-        f'"{stage.whitening or config.whitening}"`'
+        f'"{stage.advantage_normalisation or config.advantage_normalisation}"`'
     )
 
 

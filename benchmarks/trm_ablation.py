@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.config import TRUST, EvalConfig, TRMConfig, load_config
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, EvalConfig, TRMConfig, load_config
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
-from deeprec.eval.intervals import ratio_interval
-from deeprec.eval.listening import listen, preferences
-from deeprec.eval.report import markdown_table
+from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.intervals import ratio_interval
+from deeprec.evaluation.preference_sensitivity import condition, preferences
 from deeprec.runs import environment
 from deeprec.trm import training
 from deeprec.trm.layers import Block
-from deeprec.trm.model import PreferenceSASRec
+from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
 
@@ -89,7 +89,7 @@ class SpectralFusion(PreferenceSASRec):
         # Twice the length: a product of spectra is then the causal convolution, without its wrapped part.
         spectrum = torch.fft.rfft(x_BTD, n=2 * T, dim=1) * torch.fft.rfft(self.filter[:T], n=2 * T, dim=0)
         x_BTD = x_BTD + torch.fft.irfft(spectrum, n=2 * T, dim=1)[:, :T]
-        x_BTD = self.dropout(x_BTD + self.places.weight[:T])
+        x_BTD = self.dropout(x_BTD + self.positions.weight[:T])
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return x_BTD
@@ -137,20 +137,30 @@ class Cosine(PreferenceSASRec):
 class SumInsideNorm(PreferenceSASRec):
     """The paper's: state and preference are added and normalised together."""
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Heard:
-        return self.norm(states_ND + trust_N[:, None] * self.preference(8 * preferences_NE)), trust_N
+    def condition(
+        self, states_ND: Tensor, preferences_NE: Tensor, frequent_NE: Tensor, preference_weight_N: Tensor
+    ) -> Heard:
+        return self.norm(
+            states_ND + preference_weight_N[:, None] * self.preference(8 * preferences_NE)
+        ), preference_weight_N
 
 
 class PlainSum(PreferenceSASRec):
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Heard:
-        return self.norm(states_ND) + trust_N[:, None] * self.preference(8 * preferences_NE), trust_N
+    def condition(
+        self, states_ND: Tensor, preferences_NE: Tensor, frequent_NE: Tensor, preference_weight_N: Tensor
+    ) -> Heard:
+        return self.norm(states_ND) + preference_weight_N[:, None] * self.preference(
+            8 * preferences_NE
+        ), preference_weight_N
 
 
 class Credulous(PreferenceSASRec):
     """What the history says already is heard as loud as news: no history is like zeros."""
 
-    def listen(self, states_ND: Tensor, preferences_NE: Tensor, themes_NE: Tensor, trust_N: Tensor) -> Heard:
-        return super().listen(states_ND, preferences_NE, torch.zeros_like(themes_NE), trust_N)
+    def condition(
+        self, states_ND: Tensor, preferences_NE: Tensor, frequent_NE: Tensor, preference_weight_N: Tensor
+    ) -> Heard:
+        return super().condition(states_ND, preferences_NE, torch.zeros_like(frequent_NE), preference_weight_N)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
@@ -178,7 +188,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
 def main() -> None:
     args = _arguments()
     encoder = TextEncoder.load()
-    report: dict[str, Any] = {"environment": environment(sys.argv), "trust": TRUST, "sets": {}}
+    report: dict[str, Any] = {
+        "environment": environment(sys.argv),
+        "preference_weight": DEFAULT_PREFERENCE_WEIGHT,
+        "sets": {},
+    }
     for source in args.sources:
         dataset = load_dataset(load_config(None, [f'data.source="{source}"']).data)
         folder = args.out / dataset.name
@@ -202,10 +216,13 @@ def _run(name: str, dataset: Dataset, encoder: TextEncoder, seed: int, folder: P
     settings, network = VARIANTS[name]
     config = TRMConfig(seed=seed, **settings)
     with patch.object(training, "PreferenceSASRec", network):
-        trm, curve = TRM.fit(dataset, encoder, config)
+        trm = TRM.fit(dataset, config, encoder)
+        curve = trm.curve
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
     said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
-    found: dict[str, Any] = {heard.kind: heard.ndcg_U for heard in listen(trm, tasks, targets, said, [TRUST])}
+    found: dict[str, Any] = {
+        heard.kind: heard.ndcg_U for heard in condition(trm, tasks, targets, said, [DEFAULT_PREFERENCE_WEIGHT])
+    }
     found |= {"seconds": sum(epoch.seconds for epoch in curve), "epochs": len(curve)}
     print(f"{dataset.name}, {name}, seed {seed}: NDCG@10 {found['none'].mean():.4f}", flush=True)
     part = path.with_suffix(".part.npz")
@@ -231,11 +248,18 @@ def _markdown(report: dict[str, Any], seeds: int) -> str:
     lines = [f"- {key}: {text}" for key, text in report["environment"].items()]
     for name, rows in report["sets"].items():
         lines += ["", f"## {name}, validation, {seeds} seeds", ""]
-        headings = ["variant", "NDCG@10", "against default", f"oracle / blank (trust {TRUST})", "theme", "wrong"]
+        headings = [
+            "variant",
+            "NDCG@10",
+            "against default",
+            f"oracle / blank (trust {DEFAULT_PREFERENCE_WEIGHT})",
+            "theme",
+            "wrong",
+        ]
         table = []
         for variant, row in rows.items():
             against = "{:.3f} [{:.3f}, {:.3f}]".format(*row["against_default"])
-            cells = [variant, f"{row['blank']:.4f}", against, f"{row['oracle']:.2f}", f"{row['theme']:.3f}"]
+            cells = [variant, f"{row['blank']:.4f}", against, f"{row['oracle']:.2f}", f"{row['frequent_phrase']:.3f}"]
             cells += [f"{row['wrong']:.3f}", f"{row['seconds']:.0f}", f"{row['epochs']:.0f}"]
             table.append(cells)
         lines += markdown_table([*headings, "training s", "epochs"], table)

@@ -25,11 +25,11 @@ from deeprec.config import TRMConfig, load_config
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
-from deeprec.eval.intervals import mean_interval, ratio_interval
-from deeprec.eval.report import markdown_table
-from deeprec.metrics import Floats, ranks_of, recall_at
+from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.intervals import mean_interval, ratio_interval
+from deeprec.evaluation.metrics import Floats, ranks_of, recall_at
+from deeprec.retrieval.retriever import Hit, Query, top_hits
 from deeprec.runs import environment
-from deeprec.trm.retriever import Hit, Query, top_hits
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
 
@@ -62,14 +62,14 @@ def _draw(dataset: Dataset, encoder: TextEncoder, config: TRMConfig, seed: int) 
     frame = dataset.catalog.to_frame()
     cold = Catalog.from_frame(frame.filter(pl.Series(cold_I)))
     warm_set = _without(dataset, cold_I, Catalog.from_frame(frame.filter(pl.Series(~cold_I))))
-    place_I = np.where(cold_I, np.cumsum(cold_I) - 1 + (~cold_I).sum(), np.cumsum(~cold_I) - 1)
+    position_I = np.where(cold_I, np.cumsum(cold_I) - 1 + (~cold_I).sum(), np.cumsum(~cold_I) - 1)
 
     tasks, targets = dataset.tasks("test"), dataset.targets("test")
     tasks = [task for task in tasks if cold_I[targets[task.id]]]
-    wanted = [int(place_I[targets[task.id]]) for task in tasks]
+    wanted = [int(position_I[targets[task.id]]) for task in tasks]
     warm = frozenset(map(ItemIdx, range(len(warm_set.catalog))))
     queries = [
-        Query(tuple(ItemIdx(int(place_I[i])) for i in task.history if not cold_I[i]), exclude=warm) for task in tasks
+        Query(tuple(ItemIdx(int(position_I[i])) for i in task.history if not cold_I[i]), exclude=warm) for task in tasks
     ]
     print(f"{dataset.name}, draw {seed}: {len(cold)} items held out, the last item of {len(tasks)} users", flush=True)
     trm, curve = TRM.fit(warm_set, encoder, config)
@@ -80,7 +80,7 @@ def _draw(dataset: Dataset, encoder: TextEncoder, config: TRMConfig, seed: int) 
     for name, scores_C in _by_category(warm_set.catalog, counts, cold).items():
         scores_QI = np.tile(np.concatenate([np.zeros(n_warm), scores_C]), (len(queries), 1))
         found[name] = top_hits(scores_QI, queries, K)
-    found["text of the last 20 items"] = _by_text(dataset, place_I, encoder, queries)
+    found["text of the last 20 items"] = _by_text(dataset, position_I, encoder, queries)
     return {
         name: recall_at(ranks_of([[hit.item for hit in hits] for hits in lists], wanted), K)
         for name, lists in found.items()
@@ -94,22 +94,22 @@ def _without(dataset: Dataset, cold_I: NDArray[np.bool_], catalog: Catalog) -> D
     # The test item is nobody's to train on, so it goes whether cold or not: tasks come from the whole data set.
     kept_N[dataset.starts_U1[1:] - 1] = False
     lengths_U = np.bincount(users_N[kept_N], minlength=len(dataset.users))
-    place_I = (np.cumsum(~cold_I) - 1).astype(np.int32)
+    position_I = (np.cumsum(~cold_I) - 1).astype(np.int32)
     # Of what is left, train_sequences() holds out the last two again: less to train on, and nothing of the test.
     return replace(
         dataset,
         catalog=catalog,
-        items_N=place_I[dataset.items_N[kept_N]],
+        items_N=position_I[dataset.items_N[kept_N]],
         starts_U1=np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64),
         times_N=None,
     )
 
 
 def _by_text(
-    dataset: Dataset, place_I: NDArray[np.int64], encoder: TextEncoder, queries: list[Query]
+    dataset: Dataset, position_I: NDArray[np.int64], encoder: TextEncoder, queries: list[Query]
 ) -> list[list[Hit]]:
     """Nothing trained: the items whose text vectors are nearest to the mean of those of the user's last items."""
-    texts_IE = encoder.encode(dataset.catalog.texts())[np.argsort(place_I)]
+    texts_IE = encoder.encode(dataset.catalog.texts())[np.argsort(position_I)]
     users_QE = np.stack([texts_IE[list(query.history[-20:])].sum(0) for query in queries])
     return top_hits(users_QE @ texts_IE.T, queries, K)
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from deeprec.config import TRUST, EvalConfig, TRMConfig, load_config
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, EvalConfig, TRMConfig, load_config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
-from deeprec.eval.intervals import ratio_interval
-from deeprec.eval.listening import CALLS, PER_CALL, listen, pool, preferences
-from deeprec.eval.report import markdown_table
-from deeprec.metrics import Floats
+from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.intervals import ratio_interval
+from deeprec.evaluation.metrics import Floats
+from deeprec.evaluation.preference_sensitivity import CALLS, PER_CALL, condition, pool, preferences
 from deeprec.runs import environment
-from deeprec.trm.preferences import themes
+from deeprec.trm.preferences import frequent_phrases
 from deeprec.trm.trm import TRM
 
 CONFIG = EvalConfig()
@@ -37,20 +37,22 @@ def main() -> None:
     dataset = load_dataset(load_config(None, [f'data.source="{args.source}"']).data)
     trms = [TRM.load(folder) for folder in args.trms]
     for trm in trms:
-        trm.config = trm.config.model_copy(update={"lexical": args.lexical})
+        trm.config = trm.config.model_copy(update={"lexical": args.bm25})
     tasks, targets = dataset.tasks(args.split), dataset.targets(args.split)
     said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
-    for last in args.themes:
-        texts = ["; ".join(themes(dataset.catalog, task.history[-last:])) for task in tasks]
+    for last in args.frequent_phrases:
+        texts = ["; ".join(frequent_phrases(dataset.catalog, task.history[-last:])) for task in tasks]
         said[f"theme of the last {last}"] = texts
-    rows = _listen(trms, tasks, targets, said, args.trust)
+    rows = _listen(trms, tasks, targets, said, args.preference_weight)
     if args.traces:
         written = _written(args.traces)
         some = [task for task in tasks if task.id in written]
         if not some:
             sys.exit(f"{args.traces} holds no preference of a {args.split} user of {args.source}.")
-        rows += _listen(trms, some, targets, {"language model": [written[task.id] for task in some]}, args.trust)
-    pools = [_pool(trms, dataset, tasks, targets, trust) for trust in args.trust]
+        rows += _listen(
+            trms, some, targets, {"language model": [written[task.id] for task in some]}, args.preference_weight
+        )
+    pools = [_pool(trms, dataset, tasks, targets, preference_weight) for preference_weight in args.preference_weight]
     name = Path(args.source).name
     text = _markdown(name, args, rows, pools)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -65,27 +67,36 @@ def _listen(
     tasks: Sequence[Task],
     targets: Mapping[str, ItemIdx],
     said: Mapping[str, Sequence[str]],
-    trusts: Sequence[float],
+    preference_weights: Sequence[float],
 ) -> list[dict[str, Any]]:
     """A row for each kind and trust, the blank TRM first."""
-    of_seeds = [listen(trm, tasks, targets, said, trusts) for trm in trms]
+    of_seeds = [condition(trm, tasks, targets, said, preference_weights) for trm in trms]
     blank_U = _mean(of_seeds, lambda heard: heard[0].ndcg_U)
     rows = []
-    for place, first in enumerate(of_seeds[0]):
-        ndcg_U = _mean(of_seeds, lambda heard, place=place: heard[place].ndcg_U)
-        recall = float(_mean(of_seeds, lambda heard, place=place: heard[place].recall_U).mean())
-        row = {"kind": first.kind, "trust": first.trust, "users": len(tasks), "NDCG@10": float(ndcg_U.mean())}
+    for position, first in enumerate(of_seeds[0]):
+        ndcg_U = _mean(of_seeds, lambda heard, position=position: heard[position].ndcg_U)
+        recall = float(_mean(of_seeds, lambda heard, position=position: heard[position].recall_U).mean())
+        row = {
+            "kind": first.kind,
+            "preference_weight": first.preference_weight,
+            "users": len(tasks),
+            "NDCG@10": float(ndcg_U.mean()),
+        }
         rows.append(row | {"Recall@10": recall, "ratio": _ratio(ndcg_U, blank_U)})
     return rows
 
 
 def _pool(
-    trms: Sequence[TRM], dataset: Dataset, tasks: Sequence[Task], targets: Mapping[str, ItemIdx], trust: float
+    trms: Sequence[TRM],
+    dataset: Dataset,
+    tasks: Sequence[Task],
+    targets: Mapping[str, ItemIdx],
+    preference_weight: float,
 ) -> dict[str, Any]:
-    of_seeds = [pool(trm, dataset.catalog, tasks, targets, trust) for trm in trms]
+    of_seeds = [pool(trm, dataset.catalog, tasks, targets, preference_weight) for trm in trms]
     pooled_U, blank_U = _mean(of_seeds, lambda p: p.pooled_U), _mean(of_seeds, lambda p: p.blank_U)
     return {
-        "trust": trust,
+        "preference_weight": preference_weight,
         "pool hit": float(pooled_U.mean()),
         "blank hit": float(blank_U.mean()),
         "ratio": _ratio(pooled_U, blank_U),
@@ -120,9 +131,9 @@ def _markdown(name: str, args: argparse.Namespace, rows: Sequence[dict[str, Any]
     table = []
     for row in rows:
         ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
-        cells = [row["kind"], f"{row['trust']:g}", f"{row['users']:,}", f"{row['NDCG@10']:.4f}"]
+        cells = [row["kind"], f"{row['preference_weight']:g}", f"{row['users']:,}", f"{row['NDCG@10']:.4f}"]
         table.append([*cells, f"{row['Recall@10']:.4f}", ratio])
-    headings = ["preference", "trust", "users", "NDCG@10", "Recall@10", "NDCG@10 / blank"]
+    headings = ["preference", "preference_weight", "users", "NDCG@10", "Recall@10", "NDCG@10 / blank"]
     lines += ["", *markdown_table(headings, table)]
     lines += [
         "",
@@ -132,8 +143,8 @@ def _markdown(name: str, args: argparse.Namespace, rows: Sequence[dict[str, Any]
     table = []
     for row in pools:
         ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*row["ratio"])
-        table.append([f"{row['trust']:g}", f"{row['pool hit']:.4f}", f"{row['blank hit']:.4f}", ratio])
-    lines += markdown_table(["trust", "pool hit", "blank hit", "ratio"], table)
+        table.append([f"{row['preference_weight']:g}", f"{row['pool hit']:.4f}", f"{row['blank hit']:.4f}", ratio])
+    lines += markdown_table(["preference_weight", "pool hit", "blank hit", "ratio"], table)
     return "\n".join(lines) + "\n"
 
 
@@ -141,9 +152,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("trms", nargs="+", type=Path)
-    parser.add_argument("--trust", nargs="+", type=float, default=[0.2, 0.4, TRUST, 0.7, 0.85, 1.0])
+    parser.add_argument("--trust", nargs="+", type=float, default=[0.2, 0.4, DEFAULT_PREFERENCE_WEIGHT, 0.7, 0.85, 1.0])
     parser.add_argument("--split", choices=["validation", "test"], default="test")
-    parser.add_argument("--lexical", type=float, default=TRMConfig().lexical, help="the weight trm.lexical")
+    parser.add_argument("--lexical", type=float, default=TRMConfig().bm25, help="the weight trm.bm25")
     parser.add_argument("--themes", nargs="*", type=int, default=[], help="also themes of so many last items")
     parser.add_argument("--traces", type=Path, help="traces.jsonl of an evaluation: its first preferences are tried")
     parser.add_argument("--out", type=Path, default=Path("runs/trm_listening"))

@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 
 import deeprec.assets as assets
-from deeprec import downloads
-from deeprec.assets import Asset
-from deeprec.downloads import File, Hub, Source, WebArchive, Wheel
+from deeprec.assets import Asset, downloads
+from deeprec.assets.downloads import File, Hub, Source, WebArchive, Wheel
 from deeprec.errors import DeepRecError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -140,7 +139,7 @@ def child(server: Server, cache: Path, script: str, **environment: str) -> subpr
         import os, sys
         import deeprec.assets as assets
         from deeprec.assets import Asset
-        from deeprec.downloads import File, Hub, Wheel
+        from deeprec.assets.downloads import File, Hub, Wheel
         source = Hub("good/model", "r1", {len(BODY)}, (File("weights.bin", "{DIGEST}"),))
         define = lambda source: {{"toy": Asset("toy", "data set", "CC0-1.0", "tests", (source,), 1)}}
         assets.ASSETS = define(source)
@@ -450,7 +449,7 @@ def test_a_new_checksum_or_edition_in_the_table_makes_the_copy_outdated(
     assets.fetch("toy")
     define(monkeypatch, hub(digest="0" * 64))
     assert "another version" in assets.statuses()[0].problem
-    define(monkeypatch, hub(), edition=2)
+    define(monkeypatch, hub(), format_version=2)
     assert assets.statuses()[0].state == "altered"
     define(monkeypatch, hub("renamed/model"))  # the same files from elsewhere
     assert assets.statuses()[0].state == "ready"

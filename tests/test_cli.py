@@ -19,11 +19,11 @@ import pytest
 
 import processes
 from deeprec import cli
-from deeprec.config import TRUST, Config, load_config
-from deeprec.experiments.plan import load_plan
+from deeprec.cli.workbench import Workbench
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, load_config
+from deeprec.evaluation.plans import load_plan
 from deeprec.testing import toy_dataset
 from deeprec.trm.trm import TRM
-from deeprec.workbench import Workbench
 
 CONFIG = """\
 [data]
@@ -36,7 +36,7 @@ layers = 1
 history = 8
 epochs = 10
 patience = 10
-batch_places = 96
+batch_positions = 96
 learning_rate = 0.01
 
 [policy]
@@ -174,11 +174,11 @@ def site(tmp_path_factory, stand_in):
     dataset = toy_dataset()
     lines = ["user_id,item_id,timestamp,title,year,genres"]
     for u, user in enumerate(dataset.users):
-        for place, item in enumerate(dataset.sequence(u)):
+        for position, item in enumerate(dataset.sequence(u)):
             year = dataset.catalog.years[item]
-            lines.append(f"{user},i{item},{place},Film {item},{year},{dataset.catalog.categories[item][0]}")
+            lines.append(f"{user},i{item},{position},Film {item},{year},{dataset.catalog.categories[item][0]}")
     (root / "table.csv").write_text("\n".join(lines) + "\n")
-    config = root / "deeprec.toml"
+    config = root / "deeprec.config.toml"
     config.write_text(CONFIG.format(table=str(root / "table.csv")))
     runs = root / "runs"
     result = deeprec("trm", "train", "--config", config, "--runs", runs)
@@ -411,7 +411,7 @@ def test_training_leaves_its_curve_and_configuration(site):
 
 @pytest.mark.parametrize("preference", ["", "War; 1980s"])
 def test_recommend_for_a_new_user(site, preference):
-    from deeprec.trm.retriever import Query
+    from deeprec.retrieval.retriever import Query
 
     folder = site.trained / "trm"
     trm = TRM.load(folder)
@@ -422,7 +422,8 @@ def test_recommend_for_a_new_user(site, preference):
     assert result.code == 0, result.err
     rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in result.out.splitlines() if "Film" in line]
     assert rows == [
-        [str(place), trm.catalog.ids[hit.item], trm.catalog.titles[hit.item]] for place, hit in enumerate(hits, start=1)
+        [str(position), trm.catalog.ids[hit.item], trm.catalog.titles[hit.item]]
+        for position, hit in enumerate(hits, start=1)
     ]
 
 
@@ -516,12 +517,12 @@ def test_a_trm_of_before_is_passed_over(site, tmp_path):
     dataset = bench.dataset()
     path = tmp_path / site.trained.name / "manifest.json"
     record = json.loads(path.read_text())
-    assert record["trust"] == TRM.load(site.trained / "trm").trust
+    assert record["preference_weight"] == TRM.load(site.trained / "trm").preference_weight
     assert bench.latest("trm", dataset, ("data", "trm")).path == path.parent
     retitled = replace(dataset, catalog=replace(dataset.catalog, titles=("New", *dataset.catalog.titles[1:])))
     assert retitled.fingerprint == dataset.fingerprint
     assert bench.latest("trm", retitled, ("data", "trm")) is None
-    path.write_text(json.dumps({name: value for name, value in record.items() if name != "edition"}))
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "format_version"}))
     assert bench.latest("trm", dataset, ("data", "trm")) is None
 
 
@@ -539,15 +540,18 @@ def test_what_a_person_says_is_believed_as_a_person_s_and_a_script_s_as_a_guess(
     retrieve, heard = TRM.retrieve, []
 
     def kept(trm, queries, k):
-        heard.extend((query.trust, trm.trust) for query in queries if query.preference)
+        heard.extend((query.preference_weight, trm.preference_weight) for query in queries if query.preference)
         return retrieve(trm, queries, k)
 
     monkeypatch.setattr(TRM, "retrieve", kept)
     assert site("play", "--user", "u3", stdin="Comedy; 1970s\nWar\n\n3 1 2\n").code == 0
     said, guessed = heard[:2], heard[2:]
-    assert [trust for trust, _ in said] == [TRUST, TRUST]
+    assert [preference_weight for preference_weight, _ in said] == [
+        DEFAULT_PREFERENCE_WEIGHT,
+        DEFAULT_PREFERENCE_WEIGHT,
+    ]
     assert guessed
-    assert all(trust == own != TRUST for trust, own in guessed)
+    assert all(preference_weight == own != DEFAULT_PREFERENCE_WEIGHT for preference_weight, own in guessed)
 
 
 def test_play_with_a_poor_ranking_shows_the_faults_and_goes_on(site):

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from deeprec import assets, doctor
-from deeprec.doctor import Finding
+from deeprec import assets
+from deeprec.cli import doctor
+from deeprec.cli.doctor import Finding
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,7 @@ def within(module: str, rooms: set[str]) -> bool:
 
 def test_the_modules_are_found():
     assert {"deeprec", "deeprec.cli", "deeprec.explore.trace", "deeprec.trm.trm"} <= MODULES.keys()
-    assert imports("deeprec.explore.trace") >= {"deeprec.explore.protocol", "deeprec.trm.retriever"}
+    assert imports("deeprec.explore.trace") >= {"deeprec.explore.protocol", "deeprec.retrieval.retriever"}
     assert "deeprec.explore.protocol" in imports("deeprec.policies.scripted")  # from deeprec.explore import protocol
 
 

@@ -54,7 +54,7 @@ class Ragged:
         """The number (N,) of the vector that each item belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts_U1))
 
-    def places(self) -> Ints:
+    def positions(self) -> Ints:
         """The 0-based place (N,) of each item in its vector."""
         return np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], np.diff(self.starts_U1))
 

@@ -108,10 +108,10 @@ class Peer:
 def write_atomic(sequences: Ragged, n_items: int, folder: Path) -> None:
     """RecBole's atomic files; the time is the place in the sequence."""
     (folder / NAME).mkdir()
-    columns = (sequences.users(), sequences.items_N, sequences.places())
+    columns = (sequences.users(), sequences.items_N, sequences.positions())
     with open(folder / NAME / f"{NAME}.inter", "w", encoding="utf-8") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        file.writelines(f"{user}\t{item}\t{place}\n" for user, item, place in zip(*columns, strict=True))
+        file.writelines(f"{user}\t{item}\t{position}\n" for user, item, position in zip(*columns, strict=True))
     with open(folder / NAME / f"{NAME}.item", "w", encoding="utf-8") as file:
         file.write("item_id:token\n")
         file.writelines(f"{item}\n" for item in range(n_items))

@@ -29,7 +29,7 @@ from scipy import sparse
 KNN = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}
 
 
-class Clock(lightning.Callback):
+class TimeBudget(lightning.Callback):
     """Stops Lightning at the budget, within an epoch too, and validates every few epochs.
 
     Args:
@@ -40,7 +40,7 @@ class Clock(lightning.Callback):
     def __init__(self, watch: Watch, data: Data, scorer: Callable[[Any], Scorer], every: int) -> None:
         self.watch, self.data, self.scorer, self.every = watch, data, scorer, every
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Clock:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TimeBudget:
         return self  # RecTools copies the trainer before it fits: the copy must tell this watch
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -86,7 +86,7 @@ def frame(sequences: Ragged) -> pd.DataFrame:
             Columns.User: sequences.users(),
             Columns.Item: sequences.items_N + 1,
             Columns.Weight: 1.0,
-            Columns.Datetime: pd.Timestamp("2000-01-01") + pd.to_timedelta(sequences.places(), unit="s"),
+            Columns.Datetime: pd.Timestamp("2000-01-01") + pd.to_timedelta(sequences.positions(), unit="s"),
         }
     )
 
@@ -169,7 +169,7 @@ def transformer(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
 
         return scorer_of(inner_ids(model.data_preparator.get_known_item_ids(), data.n_items, 1), score)
 
-    clock = Clock(watch, data, scorer_in, every)
+    clock = TimeBudget(watch, data, scorer_in, every)
     model = kind(**options, item_net_block_types=(IdEmbeddingsItemNet,), get_trainer_func=clock.trainer)
     sequences = data.train.windows(options["session_max_len"]) if windows else data.train
     model.fit(Dataset.construct(frame(sequences)))
@@ -192,7 +192,7 @@ def unisrec(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
 
         return scorer_of(inner_ids(model.item_id_mapping.numpy(), data.n_items, 1), score)
 
-    clock = Clock(watch, data, scorer_in, every)
+    clock = TimeBudget(watch, data, scorer_in, every)
 
     class Timed(UniSRecModel):
         """With our clock in the trainer, and the trained module kept."""
@@ -207,7 +207,7 @@ def unisrec(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
     text_I1E = torch.from_numpy(np.vstack([np.zeros_like(data.text_IE[:1]), data.text_IE]))
     model = Timed(text_I1E, device="cpu", **options)
     sequences = data.train.windows(options["session_max_len"]) if windows else data.train
-    columns = (sequences.users(), sequences.items_N + 1, sequences.places())
+    columns = (sequences.users(), sequences.items_N + 1, sequences.positions())
     model.fit(*map(torch.from_numpy, columns))
     model.module.load_state_dict(watch.best)
     model.module.eval()

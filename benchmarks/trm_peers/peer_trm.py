@@ -15,8 +15,8 @@ from peer import TOP, Data, Ints, Job, Ragged, Watch, ndcg, rankings
 
 from deeprec.config import load_config
 from deeprec.data.dataset import Dataset
+from deeprec.retrieval.retriever import PopularityRetriever, queries_of
 from deeprec.trm import training
-from deeprec.trm.retriever import PopularityRetriever, queries_of
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch
 from deeprec.trm.trm import TRM
@@ -34,7 +34,8 @@ def fit(dataset: Dataset, encoder: TextEncoder, job: Job) -> tuple[TRM, Watch]:
         watch.laps.append((1.0, epoch.seconds))  # without its validation
         watch.note(epoch.ndcg)
 
-    trm, curve = TRM.fit(dataset, encoder, config, on_epoch=on_epoch)
+    trm = TRM.fit(dataset, config, encoder, on_epoch=on_epoch)
+    curve = trm.curve
     stale = len(curve) - int(np.argmax([epoch.ndcg for epoch in curve])) > config.patience
     watch.stopped_by = "patience" if stale else "epochs" if len(curve) == config.epochs else "budget"
     return trm, watch

@@ -12,9 +12,9 @@ from jobs import SETTINGS
 from numpy.typing import NDArray
 from peer import CUTOFF
 
-from deeprec.eval.intervals import paired_interval, ratio_interval
-from deeprec.eval.report import markdown_table
-from deeprec.metrics import ndcg_at, ranks_of, recall_at
+from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.intervals import paired_interval, ratio_interval
+from deeprec.evaluation.metrics import ndcg_at, ranks_of, recall_at
 from deeprec.runs import environment
 
 Floats = NDArray[np.float64]

@@ -14,7 +14,7 @@ _NAMES = {
     "Dataset": "deeprec.data.dataset",
     "DeepRecError": "deeprec.errors",
     "Explorer": "deeprec.explore.explorer",
-    "Query": "deeprec.trm.retriever",
+    "Query": "deeprec.retrieval.retriever",
     "TRM": "deeprec.trm.trm",
     "Task": "deeprec.data.dataset",
     "TextEncoder": "deeprec.trm.text_encoder",

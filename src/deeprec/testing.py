@@ -25,8 +25,8 @@ import numpy as np
 from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Dataset
 from deeprec.data.report import LoadReport
-from deeprec.policies.policy import Chunk, Finish, Policy, Request
-from deeprec.trm.retriever import Hit, Query, Retriever
+from deeprec.explore.policy import Chunk, Finish, Policy, Request
+from deeprec.retrieval.retriever import Hit, Query, Retriever
 
 GENRES = ("Comedy", "Drama", "Horror", "Sci-Fi", "War")
 
@@ -212,9 +212,9 @@ class PolicyContract:
         text = policy.decode(write(policy, [request(policy, "free")])["free"].tokens)
         policy.release(["free"])
         # A stop that is surely written: two characters from the middle, none of them half a character.
-        places = [place for place in range(1, len(text) - 1) if "�" not in text[place : place + 2]]
-        assert places, f"the policy wrote {text!r}: too little for this test"
-        stop = text[places[len(places) // 2] :][:2]
+        positions = [position for position in range(1, len(text) - 1) if "�" not in text[position : position + 2]]
+        assert positions, f"the policy wrote {text!r}: too little for this test"
+        stop = text[positions[len(positions) // 2] :][:2]
         written = write(policy, [request(policy, "stopped", stops=("\0never\0", stop))])["stopped"]
         assert written.finish is Finish.STOP
         assert stop in policy.decode(written.tokens)
@@ -226,7 +226,9 @@ class PolicyContract:
         assert write(policy, [asked])["a"].finish is not Finish.STOP
 
     def test_logprobs_are_absent_or_one_a_token(self, policy: Policy) -> None:
-        for chunk in write(policy, [request(policy, str(place), text) for place, text in enumerate(TEXTS)]).values():
+        for chunk in write(
+            policy, [request(policy, str(position), text) for position, text in enumerate(TEXTS)]
+        ).values():
             assert len(chunk.logprobs) in (0, len(chunk.tokens))
             assert all(-math.inf < value <= 0 for value in chunk.logprobs)
 

@@ -29,7 +29,7 @@ ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=40)
 
 def catalogue(titles: list[str], years: list[int | None] | None = None, title_chars: int = 80) -> Catalog:
     n = len(titles)
-    ids = [f"i{place}" for place in range(n)]
+    ids = [f"i{position}" for position in range(n)]
     return build_catalog(ids, titles, years or [None] * n, [""] * n, [()] * n, [""] * n, title_chars)
 
 
@@ -228,9 +228,9 @@ def test_the_same_title_written_otherwise_has_the_same_key(text: str, way: str) 
 @given(st.lists(st.tuples(ANY_TEXT, st.none() | st.integers(1900, 2030)), min_size=1, max_size=8))
 def test_every_display_title_resolves_to_its_item_or_is_ambiguous(rows: list[tuple[str, int | None]]) -> None:
     items = catalogue([title for title, _ in rows], [year for _, year in rows])
-    for place, title in enumerate(items.titles):
+    for position, title in enumerate(items.titles):
         resolution = items.resolve(title)
-        assert resolution == found(place) or resolution == AMBIGUOUS
+        assert resolution == found(position) or resolution == AMBIGUOUS
         twins = [t for t in items.titles if normalise_title(t) == normalise_title(title)]
         assert (resolution.status is ResolutionStatus.FOUND) == (len(twins) == 1)
 

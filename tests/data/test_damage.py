@@ -358,8 +358,8 @@ def test_no_damage_escapes_as_a_traceback(
     name = list(files)[second]
     content = files[name]
     damaged = content if isinstance(content, bytes) else content.encode()
-    for place, length, new in edits:
-        place %= len(damaged) + 1
-        damaged = damaged[:place] + new + damaged[place + length :]
+    for position, length, new in edits:
+        position %= len(damaged) + 1
+        damaged = damaged[:position] + new + damaged[position + length :]
     with contextlib.suppress(DeepRecError):  # any other exception fails the test
         load(put(folder, {**files, name: damaged}), max_bad_share=limit).describe()

@@ -101,7 +101,8 @@ def test_a_trm_trains_on_what_came_before(table):
     dataset = load_dataset(DataConfig(source=str(table), item_core=1, time_split=(0.3, 0.5)))
     assert min(map(len, dataset.train_sequences())) == 0
     config = Config().trm.model_copy(update={"width": 16, "layers": 1, "epochs": 2, "batch_places": 64})
-    trm, curve = TRM.fit(dataset, Words(), config)
+    trm = TRM.fit(dataset, config, Words())
+    curve = trm.curve
     assert len(curve) == 2
     assert all(np.isfinite(epoch.loss) for epoch in curve)
     assert trm.catalog.find("Film 3") == ItemIdx(dataset.catalog.find("Film 3"))

@@ -14,6 +14,7 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment, resolve_lines
+from deeprec.explore.policy import Constraint, Finish
 from deeprec.explore.protocol import (
     ANSWER,
     END_ANSWER,
@@ -25,8 +26,7 @@ from deeprec.explore.protocol import (
     call_text,
 )
 from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Constraint, Finish
-from deeprec.trm.retriever import Hit, Query
+from deeprec.retrieval.retriever import Hit, Query
 
 # 0 Heat (1995), 1 Alien (1979), 2 Twin (1990), 3 Twin (1991), 4 Same (2000), 5 Same (2000), 6 Halo (1996), 7 Halo 2
 TITLES = ["Heat", "Alien", "Twin", "Twin", "Same", "Same", "Halo", "Halo 2"]
@@ -39,7 +39,7 @@ def items(*numbers: int) -> tuple[ItemIdx, ...]:
 
 
 def hits(*numbers: int) -> tuple[Hit, ...]:
-    return tuple(Hit(item, -float(place)) for place, item in enumerate(items(*numbers)))
+    return tuple(Hit(item, -float(position)) for position, item in enumerate(items(*numbers)))
 
 
 TASK = Task("test:u", UserId("u"), items(0))
@@ -48,7 +48,7 @@ TASK = Task("test:u", UserId("u"), items(0))
 @pytest.fixture
 def catalog() -> Catalog:
     n = len(TITLES)
-    ids = [f"i{place}" for place in range(n)]
+    ids = [f"i{position}" for position in range(n)]
     return build_catalog(ids, TITLES, YEARS, [""] * n, [("Drama",)] * n, [""] * n, 80)
 
 
@@ -143,18 +143,18 @@ def test_the_last_result_says_that_it_is_the_last(catalog: Catalog, max_calls: i
 
 
 def test_the_configured_trust_is_asked_for(catalog: Catalog) -> None:
-    env = environment(catalog, trust=0.25)
+    env = environment(catalog, preference_weight=0.25)
     for preference in ("war", "space"):
         query = env.receive(call_text("Hm.", preference), Finish.STOP)
         assert query is not None
-        assert (query.preference, query.trust) == (preference, 0.25)
+        assert (query.preference, query.preference_weight) == (preference, 0.25)
         env.answer_call(hits(1))
 
 
-@pytest.mark.parametrize("trust", [-0.1, 1.1])
-def test_a_trust_that_is_no_share_is_refused(trust: float) -> None:
-    with pytest.raises(ValidationError, match="trust"):
-        ExploreConfig(trust=trust)
+@pytest.mark.parametrize("preference_weight", [-0.1, 1.1])
+def test_a_trust_that_is_no_share_is_refused(preference_weight: float) -> None:
+    with pytest.raises(ValidationError, match="preference_weight"):
+        ExploreConfig(preference_weight=preference_weight)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_faults_of_lines_are_faults_of_the_trace(catalog: Catalog, titles: list[
 def test_an_answer_without_a_call_is_a_fault_but_an_answer(catalog: Catalog) -> None:
     trace = answered(catalog, ["Alien", "Halo"])
     assert trace.faults == (Fault.NO_CALL,)
-    assert trace.served() == (items(1, 6), Origin.ANSWER)
+    assert trace.with_fallback() == (items(1, 6), Origin.ANSWER)
     assert not trace.pool
 
 
@@ -233,7 +233,7 @@ def test_what_is_neither_call_nor_answer_ends_it(
     trace = env.trace((), hits(6, 7, 1))
     assert list(trace.faults) == faults
     assert not trace.well_formed
-    assert trace.served() == (items(6, 7), Origin.RETRIEVER)
+    assert trace.with_fallback() == (items(6, 7), Origin.RETRIEVER)
 
 
 def test_it_can_be_ended_from_outside(catalog: Catalog) -> None:
@@ -242,7 +242,7 @@ def test_it_can_be_ended_from_outside(catalog: Catalog) -> None:
     trace = env.trace(())
     assert (trace.stop, trace.error) == (Stop.FAILED, "the line is dead")
     assert trace.faults == (Fault.NO_ANSWER, Fault.NO_CALL)
-    assert trace.served() == ((), Origin.RETRIEVER)
+    assert trace.with_fallback() == ((), Origin.RETRIEVER)
 
 
 def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
@@ -254,7 +254,7 @@ def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
 
 def test_a_task_has_no_target() -> None:
     assert {field.name for field in fields(Task)} == {"id", "user", "history"}
-    assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "trust"}
+    assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "preference_weight"}
 
 
 def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | None]], **more: Any) -> Trace:
@@ -266,7 +266,7 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         turns=tuple(Turn("", "p", hits(*turn)) for turn in turns),
         thought="",
         answer=tuple(Line("x", None if i is None else ItemIdx(i), True, fault) for i, fault in answer),
-        spare=more.pop("spare", ()),
+        fallback=more.pop("spare", ()),
         stop=Stop.ANSWERED,
         faults=(),
         answer_size=3,
@@ -281,7 +281,7 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         (record([(1, 2)], [(4, None), (2, None), (7, None), (1, None)]), (4, 2, 7), Origin.ANSWER),
         (record([(1, 2, 5)], [(2, None)]), (2, 1, 5), Origin.COMPLETED),
         (record([(1, 2)], [(2, None), (2, Fault.REPEATED_TITLE), (0, Fault.SEEN_TITLE)]), (2, 1), Origin.COMPLETED),
-        (record([], [(2, None)], spare=hits(5, 2, 6)), (2, 5, 6), Origin.COMPLETED),
+        (record([], [(2, None)], fallback=hits(5, 2, 6)), (2, 5, 6), Origin.COMPLETED),
         (record([(1, 2, 5)], [(1, None), (None, Fault.UNKNOWN_TITLE), (5, None)]), (1, 2, 5), Origin.COMPLETED),
         (record([(1, 2)], [(2, None), (None, Fault.UNKNOWN_TITLE), (4, None)]), (2, 1, 4), Origin.COMPLETED),
         (record([(1,)], [(None, Fault.UNKNOWN_TITLE), (1, None), (4, None)]), (1, 4), Origin.COMPLETED),
@@ -290,12 +290,12 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         (record([(1, 2, 3), (4, 2)], [(None, Fault.UNKNOWN_TITLE)]), (1, 2, 3), Origin.POOL),
         (record([(1, 2), (4, 2)], []), (1, 2, 4), Origin.POOL),
         (record([()], []), (), Origin.POOL),
-        (record([], [], spare=hits(5, 6, 7, 8)), (5, 6, 7), Origin.RETRIEVER),
+        (record([], [], fallback=hits(5, 6, 7, 8)), (5, 6, 7), Origin.RETRIEVER),
         (record([], []), (), Origin.RETRIEVER),
     ],
 )
-def test_what_is_served_and_where_it_comes_from(trace: Trace, served: tuple[int, ...], origin: Origin) -> None:
-    assert trace.served() == (served, origin)
+def test_what_is_served_and_where_it_comes_from(trace: Trace, with_fallback: tuple[int, ...], origin: Origin) -> None:
+    assert trace.with_fallback() == (with_fallback, origin)
 
 
 def test_tokens_know_their_author() -> None:
@@ -316,7 +316,7 @@ def test_tokens_know_their_author() -> None:
 
 def test_a_trace_survives_json() -> None:
     trace = replace(
-        record([(1, 2), ()], [(2, None), (None, Fault.UNKNOWN_TITLE)], spare=hits(3)),
+        record([(1, 2), ()], [(2, None), (None, Fault.UNKNOWN_TITLE)], fallback=hits(3)),
         segments=(Segment(Author.ENVIRONMENT, (1, 2), (), "Amélie �"), Segment(Author.POLICY, (3,), (-1e-9,), "🎬")),
         faults=(Fault.ECHO, Fault.LINES),
         stop=Stop.FAILED,

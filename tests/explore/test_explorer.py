@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.explore.explorer import Explorer, Given, Listener
+from deeprec.explore.explorer import Explorer, ForcedSegment, Listener
+from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import END_PREFERENCE, PREFERENCE, STOPS, TAGS, Fault, answer_text, call_text
 from deeprec.explore.trace import Author, Origin, Stop, Trace
-from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.scripted import ScriptedWriter, list_titles
 from deeprec.policies.text import TextPolicy, Writer
 from deeprec.testing import RecordingRetriever, toy_dataset
@@ -152,7 +152,7 @@ def test_every_way_to_stop(name: str) -> None:
     assert trace.stop is stop
     assert len(trace.turns) == calls
     assert trace.well_formed == (origin is Origin.ANSWER or stop is Stop.HORIZON)
-    ranking, where = trace.served()
+    ranking, where = trace.with_fallback()
     assert where is origin
     assert len(ranking) == CONFIG.answer_size
     assert not set(ranking) & set(trace.history)
@@ -161,7 +161,7 @@ def test_every_way_to_stop(name: str) -> None:
     assert (trace.error == "the line is dead") == (stop is Stop.FAILED)
     # Without any call there is one question more, which has no preference.
     assert len(retriever.queries) == max(calls, 1)
-    assert bool(trace.spare) == (calls == 0)
+    assert bool(trace.fallback) == (calls == 0)
 
 
 def test_the_stop_cases_are_all_there_is() -> None:
@@ -172,7 +172,7 @@ def test_given_calls_end_at_the_horizon_too() -> None:
     retriever = RecordingRetriever(len(CATALOG))
     config = CONFIG.model_copy(update={"context_tokens": 100_000, "horizon": 1})
     explorer = Explorer(TextPolicy(talk(1), Bytes()), retriever, CATALOG, config)
-    explorer.start(TASKS[0], given=[Given(call_text("Hm.", "war")), Given(call_text("Hm.", "peace"))])
+    explorer.start(TASKS[0], given=[ForcedSegment(call_text("Hm.", "war")), ForcedSegment(call_text("Hm.", "peace"))])
     ((_, trace),) = explorer.step()
     assert trace.stop is Stop.HORIZON
     assert [turn.preference for turn in trace.turns] == ["war"]
@@ -204,8 +204,8 @@ def test_the_context_is_the_segments_and_they_are_the_conversation() -> None:
     (trace,), _ = explore(policy)
     authors = [segment.author for segment in trace.segments]
     assert authors == [Author.ENVIRONMENT, Author.POLICY] * 3
-    for place, asked in enumerate(policy.requests):
-        before = trace.segments[: 2 * place + 1]
+    for position, asked in enumerate(policy.requests):
+        before = trace.segments[: 2 * position + 1]
         assert list(asked.context) == [token for segment in before for token in segment.tokens]
     for segment in trace.segments:
         assert policy.decode(segment.tokens) == segment.text
@@ -245,15 +245,15 @@ def test_stream_takes_limits_for_each_task() -> None:
     limits = {task.id: CONFIG.model_copy(update={"max_calls": 1 + number}) for number, task in enumerate(TASKS[:3])}
     found = dict(explorer.stream(TASKS[:3], config_of=lambda task: limits[task.id]))
     # The third call of the second is one too many; it ends there.
-    assert [len(found[place].turns) for place in range(3)] == [1, 2, 3]
-    assert [found[place].stop for place in range(3)] == [Stop.CALL_LIMIT, Stop.CALL_LIMIT, Stop.ANSWERED]
+    assert [len(found[position].turns) for position in range(3)] == [1, 2, 3]
+    assert [found[position].stop for position in range(3)] == [Stop.CALL_LIMIT, Stop.CALL_LIMIT, Stop.ANSWERED]
 
 
 def test_without_a_call_the_retriever_is_asked_without_preference() -> None:
     (trace,), retriever = explore(after("I give up."))
     (query,) = retriever.queries
     assert (query.history, query.preference, set(query.exclude)) == (trace.history, "", set(trace.history))
-    assert len(trace.spare) == CONFIG.answer_size
+    assert len(trace.fallback) == CONFIG.answer_size
 
 
 def test_calls_of_one_step_are_answered_together() -> None:
@@ -318,7 +318,7 @@ def test_sampling_options_reach_the_policy() -> None:
     assert [(asked.temperature, asked.top_p) for asked in policy.requests] == [(0.7, 0.9)]
 
 
-def _hear(heard: list[str]) -> Listener:
+def _condition(heard: list[str]) -> Listener:
     return lambda task, author, text: heard.append(text)
 
 
@@ -385,7 +385,7 @@ def test_a_listener_hears_an_unfinished_character_at_the_end() -> None:
     heard: list[str] = []
     policy = Dripping(after("ab🎬"))
     explorer = Explorer(policy, RecordingRetriever(len(CATALOG)), CATALOG, _roomy(segment_tokens=4))
-    (trace,) = explorer.run(TASKS[:1], _hear(heard))
+    (trace,) = explorer.run(TASKS[:1], _condition(heard))
     assert "".join(heard) == "".join(segment.text for segment in trace.segments)
     assert trace.segments[-1].text == "ab�"
 
@@ -434,7 +434,7 @@ def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
         policy = Dripping(writer)
         heard: list[str] = []
         config = _roomy(history=100, guidance="example")
-        (trace,) = Explorer(policy, retriever, catalog, config).run([task], _hear(heard))
+        (trace,) = Explorer(policy, retriever, catalog, config).run([task], _condition(heard))
         received = [policy.decode(asked.context) for asked in policy.requests]
         everything = [*received, *policy.encoded, *heard, *(asked.key for asked in policy.requests)]
         everything += [query.preference for query in retriever.queries]
@@ -444,7 +444,7 @@ def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
             assert target not in query.history
             assert target not in query.exclude
         assert SENTINEL not in json.dumps(trace.to_json())
-        assert target not in trace.served()[0]
+        assert target not in trace.with_fallback()[0]
 
 
 def test_the_sentinel_would_be_seen() -> None:
@@ -498,7 +498,7 @@ def test_whatever_the_policy_writes_ends_in_a_trace(texts: list[str], limit: int
     assert not set(trace.pool) & set(range(35, 40))
     assert [hit.item for turn in trace.turns for hit in turn.hits] == (returned if trace.turns else [])
     assert all(line.retrieved == (line.item in trace.pool) for line in trace.answer)
-    ranking, _ = trace.served()
+    ranking, _ = trace.with_fallback()
     assert len(set(ranking)) == len(ranking) == CONFIG.answer_size
     assert not set(ranking) & set(trace.history)
     assert trace.well_formed == (trace.stop is Stop.ANSWERED and not trace.faults)

@@ -297,7 +297,7 @@ def test_the_demonstration_is_an_exploration_without_faults() -> None:
     example = shown.removeprefix(head).partition(f"Assistant:\n{THINK}\n")[2].partition("\n\nThe real user")[0]
     segments = [part.partition(f"{END_ITEMS}\n\n") for part in example.split(f"\n\n{ITEMS}\n")]
     written = [segments[0][0], *(after for _, _, after in segments[1:])]
-    parsed = [read(text, size=3, after_items=place > 0) for place, text in enumerate(written)]
+    parsed = [read(text, size=3, after_items=position > 0) for position, text in enumerate(written)]
     assert [type(part) for part in parsed] == [Call, Call, Answer]
     assert not any(part.faults for part in parsed)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from deeprec.config import TRUST, Config, ExploreConfig, PolicyConfig
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.explorer import Explorer, Given
+from deeprec.explore.explorer import Explorer, ForcedSegment
+from deeprec.explore.policy import PromptDefaults
 from deeprec.explore.protocol import call_text
 from deeprec.policies import tokens
-from deeprec.policies.policy import Habits
+from deeprec.policies.adapters import adapter_folder, bare, name_of, read_prompt_defaults, write_prompt_defaults
 from deeprec.policies.text import TextPolicy
-from deeprec.policies.tokens import adapter_folder, bare, name_of, read_habits, write_habits
 from deeprec.testing import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
@@ -47,54 +47,60 @@ def test_an_adapter_of_one_s_own_must_be_one(tmp_path: Path) -> None:
 
 
 def test_habits_lie_beside_an_adapter(tmp_path: Path) -> None:
-    assert read_habits(tmp_path) is None
-    write_habits(tmp_path, ExploreConfig(guidance="rules", trust=0.1))
-    assert read_habits(tmp_path) == Habits("rules", 0.1)
-    write_habits(tmp_path, ExploreConfig())
-    assert read_habits(tmp_path) == Habits("example")
-    for damage in ("{", '{"guidance": "taks"}', '{"trust": 5}', "[]"):
+    assert read_prompt_defaults(tmp_path) is None
+    write_prompt_defaults(tmp_path, ExploreConfig(guidance="rules", preference_weight=0.1))
+    assert read_prompt_defaults(tmp_path) == PromptDefaults("rules", 0.1)
+    write_prompt_defaults(tmp_path, ExploreConfig())
+    assert read_prompt_defaults(tmp_path) == PromptDefaults("example")
+    for damage in ("{", '{"guidance": "taks"}', '{"preference_weight": 5}', "[]"):
         (tmp_path / "deeprec.json").write_text(damage)
         with pytest.raises(DeepRecError, match="damaged"):
-            read_habits(tmp_path)
+            read_prompt_defaults(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("set_", "habits", "found", "guidance", "trust"),
+    ("set_", "prompt_defaults", "found", "guidance", "preference_weight"),
     [
-        ({}, Habits("task", 0.2), None, "task", 0.2),
-        ({"trust": 0.0}, Habits("task", 0.2), 0.4, "task", 0.0),
-        ({"guidance": "rules"}, Habits("task", 0.2), None, "rules", 0.2),
-        ({}, Habits("task", 0.2), 0.4, "task", 0.2),
-        ({}, Habits("task"), 0.4, "task", 0.4),
+        ({}, PromptDefaults("task", 0.2), None, "task", 0.2),
+        ({"preference_weight": 0.0}, PromptDefaults("task", 0.2), 0.4, "task", 0.0),
+        ({"guidance": "rules"}, PromptDefaults("task", 0.2), None, "rules", 0.2),
+        ({}, PromptDefaults("task", 0.2), 0.4, "task", 0.2),
+        ({}, PromptDefaults("task"), 0.4, "task", 0.4),
         ({}, None, 0.4, "example", 0.4),
-        ({}, Habits("task", 0.0), 0.4, "task", 0.0),
-        ({}, Habits("task"), None, "task", TRUST),
+        ({}, PromptDefaults("task", 0.0), 0.4, "task", 0.0),
+        ({}, PromptDefaults("task"), None, "task", DEFAULT_PREFERENCE_WEIGHT),
     ],
 )
 def test_a_setting_goes_before_a_habit_and_a_habit_before_the_catalogue(
-    set_: dict[str, object], habits: Habits | None, found: float | None, guidance: str, trust: float
+    set_: dict[str, object],
+    prompt_defaults: PromptDefaults | None,
+    found: float | None,
+    guidance: str,
+    preference_weight: float,
 ) -> None:
     def write(conversation: str) -> str:
         return "<|begin_of_preference|>war<|end_of_preference|>"
 
-    def explored(habits: Habits | None, config: ExploreConfig, found: float | None) -> tuple[str, float]:
+    def explored(
+        prompt_defaults: PromptDefaults | None, config: ExploreConfig, found: float | None
+    ) -> tuple[str, float]:
         policy, retriever = TextPolicy(write), RecordingRetriever(len(DATASET.catalog))
         if found is not None:
-            retriever.trust = found  # type: ignore[attr-defined]
-        if habits is not None:
-            policy.habits = habits  # type: ignore[attr-defined]
+            retriever.preference_weight = found  # type: ignore[attr-defined]
+        if prompt_defaults is not None:
+            policy.prompt_defaults = prompt_defaults  # type: ignore[attr-defined]
         explorer = Explorer(policy, retriever, DATASET.catalog, config)
         keys = [explorer.start(DATASET.tasks("test")[0], config=each) for each in (None, config)]
         first, second = (trace for _ in range(2) for _, trace in explorer.step())
         assert len(keys) == 2
         assert first.segments[0].text == second.segments[0].text
-        return first.segments[0].text, retriever.queries[0].trust
+        return first.segments[0].text, retriever.queries[0].preference_weight
 
     config = ExploreConfig(max_calls=1, **set_)
-    asked = explored(habits, config, found)
-    wanted = config.model_copy(update={"guidance": guidance, "trust": trust})
+    asked = explored(prompt_defaults, config, found)
+    wanted = config.model_copy(update={"guidance": guidance, "preference_weight": preference_weight})
     assert asked == explored(None, wanted, None)
-    assert asked[1] == trust
+    assert asked[1] == preference_weight
 
 
 def test_the_defaults_name_no_adapter_by_its_path() -> None:
@@ -108,13 +114,14 @@ def test_a_person_s_calls_keep_a_person_s_trust(of: str) -> None:
         RecordingRetriever(len(DATASET.catalog)),
     )
     if of == "policy":
-        policy.habits = Habits("task", 0.2)  # type: ignore[attr-defined]
+        policy.prompt_defaults = PromptDefaults("task", 0.2)  # type: ignore[attr-defined]
     else:
-        retriever.trust = 0.2  # type: ignore[attr-defined]
+        retriever.preference_weight = 0.2  # type: ignore[attr-defined]
     explorer = Explorer(policy, retriever, DATASET.catalog, ExploreConfig(max_calls=3))
     explorer.start(
-        DATASET.tasks("test")[0], given=[Given(call_text("", "war")), Given(call_text("", "noir"), own=True)]
+        DATASET.tasks("test")[0],
+        given=[ForcedSegment(call_text("", "war")), ForcedSegment(call_text("", "noir"), own=True)],
     )
     explorer.step()
-    trusts = [(query.preference, query.trust) for query in retriever.queries]
-    assert trusts == [("war", TRUST), ("noir", 0.2), ("drama", 0.2)]
+    preference_weights = [(query.preference, query.preference_weight) for query in retriever.queries]
+    assert preference_weights == [("war", DEFAULT_PREFERENCE_WEIGHT), ("noir", 0.2), ("drama", 0.2)]

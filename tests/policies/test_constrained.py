@@ -16,22 +16,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from deeprec import assets
+from deeprec.cli.workbench import Workbench
 from deeprec.config import ExploreConfig, PolicyConfig, load_config
 from deeprec.data.catalog import neutralise
 from deeprec.errors import DeepRecError
-from deeprec.eval.baselines import rerank
+from deeprec.evaluation.one_shot import rerank
 from deeprec.explore.explorer import Explorer, _seed
+from deeprec.explore.policy import Constraint, Finish, Request
 from deeprec.explore.protocol import ANSWER, END_ANSWER, END_THINK, STOPS, Answer, call_text, parse
 from deeprec.explore.trace import Stop, Trace
 from deeprec.policies import transformers as room
-from deeprec.policies.constrained import Grammars, Held
-from deeprec.policies.policy import Constraint, Finish, Request
+from deeprec.policies.constrained import ConstrainedSampler, TokenMatchers
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.policies.tokens import TokenizerCodec
+from deeprec.policies.tokenizer import TokenizerCodec
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.testing import RecordingRetriever, toy_dataset, write
-from deeprec.workbench import Workbench
 from tiny_models import AWKWARD, bytes_tokenizer, tiny
 
 pytest.importorskip("llguidance")
@@ -50,7 +50,7 @@ def merging_tokenizer() -> Any:
     merges += [("1", "."), (".", "Ġ"), ("1.", "Ġ"), ("1.Ġ", "A"), ("Ċ2", "."), ("A", "l"), ("e", "n"), ("en", "Ċ")]
     merges += [(")", "Ċ"), ("Ã", "©"), ("å", "į"), ("Ġ", "("), ("(", "1"), ("9", ")Ċ")]
     vocab = [*letters, *("".join(pair) for pair in merges)]
-    inner = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(vocab)}, merges=merges))
+    inner = Tokenizer(models.BPE(vocab={token: position for position, token in enumerate(vocab)}, merges=merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
@@ -69,7 +69,7 @@ def pieces_tokenizer() -> Any:
         "▁(",
         "▁A",
     ]
-    vocab = {piece: place for place, piece in enumerate(pieces)}
+    vocab = {piece: position for position, piece in enumerate(pieces)}
     merges = [("A", "l"), ("▁", "("), ("▁", "A")]
     inner = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
@@ -91,15 +91,15 @@ TOKENIZERS = (bytes_tokenizer, merging_tokenizer, pieces_tokenizer, smollm2_toke
 
 
 @functools.cache
-def grammars(tokenizer: Callable[[], Any]) -> Grammars:
-    return Grammars(TokenizerCodec(tokenizer()))
+def grammars(tokenizer: Callable[[], Any]) -> TokenMatchers:
+    return TokenMatchers(TokenizerCodec(tokenizer()))
 
 
-def held_by(made: Grammars, titles: Sequence[str], lines: int) -> Held:
-    return Held(Constraint(ANSWER, END_ANSWER, tuple(titles), lines), made)
+def held_by(made: TokenMatchers, titles: Sequence[str], lines: int) -> ConstrainedSampler:
+    return ConstrainedSampler(Constraint(ANSWER, END_ANSWER, tuple(titles), lines), made)
 
 
-def give(held: Held, text: str) -> list[int]:
+def give(held: ConstrainedSampler, text: str) -> list[int]:
     """The held writes a text of its own, with the tokens that its tokenizer has for it."""
     tokens = held.grammars.codec.encode(text)
     for token in tokens:
@@ -107,7 +107,7 @@ def give(held: Held, text: str) -> list[int]:
     return tokens
 
 
-def write_by_chance(held: Held, seed: int, scale: float, begun: str = "") -> str:
+def write_by_chance(held: ConstrainedSampler, seed: int, scale: float, begun: str = "") -> str:
     """What stands after the tag, up to the stop: what the context began, and what a model with such logits writes."""
     codec, generator = held.grammars.codec, torch.Generator().manual_seed(seed)
     tokens = codec.encode(begun)
@@ -186,7 +186,7 @@ def test_a_token_that_opens_the_answer_brings_nothing_but_its_beginning(after: s
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_an_answer_that_the_context_has_begun(tokenizer: Callable[[], Any]) -> None:
     made = grammars(tokenizer)
-    held = Held(Constraint(ANSWER, END_ANSWER, AWKWARD, 3, begun="1."), made)
+    held = ConstrainedSampler(Constraint(ANSWER, END_ANSWER, AWKWARD, 3, begun="1."), made)
     parsed = parse(f"{OPENING}\n{write_by_chance(held, 1, 1.0, begun='1.')}", answer_size=3, after_items=True)
     assert isinstance(parsed, Answer)
     assert parsed.faults == ()
@@ -227,21 +227,21 @@ def test_many_long_titles_are_no_matter() -> None:
 def steer_to_answers(monkeypatch: pytest.MonkeyPatch, policy: TransformersPolicy, config: ExploreConfig) -> None:
     """The policy makes both calls and opens the answer, after thoughts of its own; then it is left to itself."""
     script = {}
-    for place, task in enumerate(TASKS[:4]):
+    for position, task in enumerate(TASKS[:4]):
         base = _seed(config.seed, task.id, 0)
         for turn, text in enumerate([call_text("", "war"), call_text("", "Comedy"), OPENING]):
-            script[base + 1 + 2 * turn] = (2 + (3 * place + 5 * turn) % 7, policy.encode(text))
+            script[base + 1 + 2 * turn] = (2 + (3 * position + 5 * turn) % 7, policy.encode(text))
     draw, written = room._draw, Counter[int]()
     taboo = {*policy.ends, *policy.encode("<|/>")}
 
     def steered(logprobs_V: torch.Tensor, top_p: float, generator: torch.Generator) -> int:
         seed = generator.initial_seed()
         free, then = script[seed]
-        place = written[seed]
+        position = written[seed]
         written[seed] += 1
-        if place < free:
+        if position < free:
             return next(token for _ in range(999) if (token := draw(logprobs_V, top_p, generator)) not in taboo)
-        return then[place - free] if place < free + len(then) else draw(logprobs_V, top_p, generator)
+        return then[position - free] if position < free + len(then) else draw(logprobs_V, top_p, generator)
 
     monkeypatch.setattr(room, "_draw", steered)
 
@@ -260,7 +260,7 @@ def explored(
         explorer = Explorer(policy, RecordingRetriever(40, never=range(10)), catalog, config)
         stream = explorer.stream(TASKS[:4], config_of=lambda task: config.model_copy(update={"answer": ways[task.id]}))
         traces = dict(stream)
-    return [traces[place] for place in range(4)]
+    return [traces[position] for position in range(4)]
 
 
 @pytest.mark.parametrize(("tokenizer", "guesses"), [(bytes_tokenizer, 3), (merging_tokenizer, 0)])
@@ -271,18 +271,18 @@ def test_free_and_held_rows_go_together(
     mixed = explored(monkeypatch, tokenizer(), ["pool", None, "pool", "free"])
     free = explored(monkeypatch, tokenizer(), [None] * 4)
     alone = explored(monkeypatch, tokenizer(), ["pool"] * 4, batch=1)
-    for place, trace in enumerate(mixed):
-        other = free[place] if place % 2 else alone[place]
+    for position, trace in enumerate(mixed):
+        other = free[position] if position % 2 else alone[position]
         assert (trace.tokens()[:2], trace.stop) == (other.tokens()[:2], other.stop)
         assert trace.tokens()[2] == pytest.approx(other.tokens()[2], abs=1e-4)
-        if not place % 2:
+        if not position % 2:
             assert trace.well_formed, trace.faults
             assert len(trace.answered) == CONFIG.answer_size
             assert all(line.retrieved for line in trace.answer)
         else:
             assert not trace.well_formed
         # What comes before the answer is the same, held or free.
-        assert [s.tokens for s in trace.segments[:-1]] == [s.tokens for s in free[place].segments[:-1]]
+        assert [s.tokens for s in trace.segments[:-1]] == [s.tokens for s in free[position].segments[:-1]]
 
 
 def test_logprobs_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,16 +311,16 @@ def test_greedily_too() -> None:
     context = policy.encode("Hm", first=True)
     free = write(policy, [Request("free", context, (), 40)])["free"].tokens
     text = [policy.decode([token]) for token in free]
-    place = next(n for n, char in enumerate(text) if char.isalpha() and char.isascii() and char not in text[:n])
-    held = Constraint(text[place], END_ANSWER, AWKWARD, 3)
+    position = next(n for n, char in enumerate(text) if char.isalpha() and char.isascii() and char not in text[:n])
+    held = Constraint(text[position], END_ANSWER, AWKWARD, 3)
     chunk = write(policy, [Request("held", context, STOPS, 900, constraint=held)])["held"]
     assert chunk.finish is Finish.STOP
-    assert chunk.tokens[: place + 1] == free[: place + 1]
-    answer = chunk.tokens[place + 1 :]
+    assert chunk.tokens[: position + 1] == free[: position + 1]
+    answer = chunk.tokens[position + 1 :]
     assert parse(f"{OPENING}{policy.decode(answer)}", answer_size=3, after_items=True).faults == ()
     first = len(policy.encode("\n1. "))
     with torch.inference_mode():
-        read = [*context, *chunk.tokens[: place + 1 + first]]
+        read = [*context, *chunk.tokens[: position + 1 + first]]
         logits_V = policy.model(torch.tensor([read]), use_cache=False).logits[0, -1]
     assert answer[first] == max({policy.encode(title)[0] for title in AWKWARD}, key=lambda t: float(logits_V[t]))
 
@@ -355,7 +355,7 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(DeepRecError, match=r"'\.\[constrained\]'"):
-        Grammars(TokenizerCodec(bytes_tokenizer()))
+        TokenMatchers(TokenizerCodec(bytes_tokenizer()))
 
 
 @pytest.mark.llm

@@ -23,11 +23,11 @@ import requests
 from deeprec import assets
 from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.explorer import Explorer, Given
+from deeprec.explore.explorer import Explorer, ForcedSegment
+from deeprec.explore.policy import Chunk, Finish, Request, Usage
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies.openai import KEY, OpenAIPolicy
-from deeprec.policies.policy import Chunk, Finish, Request, Usage
 from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
 from processes import free_port
 
@@ -121,7 +121,7 @@ class TestContract(PolicyContract):
 def test_it_explores_through_a_real_server(real: str, model: str, api: Any) -> None:
     config = PolicyConfig(kind="openai", url=real, model=model, api=api, price_read=1.0, price_written=2.0)
     explorer = Explorer(OpenAIPolicy.load(config), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
-    given = [Given(call_text("Dramas first.", "Drama"))]
+    given = [ForcedSegment(call_text("Dramas first.", "Drama"))]
     key = explorer.start(DATASET.tasks("test")[0], given=given)
     found: dict[str, Trace] = {}
     while not found:
@@ -178,8 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def pieces(self, texts: list[str], *, finish: str | None = "stop", usage: Any = None, chat: bool = False) -> None:
         self.begin()
-        for place, text in enumerate(texts, 1):
-            choice = {"index": 0, "finish_reason": finish if place == len(texts) else None}
+        for position, text in enumerate(texts, 1):
+            choice = {"index": 0, "finish_reason": finish if position == len(texts) else None}
             choice |= {"delta": {"content": text}} if chat else {"text": text}
             self.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice]})
         if usage:
@@ -293,7 +293,7 @@ def test_a_server_that_fails_ends_its_explorations_with_a_sentence(server: _Serv
     (trace,) = explorer.run(DATASET.tasks("test")[:1])
     assert trace.stop is Stop.FAILED
     assert said in str(trace.error).replace("\\", "")
-    assert len(trace.served()[0]) == 3
+    assert len(trace.with_fallback()[0]) == 3
     server.reply = lambda handler, _: handler.pieces(["well again"])
     assert ours.decode(segment(ours).tokens) == "well again"
 

@@ -19,11 +19,11 @@ from deeprec import assets
 from deeprec.config import PolicyConfig, load_config
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Constraint, Finish, Request
 from deeprec.explore.protocol import ANSWER, END_ANSWER, END_THINK, STOPS, Answer, parse
+from deeprec.policies.adapters import SHIPPED
 from deeprec.policies.loading import load_policy
 from deeprec.policies.openvino import OpenVinoPolicy
-from deeprec.policies.policy import Constraint, Finish, Request
-from deeprec.policies.tokens import SHIPPED
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.testing import PolicyContract, RecordingRetriever, request, toy_dataset, write
 from tiny_models import AWKWARD
@@ -81,7 +81,7 @@ def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
             None, [f"policy.kind={kind}", "policy.dtype=float32", "explore.context_tokens=1024", "explore.batch_size=2"]
         )
         policy: Any = load_policy(config, offline=True)
-        assert policy.habits is not None
+        assert policy.prompt_defaults is not None
         retriever = RecordingRetriever(len(dataset.catalog))
         traces[kind] = Explorer(policy, retriever, dataset.catalog, config.explore).run(dataset.tasks("test")[:2])
     for ours, theirs in zip(traces["openvino"], traces["transformers"], strict=True):
@@ -98,8 +98,8 @@ def test_answers_are_held_to_titles_beside_free_ones(engine: OpenVinoPolicy) -> 
     context = tuple(engine.encode(TEXT, first=True))
     free = write(engine, [Request("free", context, (), 30)])["free"].tokens
     texts = [engine.decode([token]) for token in free]
-    place = next(n for n, text in enumerate(texts) if n and len(text) > 2 and text not in "".join(texts[:n]))
-    ways = {"whole": (texts[place], len(TITLES)), "part": (texts[place][:-1], 3), "more": (texts[place], 20)}
+    position = next(n for n, text in enumerate(texts) if n and len(text) > 2 and text not in "".join(texts[:n]))
+    ways = {"whole": (texts[position], len(TITLES)), "part": (texts[position][:-1], 3), "more": (texts[position], 20)}
     requests = [
         Request(key, context, STOPS, 400, constraint=Constraint(opening, END_ANSWER, TITLES, lines))
         for key, (opening, lines) in ways.items()
@@ -107,9 +107,9 @@ def test_answers_are_held_to_titles_beside_free_ones(engine: OpenVinoPolicy) -> 
     chunks = write(engine, [*requests, Request("free", context, (), 30)])
     for key, (opening, lines) in ways.items():
         assert chunks[key].finish is Finish.STOP
-        assert chunks[key].tokens[:place] == free[:place]
+        assert chunks[key].tokens[:position] == free[:position]
         before, _, answer = engine.decode(chunks[key].tokens).partition(f"{opening}\n")
-        assert before == engine.decode(free[:place])
+        assert before == engine.decode(free[:position])
         parsed = parse(f"{END_THINK}\n{ANSWER}\n{answer}", answer_size=min(lines, len(TITLES)), after_items=True)
         assert isinstance(parsed, Answer)
         assert not Counter(parsed.titles) - Counter(TITLES)

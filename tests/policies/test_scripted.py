@@ -108,7 +108,7 @@ def test_it_explores_without_faults(calls: int) -> None:
     assert all(trace.well_formed and trace.stop is Stop.ANSWERED for trace in traces)
     for trace in traces:
         assert 1 <= len(trace.turns) <= calls
-        ranking, origin = trace.served()
+        ranking, origin = trace.with_fallback()
         assert origin is Origin.ANSWER
         assert ranking == trace.pool[:5]
         preferences = [turn.preference for turn in trace.turns]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.policies.policy import Chunk, Finish, Request
-from deeprec.policies.text import TextPolicy, Words
+from deeprec.explore.policy import Chunk, Finish, Request
+from deeprec.policies.text import TextPolicy, WordTokenizer
 from deeprec.testing import PolicyContract, request, write
 
 
@@ -42,28 +42,28 @@ class TestLetters(PolicyContract):
 
 @given(st.lists(st.text()))
 def test_words_are_lossless(texts: list[str]) -> None:
-    words = Words()
-    tokens = [words.encode(text, first=place == 0) for place, text in enumerate(texts)]
+    words = WordTokenizer()
+    tokens = [words.encode(text, first=position == 0) for position, text in enumerate(texts)]
     assert [words.decode(part) for part in tokens] == texts
     assert words.decode([token for part in tokens for token in part]) == "".join(texts)
     assert [words.encode(text) for text in texts] == tokens
 
 
 def test_a_word_is_a_token() -> None:
-    assert len(Words().encode("One two\n  three ")) == 4
+    assert len(WordTokenizer().encode("One two\n  three ")) == 4
 
 
 def test_no_word_is_kept() -> None:
-    words = Words()
+    words = WordTokenizer()
     tokens = words.encode("One two three")
     assert not vars(words)
-    assert Words().decode(tokens) == "One two three"
+    assert WordTokenizer().decode(tokens) == "One two three"
 
 
 @pytest.mark.parametrize("word", ["x" * 10_000, "🎬" * 3000, "\0", "\ud800", "\n" * 9000])
 def test_words_of_any_kind_can_be_written_down(word: str) -> None:
-    tokens = json.loads(json.dumps(Words().encode(word)))
-    assert Words().decode(tokens) == word
+    tokens = json.loads(json.dumps(WordTokenizer().encode(word)))
+    assert WordTokenizer().decode(tokens) == word
 
 
 def said(text: str, *, stops: tuple[str, ...] = (), limit: int = 100) -> tuple[str, Finish | None]:

@@ -22,11 +22,11 @@ from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore import environment, explorer
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies import transformers as room
 from deeprec.policies.attention import GROUPED
-from deeprec.policies.policy import Chunk, Finish, Request
 from deeprec.policies.transformers import TransformersPolicy, pick_device, pick_dtype
 from deeprec.testing import TEXTS, PolicyContract, RecordingRetriever, request, toy_dataset, write
 from tiny_models import bytes_tokenizer, tiny
@@ -108,10 +108,10 @@ def steer(
 
     def steered(logprobs_V: torch.Tensor, top_p: float, generator: torch.Generator) -> int:
         seed = generator.initial_seed()
-        place = written[seed] = written.get(seed, -1) + 1
+        position = written[seed] = written.get(seed, -1) + 1
         free, then = tokens_of(seed)
         own = next(token for _ in range(99) if (token := draw(logprobs_V, top_p, generator)) not in policy.ends)
-        return own if place < free else then[place - free]
+        return own if position < free else then[position - free]
 
     monkeypatch.setattr(room, "_draw", steered)
 
@@ -123,10 +123,10 @@ def explore_exactly(
     texts = [call_text("", "war; drama"), call_text("", "Comedy 日本"), answer_text("", ["Film 0 (1970)"])]
     segments = [policy.encode(text) for text in texts]
     script = {}
-    for place, task in enumerate(tasks):
+    for position, task in enumerate(tasks):
         base = explorer._seed(config.seed, task.id, 0)
         for turn, tokens in enumerate(segments):
-            script[base + 1 + 2 * turn] = (2 + (3 * place + 5 * turn) % 7, tokens)
+            script[base + 1 + 2 * turn] = (2 + (3 * position + 5 * turn) % 7, tokens)
     read: list[str] = []
     parse = environment.protocol.parse
 
@@ -267,7 +267,7 @@ def test_a_segment_ends_where_it_must_amid_guesses(policy: TransformersPolicy, m
     text = policy.encode("A film; another film; stop here, go on; ")
     context = [*policy.encode(TEXTS[0], first=True), *text]
     end = policy.tokenizer.eos_token_id
-    for place, (tokens, stops, limit, finish, length) in enumerate(
+    for position, (tokens, stops, limit, finish, length) in enumerate(
         [
             (text, ("stop",), 99, Finish.STOP, None),
             ([*text[:9], end, *text[9:]], (), 99, Finish.END, 10),
@@ -276,8 +276,8 @@ def test_a_segment_ends_where_it_must_amid_guesses(policy: TransformersPolicy, m
     ):
         with monkeypatch.context() as patch:
             steer(policy, patch, lambda seed, tokens=tokens: (0, tokens))
-            asked = Request(str(place), (*context, *tokens[:9], *context), stops, limit, 1.0)
-            chunk = write(policy, [asked])[str(place)]
+            asked = Request(str(position), (*context, *tokens[:9], *context), stops, limit, 1.0)
+            chunk = write(policy, [asked])[str(position)]
         assert chunk.finish is finish
         assert chunk.tokens == tuple(tokens[: len(chunk.tokens)])
         assert length in (None, len(chunk.tokens))
@@ -388,12 +388,12 @@ def test_rows_come_and_go(fresh: Callable[[], TransformersPolicy]) -> None:
 
 def test_the_cache_grows_in_length_and_rows(fresh: Callable[[], TransformersPolicy]) -> None:
     policy = fresh()
-    rows, places = policy.cache.capacity
+    rows, positions = policy.cache.capacity
     token = policy.encode("x")[0]
     asked = {}
     for number in range(5):
         # The first starts just below the end of the cache and writes past it; others are short, one is very long.
-        length = (places - 4, 5, 30, 3 * places, places + 1)[number]
+        length = (positions - 4, 5, 30, 3 * positions, positions + 1)[number]
         text = [*policy.encode(f"{number}"), *[token] * length]
         asked[str(number)] = Request(str(number), tuple(text[:length]), (), 12, temperature=1.0, seed=number)
     chunks: dict[str, list[Chunk]] = {key: [] for key in asked}
@@ -406,7 +406,7 @@ def test_the_cache_grows_in_length_and_rows(fresh: Callable[[], TransformersPoli
         for chunk in new:
             chunks[chunk.key].append(chunk)
     assert policy.cache.capacity[0] >= 5 > rows
-    assert policy.cache.capacity[1] >= 3 * places + 12
+    assert policy.cache.capacity[1] >= 3 * positions + 12
     for key, wanted in asked.items():
         tokens = tuple(token for chunk in chunks[key] for token in chunk.tokens)
         logprobs = tuple(value for chunk in chunks[key] for value in chunk.logprobs)
@@ -424,7 +424,7 @@ def test_a_key_may_start_anew(fresh: Callable[[], TransformersPolicy]) -> None:
 
 def test_seeds_decide_and_not_the_batch(fresh: Callable[[], TransformersPolicy]) -> None:
     policy = fresh()
-    asked = [sampled(policy, f"{place}", TEXTS[place % 3], seed=place // 3) for place in range(6)]
+    asked = [sampled(policy, f"{position}", TEXTS[position % 3], seed=position // 3) for position in range(6)]
     together = write(policy, asked)
     for wanted in asked:
         assert_alike(together[wanted.key], write(fresh(), [wanted])[wanted.key])

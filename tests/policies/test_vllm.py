@@ -14,14 +14,14 @@ import torch
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
+from deeprec.cli.workbench import Workbench  # noqa: E402
 from deeprec.config import PolicyConfig, load_config  # noqa: E402
-from deeprec.policies.policy import Request  # noqa: E402
+from deeprec.explore.policy import Request  # noqa: E402
 from deeprec.policies.transformers import TransformersPolicy  # noqa: E402
 from deeprec.policies.vllm import VllmPolicy  # noqa: E402
 from deeprec.testing import PolicyContract, write  # noqa: E402
-from deeprec.train.sampling import VllmSampler  # noqa: E402
-from deeprec.train.trainer import adapted  # noqa: E402
-from deeprec.workbench import Workbench  # noqa: E402
+from deeprec.training.sampling import VllmSampler  # noqa: E402
+from deeprec.training.trainer import adapted  # noqa: E402
 
 # In bfloat16 the rest of a batch decides between tokens of nearly equal odds.
 CONFIG = PolicyConfig(dtype="float32", adapter="none")
@@ -94,9 +94,9 @@ def test_two_steps_of_two_stages(tmp_path: Path) -> None:
         "explore.context_tokens=2048",
         "explore.segment_tokens=64",
         "train.tasks_per_step=1",
-        "train.samples=2",
+        "train.group_size=2",
         "train.lora_rank=8",
-        "train.warm_start.tasks=0",
+        "train.sft.demonstrations=0",
         f"train.stages=[{STAGE % 'one'},{STAGE % 'two'}]",
     ]
     bench = Workbench(load_config(None, settings), runs=tmp_path)

@@ -10,9 +10,9 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment
+from deeprec.explore.policy import Finish
 from deeprec.explore.trace import Stop, Trace
-from deeprec.policies.policy import Finish
-from deeprec.trm.retriever import Hit
+from deeprec.retrieval.retriever import Hit
 
 TITLES = ("Alien", "Halo", "Halo 2", "Casablanca", "Assistant", "Twin", "Twin", "Heat", "Brazil", "Ran", "M", "Jaws")
 ALIEN, HALO, HALO_2, CASABLANCA, ASSISTANT, TWIN, _, HEAT, BRAZIL, RAN, EM, JAWS = map(ItemIdx, range(len(TITLES)))
@@ -37,7 +37,7 @@ def explored(segments: Sequence[str], *, answer_size: int = 3, max_calls: int = 
     for segment in segments:
         if environment.receive(segment, Finish.STOP) is not None:
             items = (HALO, HALO_2, CASABLANCA, ASSISTANT, HEAT, BRAZIL, RAN, EM)
-            environment.answer_call([Hit(item, -float(place)) for place, item in enumerate(items)])
+            environment.answer_call([Hit(item, -float(position)) for position, item in enumerate(items)])
         if environment.stop is not None:
             break
     else:

@@ -162,7 +162,9 @@ def test_foresight_is_paid_by_the_halvings_of_the_targets_place(explored, said, 
     whole = explored([*calls, answer_text("I rank.", ["Halo", "Heat", "Ran"])])
     assert foresight_reward(whole, JAWS, ranks, 0.1) == pytest.approx(value)
     assert [query.preference for query in asked] == (["", *said] if said else [])
-    assert all(query.history == (ALIEN,) and query.exclude == {ALIEN} and query.trust == 0.1 for query in asked)
+    assert all(
+        query.history == (ALIEN,) and query.exclude == {ALIEN} and query.preference_weight == 0.1 for query in asked
+    )
     assert foresight_reward(whole, JAWS, ranks, 0.1, scale=0.1) == pytest.approx(value / 5 if value > -1 else -0.5)
     malformed = explored(calls)
     assert not malformed.well_formed

@@ -16,7 +16,7 @@ from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.testing import toy_dataset
 from deeprec.trm.batches import Batches
-from deeprec.trm.preferences import PHRASES, Phrasebook
+from deeprec.trm.preferences import PHRASES, PhraseTable
 
 
 def numbered(lengths):
@@ -29,7 +29,7 @@ def own_phrases(n_items):
     """Item i has phrase i."""
     items_IL = np.full((n_items, PHRASES), n_items)
     items_IL[:, 0] = np.arange(n_items)
-    return Phrasebook(torch.zeros(n_items + 1, 1), items_IL, np.ones(n_items, dtype=np.int64))
+    return PhraseTable(torch.zeros(n_items + 1, 1), items_IL, np.ones(n_items, dtype=np.int64))
 
 
 def batches_of(sequences, **options):
@@ -50,8 +50,8 @@ def windows(sequences, history, number, **options):
     ]
 
 
-def user_of(sequences, place):
-    return int(np.searchsorted(sequences.starts_U1, place, side="right")) - 1
+def user_of(sequences, position):
+    return int(np.searchsorted(sequences.starts_U1, position, side="right")) - 1
 
 
 LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1)
@@ -61,15 +61,15 @@ LENGTHS = st.lists(st.integers(0, 23), min_size=1, max_size=12).filter(lambda le
 @given(
     lengths=LENGTHS,
     history=st.integers(1, 7),
-    batch_places=st.integers(1, 40),
+    batch_positions=st.integers(1, 40),
     number=st.integers(0, 3),
     seed=st.integers(0, 3),
 )
-def test_every_target_comes_once_an_epoch_after_what_was_before_it(lengths, history, batch_places, number, seed):
+def test_every_target_comes_once_an_epoch_after_what_was_before_it(lengths, history, batch_positions, number, seed):
     sequences = numbered(lengths)
     padding = sum(lengths)
     targets = Counter()
-    for batch in batches_of(sequences, history=history, batch_places=batch_places, seed=seed).epoch(number):
+    for batch in batches_of(sequences, history=history, batch_positions=batch_positions, seed=seed).epoch(number):
         assert batch.inputs_BT.dtype == batch.targets_N.dtype == torch.int64
         assert batch.inputs_BT.shape == batch.real_BT.shape
         assert batch.inputs_BT.shape[1] <= history
@@ -114,33 +114,33 @@ def test_a_preference_is_of_the_place_it_stands_at(lengths, history, window, ahe
 
 
 @settings(max_examples=60)
-@given(lengths=LENGTHS, history=st.integers(1, 9), batch_places=st.integers(1, 60), number=st.integers(0, 3))
-def test_batches_hold_about_as_many_places_as_asked(lengths, history, batch_places, number):
+@given(lengths=LENGTHS, history=st.integers(1, 9), batch_positions=st.integers(1, 60), number=st.integers(0, 3))
+def test_batches_hold_about_as_many_places_as_asked(lengths, history, batch_positions, number):
     """A window more or less; the places that are left over make one smaller batch."""
-    batches = batches_of(numbered(lengths), history=history, batch_places=batch_places)
+    batches = batches_of(numbered(lengths), history=history, batch_positions=batch_positions)
     sizes = sorted(batch.targets_N.numel() for batch in batches.epoch(number))
     assert sizes[0] > 0
-    assert sizes[-1] <= batch_places + history
-    assert all(size >= batch_places - history for size in sizes[1:])
-    if batch_places >= history:
+    assert sizes[-1] <= batch_positions + history
+    assert all(size >= batch_positions - history for size in sizes[1:])
+    if batch_positions >= history:
         assert abs(len(sizes) - batches.steps) <= 1
 
 
 def test_little_of_a_batch_is_padding():
     """Windows of all lengths up to 50: in random order two fifths would be."""
     lengths = np.random.default_rng(0).integers(2, 52, 2000)
-    cells = places = 0
-    for batch in batches_of(numbered(lengths), history=50, batch_places=1024).epoch(0):
+    cells = positions = 0
+    for batch in batches_of(numbered(lengths), history=50, batch_positions=1024).epoch(0):
         cells += batch.real_BT.numel()
-        places += batch.targets_N.numel()
-    assert places == (lengths - 1).sum()
-    assert places / cells > 0.85
+        positions += batch.targets_N.numel()
+    assert positions == (lengths - 1).sum()
+    assert positions / cells > 0.85
 
 
 def test_long_and_short_windows_alternate():
     """Windows of a batch are alike, but batches are shuffled: no epoch begins with the long ones."""
     lengths = [40] * 100 + [5] * 1000
-    widths = [batch.inputs_BT.shape[1] for batch in batches_of(numbered(lengths), batch_places=256).epoch(0)]
+    widths = [batch.inputs_BT.shape[1] for batch in batches_of(numbered(lengths), batch_positions=256).epoch(0)]
     assert len(widths) > 20
     assert widths != sorted(widths, reverse=True)
     assert 5 < np.mean(widths[: len(widths) // 2]) < 38

@@ -15,12 +15,12 @@ from deeprec.data.dataset import Sequences
 from deeprec.testing import catalog_of
 from deeprec.trm.preferences import (
     PHRASES,
-    Phrasebook,
+    PhraseTable,
     PreferenceSampler,
     encode_preferences,
+    frequent_phrases,
     item_phrases,
     recent_titles,
-    themes,
 )
 
 
@@ -89,9 +89,9 @@ def test_an_item_says_its_phrases_as_a_preference_is_read():
     assert item_phrases(catalog, 0) == ("Drama", "War", "Comedy")
 
 
-def phrases_of_rows(phrasebook, encoder, rows_L):
+def phrases_of_rows(phrase_table, encoder, rows_L):
     """The texts whose directions the rows have."""
-    vectors_LE = phrasebook.vectors_PE[torch.from_numpy(np.atleast_1d(rows_L))]
+    vectors_LE = phrase_table.vectors_PE[torch.from_numpy(np.atleast_1d(rows_L))]
     return [encoder.texts[int(vector_E.argmax())] for vector_E in vectors_LE if vector_E.any()]
 
 
@@ -102,8 +102,8 @@ def test_the_phrasebook_holds_every_items_phrases_once():
         brands=["", "", "Acme", "", ""],
     )
     encoder = Apart()
-    phrasebook = Phrasebook.of(catalog, encoder)
-    rows = [phrases_of_rows(phrasebook, encoder, rows_L) for rows_L in phrasebook.items_IL]
+    phrase_table = PhraseTable.of(catalog, encoder)
+    rows = [phrases_of_rows(phrase_table, encoder, rows_L) for rows_L in phrase_table.items_IL]
     assert rows == [
         ["War", "Sea", "1990s"],
         ["Film 1"],  # an item without phrases has its title
@@ -111,25 +111,25 @@ def test_the_phrasebook_holds_every_items_phrases_once():
         ["a", "b", "c", "d", "e", "f"],  # six at most
         ["2000s"],
     ]
-    assert phrasebook.counts_I.tolist() == [3, 1, 2, 6, 1]
-    assert phrasebook.items_IL[0, 0] == phrasebook.items_IL[2, 0]  # War is one row
-    assert phrasebook.padding == len(phrasebook.vectors_PE) - 1 == 12
-    assert not phrasebook.vectors_PE[phrasebook.padding].any()
-    for item, count in enumerate(phrasebook.counts_I):
-        assert (phrasebook.items_IL[item, count:] == phrasebook.padding).all()
-        assert (phrasebook.items_IL[item, :count] < phrasebook.padding).all()
+    assert phrase_table.counts_I.tolist() == [3, 1, 2, 6, 1]
+    assert phrase_table.items_IL[0, 0] == phrase_table.items_IL[2, 0]  # War is one row
+    assert phrase_table.padding == len(phrase_table.vectors_PE) - 1 == 12
+    assert not phrase_table.vectors_PE[phrase_table.padding].any()
+    for item, count in enumerate(phrase_table.counts_I):
+        assert (phrase_table.items_IL[item, count:] == phrase_table.padding).all()
+        assert (phrase_table.items_IL[item, :count] < phrase_table.padding).all()
 
 
 @given(st.lists(st.sets(st.sampled_from("abcdef")), min_size=1, max_size=5))
 def test_training_hears_what_the_same_words_say_in_use(said):
     """Vectors of rows of phrases are those of the text that names them, wherever the padding stands."""
     encoder = Apart()
-    phrasebook = Phrasebook.of(catalog_of([tuple("abcdef"), ("g",), ("h",)]), encoder)
+    phrase_table = PhraseTable.of(catalog_of([tuple("abcdef"), ("g",), ("h",)]), encoder)
     rows_NL = np.where(
-        [[letter in phrases for letter in "abcdef"] for phrases in said], phrasebook.items_IL[0], phrasebook.padding
+        [[letter in phrases for letter in "abcdef"] for phrases in said], phrase_table.items_IL[0], phrase_table.padding
     )
     vectors_QE, given_Q = encode_preferences(encoder, ["; ".join(sorted(phrases)) for phrases in said])
-    for ours, theirs in zip(phrasebook.vectors(rows_NL), (vectors_QE, given_Q), strict=True):
+    for ours, theirs in zip(phrase_table.vectors(rows_NL), (vectors_QE, given_Q), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -144,7 +144,7 @@ def own_phrases(n_items, counts=None):
     counts_I = np.full(n_items, EACH) if counts is None else np.array(counts)
     items_IL = np.arange(n_items)[:, None] * EACH + np.arange(PHRASES)
     items_IL = np.where(np.arange(PHRASES) < counts_I[:, None], items_IL, n_items * EACH)
-    return Phrasebook(torch.zeros(n_items * EACH + 1, 1), items_IL, counts_I)
+    return PhraseTable(torch.zeros(n_items * EACH + 1, 1), items_IL, counts_I)
 
 
 def numbered(*lengths):
@@ -159,14 +159,16 @@ def config(**options):
     return TRMConfig(**shares | options)
 
 
-def draw(sequences, settings_, places, repeat=1, seed=0, phrasebook=None):
+def draw(sequences, settings_, positions, repeat=1, seed=0, phrase_table=None):
     """Phrases (N, 6) drawn for places, each `repeat` times, and the phrasebook's padding."""
-    phrasebook = phrasebook or own_phrases(int(sequences.items_N.max()) + 1)
-    places_N = np.repeat(np.asarray(places), repeat)
-    users_N = np.searchsorted(sequences.starts_U1, places_N, side="right") - 1
-    rows_NL = PreferenceSampler(phrasebook, sequences, settings_).draw(np.random.default_rng(seed), places_N, users_N)
-    assert rows_NL.shape == (places_N.size, PHRASES)
-    return rows_NL, phrasebook.padding
+    phrase_table = phrase_table or own_phrases(int(sequences.items_N.max()) + 1)
+    positions_N = np.repeat(np.asarray(positions), repeat)
+    users_N = np.searchsorted(sequences.starts_U1, positions_N, side="right") - 1
+    rows_NL = PreferenceSampler(phrase_table, sequences, settings_).draw(
+        np.random.default_rng(seed), positions_N, users_N
+    )
+    assert rows_NL.shape == (positions_N.size, PHRASES)
+    return rows_NL, phrase_table.padding
 
 
 def items_said(rows_NL, padding):
@@ -207,9 +209,9 @@ def test_always_or_never(dropped, given_):
     ids=["exact", "a window of one"],
 )
 def test_exact_preferences_are_of_the_very_target(settings_):
-    places = [0, 3, 7, 9, 12]
-    rows_NL, padding = draw(numbered(9, 5), settings_, places, 20)
-    np.testing.assert_array_equal(the_item(items_said(rows_NL, padding)), np.repeat(places, 20) + 1)
+    positions = [0, 3, 7, 9, 12]
+    rows_NL, padding = draw(numbered(9, 5), settings_, positions, 20)
+    np.testing.assert_array_equal(the_item(items_said(rows_NL, padding)), np.repeat(positions, 20) + 1)
 
 
 def test_how_far_ahead_preferences_look():
@@ -232,8 +234,8 @@ def test_the_window_ends_with_the_training_sequence():
 
 def test_some_of_an_items_phrases_are_said():
     """One to three of them, as often; each as often as any other; of an item with one phrase that one."""
-    phrasebook = own_phrases(3, counts=[1, 3, 1])
-    rows_NL, padding = draw(numbered(3), config(preference_window=1), [0, 1], 10_000, phrasebook=phrasebook)
+    phrase_table = own_phrases(3, counts=[1, 3, 1])
+    rows_NL, padding = draw(numbered(3), config(preference_window=1), [0, 1], 10_000, phrase_table=phrase_table)
     of_three_NL, of_one_NL = np.split(rows_NL, 2)
     sizes_N = (of_three_NL != padding).sum(1)
     for size in (1, 2, 3):
@@ -250,17 +252,17 @@ def test_some_of_an_items_phrases_are_said():
 def test_themes_are_of_the_last_twenty_items_of_ones_own():
     """Item 0 comes five times, but before the last twenty; the second user has read nothing of the first's."""
     sequences = Sequences(np.array([*[0] * 5, *[1] * 3, *range(2, 19), 1], dtype=np.int32), np.array([0, 25, 26]))
-    phrasebook = own_phrases(19)
-    themes_N3 = PreferenceSampler(phrasebook, sequences, config()).themes_N3
-    assert themes_N3[7].tolist() == [0, 1, 2]
-    assert themes_N3[24].tolist() == themes_N3[25].tolist() == [3, 4, 5]
+    phrase_table = own_phrases(19)
+    frequent_N3 = PreferenceSampler(phrase_table, sequences, config()).frequent_N3
+    assert frequent_N3[7].tolist() == [0, 1, 2]
+    assert frequent_N3[24].tolist() == frequent_N3[25].tolist() == [3, 4, 5]
 
 
 @pytest.mark.parametrize("place", [4, 19, 30])
-def test_of_equal_themes_the_more_recent_ones_are_said(place):
+def test_of_equal_themes_the_more_recent_ones_are_said(position):
     """Phrases that occur once each: the three of the last item; its first alone in a quarter, two in a quarter."""
-    rows_NL, padding = draw(numbered(40), config(history_preference=1.0), [place], 10_000)
-    first = place * EACH
+    rows_NL, padding = draw(numbered(40), config(history_preference=1.0), [position], 10_000)
+    first = position * EACH
     said = Counter(tuple(row for row in rows_L if row != padding) for rows_L in rows_NL.tolist())
     assert said.keys() == {(first,), (first, first + 1), (first, first + 1, first + 2)}
     for phrases, shares in zip(sorted(said), (0.25, 0.25, 0.5), strict=True):
@@ -273,16 +275,16 @@ def test_training_compares_with_the_themes_of_use(lengths, seed):
     """Row by row what `themes` says of the history up to that place, ties included."""
     rng = np.random.default_rng(seed)
     catalog = catalog_of([tuple(rng.permutation(list("abcdefgh"))[: rng.integers(0, 9)]) for _ in range(12)])
-    phrasebook, sequences = Phrasebook.of(catalog, Apart()), random_sequences(rng, lengths, 12)
+    phrase_table, sequences = PhraseTable.of(catalog, Apart()), random_sequences(rng, lengths, 12)
     said = dict.fromkeys(phrase for item in range(12) for phrase in item_phrases(catalog, item))
     phrases = dict(enumerate(said))
-    sampler = PreferenceSampler(phrasebook, sequences, config())
+    sampler = PreferenceSampler(phrase_table, sequences, config())
     for user, start in enumerate(sequences.starts_U1[:-1]):
         history = sequences[user].tolist()
-        for place in range(len(history)):
-            rows = sampler.themes_N3[start + place]
-            found = [phrases[row] for row in rows.tolist() if row != phrasebook.padding]
-            assert found == themes(catalog, history[: place + 1])
+        for position in range(len(history)):
+            rows = sampler.frequent_N3[start + position]
+            found = [phrases[row] for row in rows.tolist() if row != phrase_table.padding]
+            assert found == frequent_phrases(catalog, history[: position + 1])
 
 
 def test_recent_titles_are_the_latest_ones():
@@ -294,10 +296,10 @@ def test_recent_titles_are_the_latest_ones():
 
 def test_themes_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):
     rng = np.random.default_rng(0)
-    phrasebook, sequences = shared_phrases(rng, 9), random_sequences(rng, [40, 3, 25], 9)
-    whole = PreferenceSampler(phrasebook, sequences, config()).themes_N3
+    phrase_table, sequences = shared_phrases(rng, 9), random_sequences(rng, [40, 3, 25], 9)
+    whole = PreferenceSampler(phrase_table, sequences, config()).frequent_N3
     monkeypatch.setattr("deeprec.trm.preferences._BLOCK", 7)
-    np.testing.assert_array_equal(PreferenceSampler(phrasebook, sequences, config()).themes_N3, whole)
+    np.testing.assert_array_equal(PreferenceSampler(phrase_table, sequences, config()).frequent_N3, whole)
 
 
 def shared_phrases(rng, n_items):
@@ -306,7 +308,7 @@ def shared_phrases(rng, n_items):
     items_IL = np.arange(n_items)[:, None] + np.arange(PHRASES)
     padding = n_items + PHRASES
     items_IL = np.where(np.arange(PHRASES) < counts_I[:, None], items_IL, padding)
-    return Phrasebook(torch.zeros(padding + 1, 1), items_IL, counts_I)
+    return PhraseTable(torch.zeros(padding + 1, 1), items_IL, counts_I)
 
 
 def random_sequences(rng, lengths, n_items):
@@ -322,13 +324,13 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 def test_themes_are_what_the_history_says_most(lengths, n_items, seed):
     """Against a loop that counts: nothing is left out that occurs more often than what is said."""
     rng = np.random.default_rng(seed)
-    phrasebook, sequences = shared_phrases(rng, n_items), random_sequences(rng, lengths, n_items)
-    places = range(sequences.items_N.size)
-    rows_NL, padding = draw(sequences, config(history_preference=1.0), places, 1, seed, phrasebook)
-    for place, rows_L in zip(places, rows_NL.tolist(), strict=True):
-        start = sequences.starts_U1[np.searchsorted(sequences.starts_U1, place, side="right") - 1]
-        recent = sequences.items_N[max(start, place - 19) : place + 1]
-        counts = Counter(int(row) for item in recent for row in phrasebook.items_IL[item] if row != padding)
+    phrase_table, sequences = shared_phrases(rng, n_items), random_sequences(rng, lengths, n_items)
+    positions = range(sequences.items_N.size)
+    rows_NL, padding = draw(sequences, config(history_preference=1.0), positions, 1, seed, phrase_table)
+    for position, rows_L in zip(positions, rows_NL.tolist(), strict=True):
+        start = sequences.starts_U1[np.searchsorted(sequences.starts_U1, position, side="right") - 1]
+        recent = sequences.items_N[max(start, position - 19) : position + 1]
+        counts = Counter(int(row) for item in recent for row in phrase_table.items_IL[item] if row != padding)
         said = [row for row in rows_L if row != padding]
         assert 1 <= len(said) == len(set(said)) <= 3
         assert set(said) <= counts.keys()
@@ -349,18 +351,18 @@ def test_themes_are_what_the_history_says_most(lengths, n_items, seed):
 )
 def test_no_phrase_twice_and_none_of_anyone_else(lengths, n_items, shares, window, exact, seed):
     rng = np.random.default_rng(seed)
-    phrasebook, sequences = shared_phrases(rng, n_items), random_sequences(rng, lengths, n_items)
-    places = range(sequences.items_N.size)
+    phrase_table, sequences = shared_phrases(rng, n_items), random_sequences(rng, lengths, n_items)
+    positions = range(sequences.items_N.size)
     nothing, history, _ = (part / sum(shares) for part in shares)
     settings_ = config(
         preference_dropout=nothing, history_preference=history, preference_window=window, exact_preference=exact
     )
-    rows_NL, padding = draw(sequences, settings_, places, 3, seed, phrasebook)
+    rows_NL, padding = draw(sequences, settings_, positions, 3, seed, phrase_table)
     for row, rows_L in enumerate(rows_NL.tolist()):
         said = [phrase for phrase in rows_L if phrase != padding]
         assert len(set(said)) == len(said)
         user = int(np.searchsorted(sequences.starts_U1, row // 3, side="right")) - 1
-        assert set(said) <= set(phrasebook.items_IL[sequences[user]].ravel().tolist())
+        assert set(said) <= set(phrase_table.items_IL[sequences[user]].ravel().tolist())
 
 
 def test_draws_follow_the_generator():

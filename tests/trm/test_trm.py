@@ -23,15 +23,15 @@ import processes
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
+from deeprec.retrieval.cooccurrence import REACH
+from deeprec.retrieval.index import Index
+from deeprec.retrieval.retriever import PopularityRetriever, Query
 from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
 from deeprec.trm import training
-from deeprec.trm.index import Index
-from deeprec.trm.model import PreferenceSASRec
-from deeprec.trm.neighbours import REACH
-from deeprec.trm.retriever import PopularityRetriever, Query
+from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight
+from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
-from deeprec.trm.worth import TRUSTS, worth_of_guesses
 
 CONFIG = TRMConfig(
     width=16,
@@ -41,7 +41,7 @@ CONFIG = TRMConfig(
     history=6,
     epochs=20,
     patience=20,
-    batch_places=96,
+    batch_positions=96,
     learning_rate=0.01,
     averaging=0.9,
     history_preference=0.1,
@@ -79,7 +79,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def trm(dataset):
-    return TRM.fit(dataset, Words(), CONFIG)[0]
+    return TRM.fit(dataset, CONFIG, Words())
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def copy_of(trm, vectors_ID=None, **options):
     """The same network with an index of its own, which may grow."""
     vectors_ID = trm.index.vectors_ID.copy() if vectors_ID is None else vectors_ID
     config = trm.config.model_copy(update=options)
-    return TRM(trm.model, trm.catalog, trm.encoder, config, Index.build(vectors_ID), trm.neighbours)
+    return TRM(trm.model, trm.catalog, trm.encoder, config, Index.build(vectors_ID), trm.cooccurrence)
 
 
 def new_items(first=40, genres=GENRES):
@@ -110,7 +110,7 @@ class Listening:
         self.trm = trm
 
     def retrieve(self, queries, k):
-        heard = [dataclasses.replace(query, preference="War; 1990s", trust=0.5) for query in queries]
+        heard = [dataclasses.replace(query, preference="War; 1990s", preference_weight=0.5) for query in queries]
         return self.trm.retrieve(heard, k)
 
 
@@ -128,7 +128,7 @@ class TestContract(RetrieverContract):
         if state == "hnsw":
             pytest.importorskip("faiss")
             config = trm.config.model_copy(update={"index": "hnsw"})
-            found = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.neighbours)
+            found = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.cooccurrence)
             assert found.index.kind == "hnsw"
         if "grown" in state:
             found.add_items(new_items())
@@ -165,10 +165,13 @@ def genre_share(trm, queries, genre, k=8):
 def test_a_preference_raises_the_share_of_its_genre_as_far_as_it_is_trusted(dataset, trm):
     histories = [task.history for task in dataset.tasks("test")[:40]]
     shares = {
-        trust: np.array(
-            [genre_share(trm, [Query(h, genre, trust=trust) for h in histories], genre) for genre in GENRES]
+        preference_weight: np.array(
+            [
+                genre_share(trm, [Query(h, genre, preference_weight=preference_weight) for h in histories], genre)
+                for genre in GENRES
+            ]
         )
-        for trust in (0.0, 0.25, 1.0)
+        for preference_weight in (0.0, 0.25, 1.0)
     }
     assert (shares[1.0] > shares[0.0] + 0.2).all()
     assert (shares[0.0] < shares[0.25]).all()
@@ -178,14 +181,18 @@ def test_a_preference_raises_the_share_of_its_genre_as_far_as_it_is_trusted(data
 
 def test_a_preference_matters_to_a_user_without_history(trm):
     """Training never shows it an empty history, so only the mean over the genres is asked for; chance is 0.2."""
-    assert np.mean([genre_share(trm, [Query((), genre, trust=1.0)], genre) for genre in GENRES]) > 0.35
+    assert np.mean([genre_share(trm, [Query((), genre, preference_weight=1.0)], genre) for genre in GENRES]) > 0.35
 
 
 def test_scores_move_steadily_from_no_trust_to_full_trust(dataset, trm):
     histories = [task.history for task in dataset.tasks("test")[:8]]
-    trusts = (0.0, 0.25, 0.5, 0.75, 1.0)
-    queries = [Query(history, "Horror; 1990s", trust=trust) for history in histories for trust in trusts]
-    scores_HTI = trm.scores(queries).reshape(len(histories), len(trusts), -1)
+    preference_weights = (0.0, 0.25, 0.5, 0.75, 1.0)
+    queries = [
+        Query(history, "Horror; 1990s", preference_weight=preference_weight)
+        for history in histories
+        for preference_weight in preference_weights
+    ]
+    scores_HTI = trm.scores(queries).reshape(len(histories), len(preference_weights), -1)
     moves_HTI = np.diff(scores_HTI, axis=1)
     whole_HI = scores_HTI[:, -1] - scores_HTI[:, 0]
     assert np.abs(whole_HI).max() > 0.5
@@ -198,7 +205,7 @@ def test_without_trust_a_preference_is_none(dataset, trm):
     """Exactly, and also beside a query whose preference is believed."""
     histories = [task.history for task in dataset.tasks("test")[:5]]
     blank = [Query(history) for history in histories]
-    ignored = [Query(history, "War; 1990s", trust=0.0) for history in histories]
+    ignored = [Query(history, "War; 1990s", preference_weight=0.0) for history in histories]
     np.testing.assert_array_equal(trm.scores(ignored), trm.scores(blank))
     assert trm.retrieve(ignored, 9) == trm.retrieve(blank, 9)
     believed = Query(histories[0], "War; 1990s")
@@ -213,7 +220,7 @@ def test_a_blank_preference_is_none(dataset, trm, blank):
         def encode(self, texts):
             return -super().encode(texts)
 
-    other = TRM(trm.model, trm.catalog, Other(), trm.config, trm.index, trm.neighbours)
+    other = TRM(trm.model, trm.catalog, Other(), trm.config, trm.index, trm.cooccurrence)
     queries = [Query(task.history) for task in dataset.tasks("test")[:5]]
     blanks = [Query(query.history, blank) for query in queries]
     np.testing.assert_array_equal(trm.scores(blanks), trm.scores(queries))
@@ -232,11 +239,15 @@ def test_the_order_of_phrases_is_nothing(trm):
 
 
 def test_words_in_common_count_by_their_weight_from_a_tenth_of_trust_on(trm):
-    """What `trm.lexical` adds is the lexical score, so many times; nothing at trust 0, or without a preference."""
-    heard, deaf = copy_of(trm, lexical=2.0), copy_of(trm, lexical=0.0)
+    """What `trm.bm25` adds is the lexical score, so many times; nothing at trust 0, or without a preference."""
+    heard, deaf = copy_of(trm, bm25=2.0), copy_of(trm, bm25=0.0)
     for step in range(2):
-        queries = [Query(items(3, 8), said, trust=t) for said in ("Film 7; 1977", "") for t in (0.0, 0.05, 0.1, 0.75)]
-        found_QI = heard.lexical.scores([query.preference for query in queries]).toarray()
+        queries = [
+            Query(items(3, 8), said, preference_weight=t)
+            for said in ("Film 7; 1977", "")
+            for t in (0.0, 0.05, 0.1, 0.75)
+        ]
+        found_QI = heard.bm25.scores([query.preference for query in queries]).toarray()
         assert found_QI[0].any()
         weights_Q = [0, 1, 2, 2, 0, 0, 0, 0]
         expected_QI = np.array(weights_Q)[:, None] * found_QI
@@ -256,14 +267,14 @@ def test_answers_are_the_best_of_all_scores(dataset, trm, weight, kind):
     if kind == "hnsw":
         pytest.importorskip("faiss")
     config = trm.config.model_copy(update={"neighbours": weight, "index": kind})
-    trm_ = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.neighbours)
+    trm_ = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.cooccurrence)
     queries = [
         Query(task.history, said, frozenset(task.history))
         for task in dataset.tasks("test")[:30]
         for said in ("", "War")
     ]
     scores_QI = trm_.scores(queries)
-    assert (np.abs(scores_QI - copy_of(trm_, neighbours=0.0).scores(queries)).max() > 0.1) == bool(weight)
+    assert (np.abs(scores_QI - copy_of(trm_, cooccurrence=0.0).scores(queries)).max() > 0.1) == bool(weight)
     for query, scores_I, hits in zip(queries, scores_QI, trm_.retrieve(queries, 7), strict=True):
         scores_I[list(query.exclude)] = -np.inf
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores_I)[::-1][:7], atol=1e-4)
@@ -308,7 +319,7 @@ def test_ranks_agree_with_the_full_retrieval(dataset, trm):
 
 
 def test_equal_scores_rank_by_lower_index(trm):
-    flat = copy_of(trm, np.zeros_like(trm.index.vectors_ID), neighbours=0.0)
+    flat = copy_of(trm, np.zeros_like(trm.index.vectors_ID), cooccurrence=0.0)
     assert flat.ranks([Query(items(0))] * 3, [0, 1, 39]).tolist() == [0, 1, 39]
     assert flat.ranks([Query(items(0), exclude=items(0, 5))] * 3, [1, 6, 0]).tolist() == [0, 4, -1]
     assert [hit.item for hit in flat.retrieve([Query(items(0))], 3)[0]] == [0, 1, 2]
@@ -365,16 +376,16 @@ def test_new_items_are_found_by_a_preference_that_names_their_genre(dataset, trm
     """Of five new items, which differ in the genre and a number, the one that is asked for is mostly the best; it
     stands among the ten best of 45 where neighbours, of which it has none, do not count.
     """
-    grown = copy_of(trm, neighbours=0.0)
+    grown = copy_of(trm, cooccurrence=0.0)
     grown.add_items(new_items())
     histories = [task.history for task in dataset.tasks("test")[:40]]
-    found, places = [], []
-    for place, genre in enumerate(GENRES):
-        queries = [Query(history, genre, frozenset(history), trust=1.0) for history in histories]
-        found += [scores_I[40:].argmax() == place for scores_I in grown.scores(queries)]
-        places += grown.ranks(queries, [40 + place] * len(queries)).tolist()
+    found, positions = [], []
+    for position, genre in enumerate(GENRES):
+        queries = [Query(history, genre, frozenset(history), preference_weight=1.0) for history in histories]
+        found += [scores_I[40:].argmax() == position for scores_I in grown.scores(queries)]
+        positions += grown.ranks(queries, [40 + position] * len(queries)).tolist()
     assert np.mean(found) > 0.8
-    assert np.median(places) < 10
+    assert np.median(positions) < 10
 
 
 def test_new_items_can_be_a_history(trm):
@@ -460,7 +471,7 @@ def file_of(folder, name):
     return record if name == record.name else folder / json.loads(record.read_text())["files"] / name
 
 
-FILES = ("trm.json", "catalog.parquet", "model.safetensors", "neighbours.safetensors")
+FILES = ("trm.json", "catalog.parquet", "model.safetensors", "cooccurrence.safetensors")
 
 
 def test_a_missing_folder_is_refused(tmp_path, stand_in):
@@ -538,7 +549,7 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, dataset, trm, stand_in
 
     where = {
         "safetensors": ("deeprec.trm.trm.save_file", full),
-        "index": ("deeprec.trm.index.np.save", full),
+        "index": ("deeprec.retrieval.index.np.save", full),
         "catalog": ("polars.DataFrame.write_parquet", full),
         "record": ("deeprec.trm.trm.os.replace", full),
     }
@@ -560,7 +571,8 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, dataset, trm, stand_in
 
 
 def fit(dataset, checkpoint, config=SHORT, on_epoch=lambda epoch: None):
-    trm, curve = TRM.fit(dataset, Words(), config, checkpoint, on_epoch)
+    trm = TRM.fit(dataset, config, Words(), checkpoint=checkpoint, on_epoch=on_epoch)
+    curve = trm.curve
     weights = {name: tensor.clone() for name, tensor in trm.model.state_dict().items()}
     return [(epoch.epoch, epoch.loss, epoch.ndcg) for epoch in curve], weights
 
@@ -812,11 +824,11 @@ def test_options_out_of_bounds_are_refused(option):
 def test_a_trained_trm_knows_what_guesses_are_worth_and_keeps_it(stand_in, dataset, trm, tmp_path):
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
     wanted = np.array([targets[task.id] for task in tasks])
-    assert trm.trust == worth_of_guesses(trm.ranks, dataset.catalog, tasks, wanted)
-    assert trm.trust in TRUSTS
+    assert trm.preference_weight == calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, wanted)
+    assert trm.preference_weight in CANDIDATE_WEIGHTS
     trm.save(tmp_path)
-    assert TRM.load(tmp_path).trust == trm.trust
+    assert TRM.load(tmp_path).preference_weight == trm.preference_weight
     record = json.loads((tmp_path / "trm.json").read_text())
-    del record["trust"]
+    del record["preference_weight"]
     (tmp_path / "trm.json").write_text(json.dumps(record))
     assert "holds a damaged or unfit TRM" in refused(tmp_path)

@@ -280,7 +280,7 @@ class Catalog:
 
     @cached_property
     def _places(self) -> dict[ItemId, ItemIdx]:
-        return {item: ItemIdx(place) for place, item in enumerate(self.ids)}
+        return {item: ItemIdx(position) for position, item in enumerate(self.ids)}
 
     @cached_property
     def _by_title(self) -> dict[str, tuple[ItemIdx, ...]]:
@@ -382,10 +382,10 @@ def _close(name: str, known: Iterable[str]) -> list[str]:
 
 def _group(keys: Iterable[str]) -> dict[str, tuple[ItemIdx, ...]]:
     groups: dict[str, list[ItemIdx]] = {}
-    for place, key in enumerate(keys):
+    for position, key in enumerate(keys):
         if key:
-            groups.setdefault(key, []).append(ItemIdx(place))
-    return {key: tuple(places) for key, places in groups.items()}
+            groups.setdefault(key, []).append(ItemIdx(position))
+    return {key: tuple(positions) for key, positions in groups.items()}
 
 
 def _first(titles: Sequence[str]) -> tuple[str, ...]:

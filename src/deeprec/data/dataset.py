@@ -80,9 +80,9 @@ class Dataset:
         what came before the first, which of some users is nothing."""
         lengths_U = np.diff(self.starts_U1)
         kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U) if self.cuts is None else self._before(self.cuts[0])
-        place_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
+        position_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
         starts_U1 = np.concatenate([[0], np.cumsum(kept_U)]).astype(np.int64)
-        return Sequences(self.items_N[place_N < np.repeat(kept_U, lengths_U)], starts_U1)
+        return Sequences(self.items_N[position_N < np.repeat(kept_U, lengths_U)], starts_U1)
 
     def tasks(self, split: Split) -> list[Task]:
         """Leave one out: the history is everything before the target.
@@ -95,13 +95,15 @@ class Dataset:
         items = self.items_N.tolist()
         starts = self.starts_U1.tolist()
         return [
-            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : place]))
-            for u, place in self._left_out(split)
+            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : position]))
+            for u, position in self._left_out(split)
         ]
 
     def targets(self, split: Split) -> dict[str, ItemIdx]:
         """The item that each task of `tasks(split)` leaves out, by task id."""
-        return {f"{split}:{self.users[u]}": ItemIdx(int(self.items_N[place])) for u, place in self._left_out(split)}
+        return {
+            f"{split}:{self.users[u]}": ItemIdx(int(self.items_N[position])) for u, position in self._left_out(split)
+        }
 
     def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
         """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
@@ -203,14 +205,14 @@ class Dataset:
         """Users, and the place in `items_N` of the item that the split leaves out of each."""
         if self.cuts is None:
             users_T = np.flatnonzero(np.diff(self.starts_U1) >= 3)
-            places_T = self.starts_U1[users_T + 1] - _FROM_END[split]
+            positions_T = self.starts_U1[users_T + 1] - _FROM_END[split]
         else:
             first, second = map(self._before, self.cuts)
             ends_U = np.diff(self.starts_U1)
             begin_U, end_U = (first, second) if split == "validation" else (second, ends_U)
             users_T = np.flatnonzero((begin_U < end_U) & (begin_U > 0))
-            places_T = self.starts_U1[users_T] + begin_U[users_T]
-        return list(zip(users_T.tolist(), places_T.tolist(), strict=True))
+            positions_T = self.starts_U1[users_T] + begin_U[users_T]
+        return list(zip(users_T.tolist(), positions_T.tolist(), strict=True))
 
     def _before(self, time: float) -> npt.NDArray[np.int64]:
         """How many interactions of each user (U,) came before a time."""

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from deeprec.data.report import LINE, BadKind, Ledger, place, shorten
+from deeprec.data.report import LINE, BadKind, Ledger, position, shorten
 from deeprec.errors import DeepRecError
 
 _CHUNK = 100_000
@@ -65,7 +65,7 @@ def read_bytes(path: Path) -> bytes:
         raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text: save it as UTF-8.")
     if b"\x00" in raw:
         line = raw.count(b"\n", 0, raw.index(b"\x00")) + 1
-        raise DeepRecError(f"{place(path.name, line)} holds a NUL byte, so the file is no text: save it as UTF-8.")
+        raise DeepRecError(f"{position(path.name, line)} holds a NUL byte, so the file is no text: save it as UTF-8.")
     if not raw.strip():
         raise DeepRecError(f"{path.name} is empty: give a file with rows.")
     return raw

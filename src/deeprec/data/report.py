@@ -119,7 +119,7 @@ class Ledger:
         if bad.is_empty():
             return frame
         count = int(bad["span"].sum()) if "span" in bad.columns else bad.height
-        examples = tuple(f"{place(file, row[LINE])}: {say(row)}" for row in bad.head(EXAMPLES).to_dicts())
+        examples = tuple(f"{position(file, row[LINE])}: {say(row)}" for row in bad.head(EXAMPLES).to_dicts())
         before = self._bad.get((file, kind), BadRows(kind, file, 0, ()))
         self._bad[file, kind] = BadRows(kind, file, before.count + count, (before.examples + examples)[:EXAMPLES])
         return marked.filter(~pl.col("_bad")).drop("_bad")
@@ -146,7 +146,7 @@ class Ledger:
             )
 
 
-def place(file: str, line: int) -> str:
+def position(file: str, line: int) -> str:
     return f"{file} {'row' if file.endswith('.parquet') else 'line'} {line}"
 
 

@@ -15,7 +15,7 @@ from deeprec.data.catalog import UserId, build_catalog
 from deeprec.data.dataset import Dataset, k_core
 from deeprec.data.files import Raw, read_header
 from deeprec.data.movielens import LAYOUTS, read_movielens
-from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, place, shorten
+from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, position, shorten
 from deeprec.data.table import read_recbole, read_table
 from deeprec.errors import DeepRecError
 
@@ -240,7 +240,7 @@ def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     if not unread.is_empty():
         ledger.notes.append(
             f"{unread.height:,} years of {file} cannot be read and do not count, "
-            f"first {shorten(unread['year'][0])} in {place(file, unread[LINE][0])}"
+            f"first {shorten(unread['year'][0])} in {position(file, unread[LINE][0])}"
         )
     return items.with_columns(year=pl.coalesce(in_cell, in_title).cast(pl.Int32))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from deeprec.config import ExploreConfig, guidance_of, items_of, trust_of
+from deeprec.config import ExploreConfig, guidance_of, items_of, preference_weight_of
 from deeprec.data.catalog import Catalog, ItemIdx, ResolutionStatus
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
+from deeprec.explore.policy import Constraint, Finish, Usage
 from deeprec.explore.protocol import Answer, Call, Fault
 from deeprec.explore.trace import Line, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Constraint, Finish, Usage
-from deeprec.trm.retriever import Hit, Query
+from deeprec.retrieval.retriever import Hit, Query
 
 _STOPS = {
     Finish.STOP: Stop.MALFORMED,
@@ -41,7 +41,7 @@ class Environment:
 
     Call `receive` with each segment of the policy. It returns a query when the policy called the tool; the hits go
     to `answer_call`, which returns the text to append. It returns None when the exploration is over; then `stop`
-    is set and `trace` gives the record. At the configuration's horizon the exploration is over with the call's answer.
+    is set and `trace` gives the record.
     """
 
     def __init__(self, task: Task, catalog: Catalog, config: ExploreConfig) -> None:
@@ -73,7 +73,9 @@ class Environment:
         if isinstance(parsed, Call):
             if len(self.turns) < self.config.max_calls:
                 self._call = parsed
-                return Query(self.task.history, parsed.preference, frozenset(self._shown), trust_of(self.config))
+                return Query(
+                    self.task.history, parsed.preference, frozenset(self._shown), preference_weight_of(self.config)
+                )
             self._end(Stop.CALL_LIMIT)
         elif isinstance(parsed, Answer):
             self._lines = self._resolve(parsed.titles)
@@ -94,8 +96,6 @@ class Environment:
         self._call = None
         items = [hit.item for hit in hits]
         self._shown.update(items)
-        if len(self.turns) == self.config.horizon:
-            self.stop = Stop.HORIZON
         last = len(self.turns) == self.config.max_calls
         return protocol.tool_result(item_lines(self.catalog, items), last=last)
 
@@ -108,7 +108,7 @@ class Environment:
         self.error = error
         self._end(stop)
 
-    def trace(self, segments: Sequence[Segment], spare: Sequence[Hit] = (), usage: Usage | None = None) -> Trace:
+    def trace(self, segments: Sequence[Segment], fallback: Sequence[Hit] = (), usage: Usage | None = None) -> Trace:
         assert self.stop is not None
         return Trace(
             task=self.task.id,
@@ -118,7 +118,7 @@ class Environment:
             turns=tuple(self.turns),
             thought=self._thought,
             answer=self._lines,
-            spare=tuple(spare),
+            fallback=tuple(fallback),
             stop=self.stop,
             faults=tuple(self._faults),
             answer_size=self.config.answer_size,

@@ -8,30 +8,30 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from deeprec.config import ExploreConfig, items_of, trust_of
+from deeprec.config import ExploreConfig, items_of, preference_weight_of
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment, segment_tokens_of
+from deeprec.explore.policy import Chunk, Finish, Policy, PromptDefaults, Request, Usage
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
-from deeprec.policies.policy import Chunk, Finish, Habits, Policy, Request, Usage
-from deeprec.trm.retriever import Hit, Query, Retriever
+from deeprec.retrieval.retriever import Hit, Query, Retriever
 
 Listener = Callable[[Task, Author, str], None]
 """Hears text as it is written. A policy's chunk may end inside a character; then the text comes later."""
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ForcedSegment:
     """A segment that stands before the policy's first. A person's is believed as such unless it is the policy's `own`,
     of an exploration before."""
 
     text: str
-    own: bool = False
+    by_policy: bool = False
 
 
 @dataclass
-class _Flight:
+class _InFlight:
     """An exploration under way."""
 
     key: str
@@ -58,11 +58,11 @@ class Explorer:
         self.retriever = retriever
         self.catalog = catalog
         self._configured = config
-        self._habits: Habits | None = getattr(policy, "habits", None)
-        self.config = accustomed(config, self._habits, retriever)
+        self._prompt_defaults: PromptDefaults | None = getattr(policy, "prompt_defaults", None)
+        self.config = resolve_defaults(config, self._prompt_defaults, retriever)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
-        self._flights: dict[str, _Flight] = {}
-        self._new: list[_Flight] = []
+        self._in_flight: dict[str, _InFlight] = {}
+        self._new: list[_InFlight] = []
         self._started = 0
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
@@ -86,19 +86,19 @@ class Explorer:
             config_of: limits and sampling of each task's exploration; default: the explorer's.
         """
         waiting = deque(enumerate(tasks))
-        places: dict[str, int] = {}
+        positions: dict[str, int] = {}
         occurrences: Counter[str] = Counter()
         try:
-            while waiting or places:
-                while waiting and len(places) < self.config.batch_size:
-                    place, task = waiting.popleft()
+            while waiting or positions:
+                while waiting and len(positions) < self.config.batch_size:
+                    position, task = waiting.popleft()
                     config = config_of(task) if config_of else None
-                    places[self.start(task, listener, config=config, occurrence=occurrences[task.id])] = place
+                    positions[self.start(task, listener, config=config, occurrence=occurrences[task.id])] = position
                     occurrences[task.id] += 1
                 for key, trace in self.step():
-                    yield places.pop(key), trace
+                    yield positions.pop(key), trace
         finally:
-            self.stop(list(places))
+            self.stop(list(positions))
 
     def start(
         self,
@@ -107,7 +107,7 @@ class Explorer:
         *,
         config: ExploreConfig | None = None,
         occurrence: int = 0,
-        given: Sequence[Given] = (),
+        forced_prefix: Sequence[ForcedSegment] = (),
     ) -> str:
         """Begin an exploration at the next step; returns its key.
 
@@ -117,141 +117,146 @@ class Explorer:
             given: segments that stand before the policy's first own one, as if it had written them; their author is
                 the environment. What follows one that ends the exploration is left out.
         """
-        said = trust_of(config or self._configured)
-        config = accustomed(config or self._configured, self._habits, self.retriever)
+        said = preference_weight_of(config or self._configured)
+        config = resolve_defaults(config or self._configured, self._prompt_defaults, self.retriever)
         key = f"{self._started}:{task.id}"
         self._started += 1
-        flight = _Flight(
+        exploration = _InFlight(
             key, _seed(config.seed, task.id, occurrence), Environment(task, self.catalog, config), listener
         )
-        self._append(flight, flight.environment.prompt())
-        for segment in given:
-            self._append(flight, segment.text)
-            query = flight.environment.receive(segment.text, Finish.STOP)
+        self._append(exploration, exploration.environment.prompt())
+        for segment in forced_prefix:
+            self._append(exploration, segment.text)
+            query = exploration.environment.receive(segment.text, Finish.STOP)
             if query is None:
                 break
-            asked = query if segment.own else replace(query, trust=said)
+            asked = query if segment.by_policy else replace(query, preference_weight=said)
             hits = self._retrieve([asked], items_of(config))[0]
-            self._append(flight, flight.environment.answer_call(hits))
-            if flight.environment.stop is not None:  # the horizon
-                break
-        self._flights[key] = flight
-        self._new.append(flight)
+            self._append(exploration, exploration.environment.answer_call(hits))
+        self._in_flight[key] = exploration
+        self._new.append(exploration)
         return key
 
     def step(self) -> list[tuple[str, Trace]]:
         """One step of the policy for all that is under way; the keys and traces of what it finished."""
         opened, self._new = self._new, []
-        self._continue([flight for flight in opened if flight.environment.stop is None])
+        self._continue([exploration for exploration in opened if exploration.environment.stop is None])
         self._advance()
-        ended = {key: flight for key, flight in self._flights.items() if flight.environment.stop is not None}
-        spares = self._spare(list(ended.values()))
+        ended = {
+            key: exploration for key, exploration in self._in_flight.items() if exploration.environment.stop is not None
+        }
+        fallbacks = self._fallback(list(ended.values()))
         self.stop(list(ended))
         return [
-            (key, flight.environment.trace(flight.segments, spare, flight.usage))
-            for (key, flight), spare in zip(ended.items(), spares, strict=True)
+            (key, exploration.environment.trace(exploration.segments, fallback, exploration.usage))
+            for (key, exploration), fallback in zip(ended.items(), fallbacks, strict=True)
         ]
 
     def stop(self, keys: Sequence[str]) -> None:
         """Leave explorations and free what the policy holds for them. Unknown keys are fine."""
         gone = set(keys)
-        self._new = [flight for flight in self._new if flight.key not in gone]
+        self._new = [exploration for exploration in self._new if exploration.key not in gone]
         for key in keys:
-            self._flights.pop(key, None)
+            self._in_flight.pop(key, None)
         self.policy.release(keys)
 
     def abort(self, key: str, error: str) -> None:
         """End an exploration that takes too long: the next step gives its trace, served from what was retrieved."""
-        flight = self._flights[key]
+        exploration = self._in_flight[key]
         self.policy.release([key])
-        self._close(flight)
-        flight.environment.abort(Stop.FAILED, error)
+        self._close(exploration)
+        exploration.environment.abort(Stop.FAILED, error)
 
     def turns(self, key: str) -> Sequence[Turn]:
         """The calls of an exploration so far."""
-        return tuple(self._flights[key].environment.turns)
+        return tuple(self._in_flight[key].environment.turns)
 
     def _advance(self) -> None:
         """One step of the policy, and what follows from it."""
-        finished: list[tuple[_Flight, Finish]] = []
+        finished: list[tuple[_InFlight, Finish]] = []
         for chunk in self.policy.step():
-            flight = self._flights[chunk.key]
-            flight.tokens += chunk.tokens
-            flight.logprobs += chunk.logprobs
+            exploration = self._in_flight[chunk.key]
+            exploration.tokens += chunk.tokens
+            exploration.logprobs += chunk.logprobs
             if chunk.usage is not None:
-                flight.usage = (flight.usage or Usage()) + chunk.usage
-            if flight.listener is not None:
-                self._tell(flight, chunk, flight.listener)
+                exploration.usage = (exploration.usage or Usage()) + chunk.usage
+            if exploration.listener is not None:
+                self._tell(exploration, chunk, exploration.listener)
             if chunk.finish is Finish.FAILED:
-                self._close(flight)
-                flight.environment.abort(Stop.FAILED, chunk.error)
+                self._close(exploration)
+                exploration.environment.abort(Stop.FAILED, chunk.error)
             if chunk.finish is not None:
-                finished.append((flight, chunk.finish))
-        calls: list[tuple[_Flight, Query]] = []
+                finished.append((exploration, chunk.finish))
+        calls: list[tuple[_InFlight, Query]] = []
         started = time.perf_counter()
-        for flight, finish in finished:
-            if flight.environment.stop is None:
-                text = self._close(flight)
-                if finish is Finish.LENGTH and len(flight.context) >= flight.environment.config.context_tokens:
+        for exploration, finish in finished:
+            if exploration.environment.stop is None:
+                text = self._close(exploration)
+                if (
+                    finish is Finish.LENGTH
+                    and len(exploration.context) >= exploration.environment.config.context_tokens
+                ):
                     finish = Finish.NO_ROOM
-                query = flight.environment.receive(text, finish)
+                query = exploration.environment.receive(text, finish)
                 if query is not None:
-                    calls.append((flight, query))
+                    calls.append((exploration, query))
         self.seconds["parse"] += time.perf_counter() - started
-        k = max((items_of(flight.environment.config) for flight, _ in calls), default=0)
+        k = max((items_of(exploration.environment.config) for exploration, _ in calls), default=0)
         hits = self._retrieve([query for _, query in calls], k)
-        for (flight, _), found in zip(calls, hits, strict=True):
-            wanted = found[: items_of(flight.environment.config)]
-            self._append(flight, flight.environment.answer_call(wanted))
-        self._continue([flight for flight, _ in calls if flight.environment.stop is None])
+        for (exploration, _), found in zip(calls, hits, strict=True):
+            wanted = found[: items_of(exploration.environment.config)]
+            self._append(exploration, exploration.environment.answer_call(wanted))
+        self._continue([exploration for exploration, _ in calls if exploration.environment.stop is None])
 
-    def _continue(self, flights: Sequence[_Flight]) -> None:
+    def _continue(self, explorations: Sequence[_InFlight]) -> None:
         """Ask the policy for the next segment of each, where the context has room for one."""
         requests = []
-        for flight in flights:
-            config = flight.environment.config
-            room = config.context_tokens - len(flight.context)
+        for exploration in explorations:
+            config = exploration.environment.config
+            room = config.context_tokens - len(exploration.context)
             if room <= 0:
-                flight.environment.abort(Stop.CONTEXT_LIMIT)
+                exploration.environment.abort(Stop.CONTEXT_LIMIT)
                 continue
             requests.append(
                 Request(
-                    key=flight.key,
-                    context=tuple(flight.context),
+                    key=exploration.key,
+                    context=tuple(exploration.context),
                     stops=STOPS,
                     max_new_tokens=min(room, segment_tokens_of(config, self.catalog)),
                     temperature=config.temperature,
                     top_p=config.top_p,
-                    seed=flight.seed + len(flight.segments),
-                    constraint=flight.environment.constraint(),
+                    seed=exploration.seed + len(exploration.segments),
+                    constraint=exploration.environment.constraint(),
                 )
             )
         if requests:
             self.policy.submit(requests)
 
-    def _append(self, flight: _Flight, text: str) -> None:
+    def _append(self, exploration: _InFlight, text: str) -> None:
         """Text of the environment enters the context: encoded once, on its own, never joined and re-encoded."""
-        tokens = self.policy.encode(text, first=not flight.segments)
-        flight.segments.append(Segment(Author.ENVIRONMENT, tuple(tokens), (), text))
-        flight.context += tokens
-        if flight.listener is not None:
-            flight.listener(flight.environment.task, Author.ENVIRONMENT, text)
+        tokens = self.policy.encode(text, first=not exploration.segments)
+        exploration.segments.append(Segment(Author.ENVIRONMENT, tuple(tokens), (), text))
+        exploration.context += tokens
+        if exploration.listener is not None:
+            exploration.listener(exploration.environment.task, Author.ENVIRONMENT, text)
 
-    def _close(self, flight: _Flight) -> str:
+    def _close(self, exploration: _InFlight) -> str:
         """The policy's segment is complete: exactly its tokens, and the text they decode to."""
-        text = self.policy.decode(flight.tokens)
-        flight.segments.append(Segment(Author.POLICY, tuple(flight.tokens), tuple(flight.logprobs), text))
-        flight.context += flight.tokens
-        flight.tokens, flight.logprobs, flight.heard = [], [], 0
+        text = self.policy.decode(exploration.tokens)
+        exploration.segments.append(
+            Segment(Author.POLICY, tuple(exploration.tokens), tuple(exploration.logprobs), text)
+        )
+        exploration.context += exploration.tokens
+        exploration.tokens, exploration.logprobs, exploration.heard = [], [], 0
         return text
 
-    def _tell(self, flight: _Flight, chunk: Chunk, listener: Listener) -> None:
-        text = self.policy.decode(flight.tokens)
+    def _tell(self, exploration: _InFlight, chunk: Chunk, listener: Listener) -> None:
+        text = self.policy.decode(exploration.tokens)
         if chunk.finish is None:
             text = text.rstrip("�")  # an unfinished character
-        if len(text) > flight.heard:
-            listener(flight.environment.task, Author.POLICY, text[flight.heard :])
-            flight.heard = len(text)
+        if len(text) > exploration.heard:
+            listener(exploration.environment.task, Author.POLICY, text[exploration.heard :])
+            exploration.heard = len(text)
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         if not queries:
@@ -261,26 +266,34 @@ class Explorer:
         self.seconds["retrieve"] += time.perf_counter() - started
         return hits
 
-    def _spare(self, flights: Sequence[_Flight]) -> list[list[Hit]]:
+    def _fallback(self, explorations: Sequence[_InFlight]) -> list[list[Hit]]:
         """For explorations that ended with nothing retrieved: what the retriever says without a preference."""
-        bare = [flight for flight in flights if not flight.environment.turns]
+        bare = [exploration for exploration in explorations if not exploration.environment.turns]
         queries = [
-            Query(flight.environment.task.history, exclude=frozenset(flight.environment.task.history))
-            for flight in bare
+            Query(exploration.environment.task.history, exclude=frozenset(exploration.environment.task.history))
+            for exploration in bare
         ]
-        sizes = [flight.environment.config.answer_size for flight in bare]
+        sizes = [exploration.environment.config.answer_size for exploration in bare]
         found = zip(self._retrieve(queries, max(sizes, default=0)), sizes, strict=True)
-        spares = iter([hits[:size] for hits, size in found])
-        return [[] if flight.environment.turns else next(spares) for flight in flights]
+        fallbacks = iter([hits[:size] for hits, size in found])
+        return [[] if exploration.environment.turns else next(fallbacks) for exploration in explorations]
 
 
-def accustomed(config: ExploreConfig, habits: Habits | None, retriever: Retriever) -> ExploreConfig:
+def resolve_defaults(
+    config: ExploreConfig, prompt_defaults: PromptDefaults | None, retriever: Retriever
+) -> ExploreConfig:
     """With a policy's habits in place of what nobody set, and a guess believed as far as its retriever finds it worth,
     where neither is set: by an attribute `trust`, as the TRM has."""
-    trusts = (config.trust, habits.trust if habits else None, getattr(retriever, "trust", None))
-    trust = next((trust for trust in trusts if trust is not None), None)
-    guidance = config.guidance or (habits.guidance if habits else None)
-    return config.model_copy(update={"guidance": guidance, "trust": trust})
+    preference_weights = (
+        config.preference_weight,
+        prompt_defaults.preference_weight if prompt_defaults else None,
+        getattr(retriever, "preference_weight", None),
+    )
+    preference_weight = next(
+        (preference_weight for preference_weight in preference_weights if preference_weight is not None), None
+    )
+    guidance = config.guidance or (prompt_defaults.guidance if prompt_defaults else None)
+    return config.model_copy(update={"guidance": guidance, "preference_weight": preference_weight})
 
 
 def _seed(seed: int, task: str, occurrence: int) -> int:

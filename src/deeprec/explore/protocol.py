@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from deeprec.config import Guidance
-from deeprec.trm.retriever import phrases_of
+from deeprec.retrieval.retriever import phrases_of
 
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<recommendation_list>", "</recommendation_list>"
@@ -285,9 +285,9 @@ def parse_lines(body: str, *, answer_size: int) -> tuple[tuple[str, ...], tuple[
     lines = [line for line in body.split("\n") if line.strip()]
     if len(lines) != answer_size:
         faults.append(Fault.LINES)
-    for place, line in enumerate(lines, start=1):
+    for position, line in enumerate(lines, start=1):
         match = _ANSWER_LINE.fullmatch(line.strip())
-        if match is None or int(match[1]) != place:
+        if match is None or int(match[1]) != position:
             faults.append(Fault.NUMBERING)
         if match is None:
             continue

@@ -9,9 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from deeprec.data.catalog import ItemIdx
+from deeprec.explore.policy import Usage
 from deeprec.explore.protocol import Fault
-from deeprec.policies.policy import Usage
-from deeprec.trm.retriever import Hit
+from deeprec.retrieval.retriever import Hit
 
 
 class Author(StrEnum):
@@ -25,7 +25,6 @@ class Stop(StrEnum):
     """Why an exploration ended."""
 
     ANSWERED = "answered"
-    HORIZON = "horizon"
     MALFORMED = "malformed"
     END_OF_TEXT = "end of text"
     CALL_LIMIT = "call limit"
@@ -92,7 +91,7 @@ class Trace:
     turns: tuple[Turn, ...]
     thought: str
     answer: tuple[Line, ...]
-    spare: tuple[Hit, ...]
+    fallback: tuple[Hit, ...]
     stop: Stop
     faults: tuple[Fault, ...]
     answer_size: int
@@ -101,8 +100,8 @@ class Trace:
 
     @property
     def well_formed(self) -> bool:
-        """Without a fault, answered or, at a horizon, unanswered."""
-        return self.stop in (Stop.ANSWERED, Stop.HORIZON) and not self.faults
+        """Answered, without a fault."""
+        return self.stop is Stop.ANSWERED and not self.faults
 
     @property
     def pool(self) -> tuple[ItemIdx, ...]:
@@ -123,7 +122,7 @@ class Trace:
         items = [line.item for line in self.answer if line.item is not None and line.fault is None]
         return tuple(items[: self.answer_size])
 
-    def served(self) -> tuple[tuple[ItemIdx, ...], Origin]:
+    def with_fallback(self) -> tuple[tuple[ItemIdx, ...], Origin]:
         """The ranking that a user is given, and where it comes from.
 
         Places that the answer leaves empty, first those of lines that name nothing new, are filled by what else the
@@ -133,10 +132,10 @@ class Trace:
         answer = self.answered
         if len(answer) == self.answer_size:
             return answer, Origin.ANSWER
-        found = self.pool if self.turns else [hit.item for hit in self.spare]
+        found = self.pool if self.turns else [hit.item for hit in self.fallback]
         others = iter([item for item in found if item not in answer][: self.answer_size - len(answer)])
-        places = [line.item if line.fault is None else next(others, None) for line in self.answer]
-        ranking = tuple(item for item in (*places, *others) if item is not None)
+        positions = [line.item if line.fault is None else next(others, None) for line in self.answer]
+        ranking = tuple(item for item in (*positions, *others) if item is not None)
         if answer:
             return ranking, Origin.COMPLETED
         return ranking, Origin.POOL if self.turns else Origin.RETRIEVER
@@ -181,7 +180,7 @@ class Trace:
                 {"text": line.text, "item": line.item, "retrieved": line.retrieved, "fault": line.fault}
                 for line in self.answer
             ],
-            "spare": _hits_out(self.spare),
+            "spare": _hits_out(self.fallback),
             "stop": self.stop.value,
             "faults": [fault.value for fault in self.faults],
             "answer_size": self.answer_size,
@@ -205,7 +204,7 @@ class Trace:
                 Line(x["text"], x["item"], x["retrieved"], None if x["fault"] is None else Fault(x["fault"]))
                 for x in data["answer"]
             ),
-            spare=_hits_in(data["spare"]),
+            fallback=_hits_in(data["spare"]),
             stop=Stop(data["stop"]),
             faults=tuple(Fault(fault) for fault in data["faults"]),
             answer_size=data["answer_size"],

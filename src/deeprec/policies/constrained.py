@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from deeprec.errors import DeepRecError
-from deeprec.policies.answers import Lines, alternatives
-from deeprec.policies.policy import Constraint
-from deeprec.policies.tokens import TokenizerCodec, brief
+from deeprec.explore.policy import Constraint
+from deeprec.policies.grammar import AnswerGrammar, alternatives
+from deeprec.policies.tokenizer import TokenizerCodec, brief
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 
-class Grammars:
+class TokenMatchers:
     """Makes grammars over one tokenizer's tokens; to be kept, since reading a vocabulary takes half a second.
 
     Raises:
@@ -47,11 +47,11 @@ class Grammars:
         return LLMatcher(self.tokenizer, grammar, log_level=0)
 
 
-class Held:
+class ConstrainedSampler:
     """A segment whose tokens are picked here, as its `Lines` hold it."""
 
-    def __init__(self, constraint: Constraint, grammars: Grammars) -> None:
-        self.lines = Lines(constraint, grammars.codec)
+    def __init__(self, constraint: Constraint, grammars: TokenMatchers) -> None:
+        self.lines = AnswerGrammar(constraint, grammars.codec)
         self.grammars = grammars
         self._choices: dict[str, str | None] = {}
         self._matcher: LLMatcher | None = None

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING
 
 from deeprec.config import Config
 from deeprec.errors import DeepRecError
-from deeprec.policies.tokens import bare, greedy_only, unconstrained
+from deeprec.policies.adapters import bare
+from deeprec.policies.scripted import ScriptedPolicy
+from deeprec.policies.tokenizer import greedy_only, unconstrained
 
 if TYPE_CHECKING:  # each brings an engine along
+    from deeprec.explore.policy import Policy
     from deeprec.policies.openvino import OpenVinoPolicy
-    from deeprec.policies.policy import Policy
     from deeprec.policies.transformers import TransformersPolicy
     from deeprec.policies.vllm import VllmPolicy
 
 
 def load_policy(config: Config, *, rows: int | None = None, offline: bool = False) -> Policy:
-    """A language model that explores: any policy but the script.
+    """The policy of a configuration.
 
     Args:
         rows: explorations under way at once, at most; default: `explore.batch_size`.
@@ -25,6 +27,8 @@ def load_policy(config: Config, *, rows: int | None = None, offline: bool = Fals
         DeepRecError: it can't be loaded, or explore as the configuration says.
     """
     kind = config.policy.kind
+    if kind == "scripted":
+        return ScriptedPolicy(config.explore.answer_size)
     if config.explore.answer == "pool" and kind not in ("transformers", "openvino"):
         raise unconstrained(kind)
     if config.explore.temperature > 0 and kind == "openvino":

@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.policy import Chunk, Finish, Request, Usage
-from deeprec.policies.text import Words
-from deeprec.policies.tokens import brief, refuse_constraints
+from deeprec.explore.policy import Chunk, Finish, Request, Usage
+from deeprec.policies.text import WordTokenizer
+from deeprec.policies.tokenizer import brief, refuse_constraints
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 KEY = "OPENAI_API_KEY"
+TIMEOUT = 60.0
+"""Seconds that a server may be silent; a request that it has not begun to answer is then made again."""
+RETRIES = 3
 _COUNTS: tuple[dict[str, Any], ...] = (
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"stream_options": {"include_usage": True}},
     {},
 )
 """How a server may be asked to count, most telling first; not all know each."""
-_MILLION = 1_000_000
 _GLANCE = 0.1
 """Seconds that `step` waits for a silent server."""
 
@@ -67,7 +69,6 @@ class OpenAIPolicy:
         model: as the server calls it.
         chat: speak in messages (what the policy wrote is the assistant's, all else the user's), and not by continuing
             one text.
-        prices: of a million tokens read, and written.
     """
 
     def __init__(
@@ -76,16 +77,14 @@ class OpenAIPolicy:
         model: str,
         *,
         chat: bool = False,
-        prices: tuple[float, float] = (0.0, 0.0),
         context_limit: int = sys.maxsize,
     ) -> None:
         self.client = client
         self.model = model
         self.chat = chat
-        self.prices = prices
         self.context_limit = context_limit
         self.seconds: dict[str, float] = {"wait": 0.0}
-        self._words = Words()
+        self._words = WordTokenizer()
         self._jobs: dict[str, _Job] = {}
         self._news: queue.SimpleQueue[tuple[_Job, _News]] = queue.SimpleQueue()
         self._own: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -112,8 +111,8 @@ class OpenAIPolicy:
         settings: dict[str, Any] = {
             "base_url": config.url,
             "api_key": os.environ.get(KEY) or "none",
-            "timeout": config.timeout,
-            "max_retries": config.retries,
+            "timeout": TIMEOUT,
+            "max_retries": RETRIES,
         }
         limit = sys.maxsize
         try:
@@ -129,9 +128,8 @@ class OpenAIPolicy:
                     f"policy.model={config.model!r} is none of those that {config.url} has: {', '.join(models)}."
                 )
             limit = (models[config.model].model_extra or {}).get("max_model_len") or limit
-        prices = (config.price_read, config.price_written)
         client = AsyncOpenAI(**settings)
-        return cls(client, config.model, chat=config.api == "chat", prices=prices, context_limit=limit)
+        return cls(client, config.model, chat=config.api == "chat", context_limit=limit)
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         return self._words.encode(text, first=first)
@@ -193,12 +191,12 @@ class OpenAIPolicy:
         if not self.chat:
             return asked | {"prompt": self.decode(request.context), "max_tokens": request.max_new_tokens}
         asked["max_completion_tokens"] = request.max_new_tokens
-        messages, place = [], 0
+        messages, position = [], 0
         for start, end in [*self._own[request.key], (len(request.context), len(request.context))]:
-            for role, span in (("user", request.context[place:start]), ("assistant", request.context[start:end])):
+            for role, span in (("user", request.context[position:start]), ("assistant", request.context[start:end])):
                 if span:
                     messages.append({"role": role, "content": self.decode(span)})
-            place = end
+            position = end
         return asked | {"messages": messages}
 
     async def _work(self, job: _Job, asked: dict[str, Any]) -> None:
@@ -237,18 +235,17 @@ class OpenAIPolicy:
         if finish is None:
             raise ConnectionError("the stream broke off")
         read, written = (told.prompt_tokens, told.completion_tokens) if told else (len(request.context), written)
-        cost = (read * self.prices[0] + written * self.prices[1]) / _MILLION
-        yield _News(finish=finish, usage=Usage(read, written, cost))
+        yield _News(finish=finish, usage=Usage(read, written))
 
     async def _open(self, asked: dict[str, Any]) -> Any:
         from openai import BadRequestError, UnprocessableEntityError
 
         create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
-        for place in range(self._counts, len(_COUNTS)):
+        for position in range(self._counts, len(_COUNTS)):
             try:
-                return await create(**asked, **_COUNTS[place])
+                return await create(**asked, **_COUNTS[position])
             except (BadRequestError, UnprocessableEntityError) as error:
                 if "stream_options" not in str(error):
                     raise
-                self._counts = max(self._counts, place + 1)  # of several requests the furthest counts
+                self._counts = max(self._counts, position + 1)  # of several requests the furthest counts
         raise ValueError("the server refuses stream_options that were not sent")

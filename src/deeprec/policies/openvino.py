@@ -18,20 +18,11 @@ import numpy as np
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.answers import Lines, alternatives
+from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
+from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
+from deeprec.policies.grammar import AnswerGrammar, alternatives
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
-from deeprec.policies.policy import Chunk, Finish, Habits, Request
-from deeprec.policies.tokens import (
-    Ending,
-    TokenizerCodec,
-    adapter_folder,
-    brief,
-    ends_of,
-    greedy_only,
-    model_source,
-    read_habits,
-    unloadable,
-)
+from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, greedy_only, unloadable
 
 _BATCHED_TOKENS = 2048
 """At most this many tokens are encoded in one step."""
@@ -60,8 +51,8 @@ class _Open:
         tokens: those of the segment so far.
     """
 
-    ending: Ending
-    lines: Lines | None
+    stop_checker: StopChecker
+    lines: AnswerGrammar | None
     handle: Any = None
     tokens: list[int] = field(default_factory=list)
 
@@ -81,7 +72,7 @@ class OpenVinoPolicy(TokenizerCodec):
         self.ends = ends
         self.context_limit = context_limit
         self.seconds: dict[str, float] = {"generate": 0.0}
-        self.habits: Habits | None = None
+        self.prompt_defaults: PromptDefaults | None = None
         self._open: dict[str, _Open] = {}
         self._count = 0
 
@@ -141,7 +132,7 @@ class OpenVinoPolicy(TokenizerCodec):
             raise unloadable(config, error) from None
         limit = getattr(known, "max_position_embeddings", None) or sys.maxsize
         policy = cls(pipeline, tokenizer, limit, ends_of(generation, tokenizer))
-        policy.habits = read_habits(adapter)
+        policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -154,8 +145,8 @@ class OpenVinoPolicy(TokenizerCodec):
             raise greedy_only()
         for request in requests:
             self.release([request.key])
-            lines = Lines(request.constraint, self) if request.constraint else None
-            self._open[request.key] = opened = _Open(Ending(self, request, self.ends), lines)
+            lines = AnswerGrammar(request.constraint, self) if request.constraint else None
+            self._open[request.key] = opened = _Open(StopChecker(self, request, self.ends), lines)
             self._begin(opened)
 
     def step(self) -> list[Chunk]:
@@ -181,9 +172,9 @@ class OpenVinoPolicy(TokenizerCodec):
         import openvino
         import openvino_genai
 
-        request = opened.ending.request
+        request = opened.stop_checker.request
         settings = openvino_genai.GenerationConfig()
-        settings.max_new_tokens, settings.logprobs = request.max_new_tokens - opened.ending.written, 1
+        settings.max_new_tokens, settings.logprobs = request.max_new_tokens - opened.stop_checker.written, 1
         settings.ignore_eos = True  # ends and stops are watched for here, token by token
         if opened.lines and opened.lines.choices:
             settings.structured_output_config = openvino_genai.StructuredOutputConfig(
@@ -207,7 +198,7 @@ class OpenVinoPolicy(TokenizerCodec):
             if taken:
                 tokens.append(token)
                 logprobs.append(min(logprob, 0.0))
-                finish = opened.ending.after(token)
+                finish = opened.stop_checker.after(token)
             if finish is not None or (opened.lines and opened.lines.choices is not held):
                 break
         opened.tokens += tokens

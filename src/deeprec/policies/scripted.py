@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deeprec.explore import protocol
+from deeprec.policies.text import TextPolicy
 
 _ITEM = re.compile(r"^\d+\. (?P<title>.+)(?:\n  - categories: (?P<categories>.+))?", re.MULTILINE)
 _BUDGET = re.compile(r"up to (\d+) (?:calls|times)")
@@ -70,6 +71,17 @@ class ScriptedWriter:
             "The latest items may show a new direction, so I look there.",
             "Now I look at what the best answers and the history have in common.",
         )[calls]
+
+
+class ScriptedPolicy(TextPolicy):
+    """The scripted explorer as a policy.
+
+    Args:
+        answer_size: titles to recommend.
+    """
+
+    def __init__(self, answer_size: int = 10) -> None:
+        super().__init__(ScriptedWriter(answer_size))
 
 
 def list_titles(conversation: str) -> list[list[str]]:

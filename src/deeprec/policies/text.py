@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from deeprec.policies.policy import Chunk, Finish, Request
+from deeprec.explore.policy import Chunk, Finish, Request
 
 _LONG = 256
 """Characters of a token, at most: Python reads and writes numbers of 4,300 digits."""
@@ -21,7 +21,7 @@ class Codec(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
-class Words:
+class WordTokenizer:
     """One token a word with the white space before it: lossless, and about as many as a language model's.
 
     A token is the word's bytes, after a 1, as a number, so that nothing is kept for however many words there are.
@@ -32,7 +32,7 @@ class Words:
 
     def piece(self, text: str) -> list[int]:
         """The one token of a text, whatever white space is in it; more where it is very long."""
-        parts = [text[place : place + _LONG] for place in range(0, len(text), _LONG)]
+        parts = [text[position : position + _LONG] for position in range(0, len(text), _LONG)]
         return [int.from_bytes(b"\1" + part.encode("utf-8", "surrogatepass")) for part in parts]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -74,7 +74,7 @@ class TextPolicy(SegmentPolicy):
     """Drives a writer. Its tokens are those of `codec`; a language model's tokenizer makes its traces trainable."""
 
     def __init__(self, writer: Writer, codec: Codec | None = None) -> None:
-        super().__init__(codec or Words())
+        super().__init__(codec or WordTokenizer())
         self.writer = writer
 
     def _write(self, requests: Sequence[Request]) -> list[Chunk]:

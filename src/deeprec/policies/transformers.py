@@ -22,27 +22,19 @@ from transformers.utils.logging import disable_progress_bar
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
+from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
+from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
 from deeprec.policies.attention import group
-from deeprec.policies.constrained import Grammars, Held
-from deeprec.policies.drafts import Drafts
-from deeprec.policies.policy import Chunk, Finish, Habits, Request
-from deeprec.policies.row_cache import RowCache
-from deeprec.policies.tokens import (
-    Ending,
-    TokenizerCodec,
-    adapter_folder,
-    brief,
-    ends_of,
-    model_source,
-    read_habits,
-    unloadable,
-)
+from deeprec.policies.constrained import ConstrainedSampler, TokenMatchers
+from deeprec.policies.kv_cache import SlottedKVCache
+from deeprec.policies.prompt_lookup import PromptLookup
+from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, unloadable
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
 _NUCLEUS = 256
 """Likeliest tokens among which top-p sampling looks first."""
-_DRAFT_TOKENS = 3
+_LOOKUP_TOKENS = 3
 """A row's guesses in one step, at most."""
 _STEP_TOKENS = 64
 """Past so many tokens in a step of all rows, a guess costs as much as what it saves."""
@@ -55,16 +47,16 @@ class _Row:
     key: str
     context: list[int] = field(default_factory=list)
     cached: int = 0
-    ending: Ending | None = None
+    stop_checker: StopChecker | None = None
     generator: torch.Generator | None = None
-    held: Held | None = None
-    drafts: Drafts = field(default_factory=Drafts)
+    held: ConstrainedSampler | None = None
+    lookup: PromptLookup = field(default_factory=PromptLookup)
     noted: int = 0
 
     @property
     def request(self) -> Request | None:
         """The one being written; None while the row waits for the tool."""
-        return self.ending.request if self.ending else None
+        return self.stop_checker.request if self.stop_checker else None
 
 
 class TransformersPolicy(TokenizerCodec):
@@ -85,9 +77,9 @@ class TransformersPolicy(TokenizerCodec):
         self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self.rows: list[_Row] = []
         self.writing = 0
-        self.habits: Habits | None = None
-        self.drafts = Drafts()  # of all rows, those that are gone too
-        self.cache = RowCache(model.config.num_hidden_layers, rows=1)
+        self.prompt_defaults: PromptDefaults | None = None
+        self.lookup = PromptLookup()  # of all rows, those that are gone too
+        self.cache = SlottedKVCache(model.config.num_hidden_layers, rows=1)
 
     @classmethod
     def load(cls, config: PolicyConfig, *, offline: bool = False) -> TransformersPolicy:
@@ -116,13 +108,13 @@ class TransformersPolicy(TokenizerCodec):
             try:
                 from peft import PeftModel
 
-                from deeprec.policies.folded import fold
+                from deeprec.policies.fused_lora import fuse
             except ImportError:
                 raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
             try:
                 model = PeftModel.from_pretrained(model, adapter)
                 # In bfloat16, what an adapter changes would mostly be rounded away.
-                model = model.merge_and_unload() if model.dtype == torch.float32 else fold(model)
+                model = model.merge_and_unload() if model.dtype == torch.float32 else fuse(model)
             except Exception as error:  # noqa: BLE001 (as above)
                 raise DeepRecError(
                     f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}"
@@ -132,13 +124,13 @@ class TransformersPolicy(TokenizerCodec):
         except RuntimeError as error:
             raise DeepRecError(f"policy.device={config.device!r} can't take the model: {brief(error)}") from None
         policy = cls(model.eval(), tokenizer)
-        policy.habits = read_habits(adapter)
+        policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
 
     @cached_property
-    def grammars(self) -> Grammars:
+    def grammars(self) -> TokenMatchers:
         """Made where a constraint asks for it first."""
-        return Grammars(self)
+        return TokenMatchers(self)
 
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
@@ -152,9 +144,9 @@ class TransformersPolicy(TokenizerCodec):
             row.noted = min(row.noted, same)
             # The last token is always computed anew: its logits give the first new token.
             row.cached = min(same, len(context) - 1)
-            row.context, row.ending = context, Ending(self, request, self.ends)
+            row.context, row.stop_checker = context, StopChecker(self, request, self.ends)
             row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
-            row.held = Held(request.constraint, self.grammars) if request.constraint else None
+            row.held = ConstrainedSampler(request.constraint, self.grammars) if request.constraint else None
 
     @torch.inference_mode()
     def step(self) -> list[Chunk]:
@@ -164,9 +156,9 @@ class TransformersPolicy(TokenizerCodec):
             return []
         started = time.perf_counter()
         self.cache.reserve(len(self.rows), 0)  # once for all new rows: growing copies the cache
-        for place in range(self.writing):
-            if len(self.rows[place].context) - self.rows[place].cached > 1:
-                self._prefill(place)
+        for position in range(self.writing):
+            if len(self.rows[position].context) - self.rows[position].cached > 1:
+                self._prefill(position)
         prefilled = time.perf_counter()
         rows = self.rows[: self.writing]
         guesses = self._guess(rows)
@@ -187,21 +179,21 @@ class TransformersPolicy(TokenizerCodec):
     @torch.inference_mode()
     def release(self, keys: Sequence[str]) -> None:
         gone = set(keys)
-        for place in range(len(self.rows) - 1, -1, -1):
-            if self.rows[place].key in gone:
-                self.rows[place].ending = None
-                self._swap(place, len(self.rows) - 1)
+        for position in range(len(self.rows) - 1, -1, -1):
+            if self.rows[position].key in gone:
+                self.rows[position].stop_checker = None
+                self._swap(position, len(self.rows) - 1)
                 self.rows.pop()
         if not self.rows:
-            self.cache = RowCache(self.model.config.num_hidden_layers, rows=1)
+            self.cache = SlottedKVCache(self.model.config.num_hidden_layers, rows=1)
         self._gather()
 
     def _gather(self) -> None:
         """Bring the rows that are being written to the front, so that a step works on one block of the cache."""
         front = 0
-        for place, row in enumerate(self.rows):
+        for position, row in enumerate(self.rows):
             if row.request is not None:
-                self._swap(front, place)
+                self._swap(front, position)
                 front += 1
         self.writing = front
 
@@ -213,45 +205,45 @@ class TransformersPolicy(TokenizerCodec):
                 self.cache.swap(a, b, length)
             self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
 
-    def _prefill(self, place: int) -> None:
+    def _prefill(self, position: int) -> None:
         """Encode all but the last token of a row's context; what another row shares with it is copied."""
-        row = self.rows[place]
+        row = self.rows[position]
         last = len(row.context) - 1
         if row.cached == 0:
             shared, source = max(
-                (_common_prefix(row.context, other.context, min(last, other.cached)), -other_place)
-                for other_place, other in enumerate(self.rows)
+                (_common_prefix(row.context, other.context, min(last, other.cached)), -other_position)
+                for other_position, other in enumerate(self.rows)
             )
             if shared:
-                self.cache.reserve(place + 1, shared)
-                self.cache.copy(-source, place, shared)
+                self.cache.reserve(position + 1, shared)
+                self.cache.copy(-source, position, shared)
                 row.cached = shared
         while row.cached < last:
             end = min(last, row.cached + _PREFILL_TOKENS)
             tokens_BT = torch.tensor([row.context[row.cached : end]], device=self.model.device)
             positions_BT = torch.arange(row.cached, end, device=self.model.device)[None]
-            self._forward(slice(place, place + 1), tokens_BT, positions_BT, keep=0)
+            self._forward(slice(position, position + 1), tokens_BT, positions_BT, keep=0)
             row.cached = end
 
     def _guess(self, rows: Sequence[_Row]) -> list[list[int]]:
         """Of each row, tokens that may come next, within what it may still write and read."""
-        most = min(_DRAFT_TOKENS, _STEP_TOKENS // len(rows) - 1)
+        most = min(_LOOKUP_TOKENS, _STEP_TOKENS // len(rows) - 1)
         most = min(most, self.context_limit - max(len(row.context) for row in rows))
         guesses = []
         for row in rows:
-            assert row.ending is not None
-            for drafts in (row.drafts, self.drafts):
-                drafts.learn(row.context, row.noted)
+            assert row.stop_checker is not None
+            for lookup in (row.lookup, self.lookup):
+                lookup.learn(row.context, row.noted)
             row.noted = len(row.context)
-            left = row.ending.request.max_new_tokens - row.ending.written - 1
-            guesses.append(row.drafts.guess(row.context, min(most, left), self.drafts))
+            left = row.stop_checker.request.max_new_tokens - row.stop_checker.written - 1
+            guesses.append(row.lookup.guess(row.context, min(most, left), self.lookup))
         return guesses
 
     def _forward(self, rows: slice, tokens_BT: Tensor, positions_BT: Tensor, keep: int) -> Tensor:
         """Advance rows by the tokens; returns the logits (B, `keep`, V) after the last ones."""
         self.cache.open(rows, positions_BT)
-        places_L = torch.arange(self.cache.length, device=tokens_BT.device)
-        mask_B1TL = (places_L <= positions_BT[:, :, None])[:, None]
+        positions_L = torch.arange(self.cache.length, device=tokens_BT.device)
+        mask_B1TL = (positions_L <= positions_BT[:, :, None])[:, None]
         output = self.model(
             input_ids=tokens_BT,
             attention_mask=mask_B1TL,
@@ -275,13 +267,13 @@ class TransformersPolicy(TokenizerCodec):
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks: list[int] = []
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             assert row.request is not None
             if row.generator is None:
-                picks.append(row.held.pick(logits_BV[place], _best) if row.held else best_B[place])
+                picks.append(row.held.pick(logits_BV[position], _best) if row.held else best_B[position])
             else:
                 draw = partial(_draw, top_p=row.request.top_p, generator=row.generator)
-                picks.append(row.held.pick(logprobs_BV[place], draw) if row.held else draw(logprobs_BV[place]))
+                picks.append(row.held.pick(logprobs_BV[position], draw) if row.held else draw(logprobs_BV[position]))
         picked_B = torch.tensor(picks, device=logits_BV.device)
         values = logprobs_BV.gather(-1, picked_B[:, None])[:, 0].tolist()
         return list(zip(picks, values, strict=True))
@@ -306,19 +298,19 @@ class TransformersPolicy(TokenizerCodec):
 
     def _write(self, row: _Row, token: int) -> Finish | None:
         """The token is a row's next one; returns whether it ends the segment, and why."""
-        assert row.ending is not None
+        assert row.stop_checker is not None
         row.cached = len(row.context)
         row.context.append(token)
-        finish = row.ending.after(token)
+        finish = row.stop_checker.after(token)
         if finish is not None:
-            row.ending = None
+            row.stop_checker = None
         return finish
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    for place in range(limit):
-        if a[place] != b[place]:
-            return place
+    for position in range(limit):
+        if a[position] != b[position]:
+            return position
     return limit
 
 

@@ -13,15 +13,9 @@ from typing import Any
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.policies.policy import Chunk, Finish, Habits, Request
-from deeprec.policies.tokens import (
-    TokenizerCodec,
-    adapter_folder,
-    model_source,
-    read_habits,
-    refuse_constraints,
-    unloadable,
-)
+from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
+from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
+from deeprec.policies.tokenizer import TokenizerCodec, refuse_constraints, unloadable
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be prepared for."""
@@ -40,7 +34,7 @@ class VllmPolicy(TokenizerCodec):
         self.llm = llm
         self.context_limit: int = llm.model_config.max_model_len
         self.seconds: dict[str, float] = {"generate": 0.0}
-        self.habits: Habits | None = None
+        self.prompt_defaults: PromptDefaults | None = None
         self.lora: Any = None
         self._adapters = 0
         self._requests: dict[str, Request] = {}
@@ -75,7 +69,7 @@ class VllmPolicy(TokenizerCodec):
         policy = cls(llm)
         if adapter:
             policy.use_adapter(adapter)
-            policy.habits = read_habits(adapter)
+            policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
 
     def use_adapter(self, folder: Path) -> None:
@@ -132,7 +126,7 @@ class VllmPolicy(TokenizerCodec):
     def _chunk(self, found: Any) -> Chunk:
         request, output = self._requests[found.request_id], found.outputs[0]
         tokens = tuple(output.token_ids)
-        logprobs = [place[token].logprob for token, place in zip(tokens, output.logprobs or [], strict=False)]
+        logprobs = [position[token].logprob for token, position in zip(tokens, output.logprobs or [], strict=False)]
         finish = None
         if found.finished:
             stopped = isinstance(output.stop_reason, str)

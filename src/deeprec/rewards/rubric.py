@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprec.config import RewardConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
 from deeprec.explore.trace import Trace
 from deeprec.rewards import outcome, process
-from deeprec.rewards.outcome import Ranks
 from deeprec.rewards.process import Embed
 
 Reward = Callable[[Trace, ItemIdx], float]
@@ -39,38 +37,27 @@ class Rubric:
     @classmethod
     def build(
         cls,
-        config: RewardConfig,
         weights: Mapping[str, float],
         embed: Embed,
         text_ID: NDArray[np.float32],
         collaborative_ID: NDArray[np.float32],
-        ranks: Ranks,
-        trust: float,
     ) -> Rubric:
-        """The paper's six terms, one of ours, and your own, of which the weights name some.
+        """The paper's six terms and your own, of which the weights name some.
 
         Args:
             weights: by name of a term, or by `package.module:function` for a `Reward` of your own.
-            embed: of preferences, for invocation and diversity.
+            embed: preferences to unit vectors, for invocation and diversity.
             text_ID: vectors (I, D) of the items' texts, of any length.
-            collaborative_ID: the TRM's of the items, of any length.
-            ranks, trust: of the TRM, and how far it believes a preference, for foresight.
+            collaborative_ID: the TRM's item vectors, of any length.
         """
         text_ID, collaborative_ID = _unit(text_ID), _unit(collaborative_ID)
         rewards: dict[str, Reward] = {
-            "format": lambda trace, _: process.format_reward(trace, penalty=config.format_penalty),
-            "invocation": lambda trace, _: process.invocation_reward(
-                trace, embed, step=config.invocation_step, calls=config.invocation_calls
-            ),
-            "diversity": lambda trace, _: process.diversity_reward(trace, embed, scale=config.diversity_scale),
-            "hit": lambda trace, target: outcome.hit_reward(trace, target, value=config.hit_value),
-            "rank": lambda trace, target: outcome.rank_reward(trace, target, step=config.rank_step),
-            "pointwise": lambda trace, target: outcome.pointwise_reward(
-                trace, target, text_ID, collaborative_ID, scale=config.pointwise_scale
-            ),
-            "foresight": lambda trace, target: outcome.foresight_reward(
-                trace, target, ranks, trust, scale=config.foresight_scale, least=config.format_penalty
-            ),
+            "format": lambda trace, _: process.format_reward(trace),
+            "invocation": lambda trace, _: process.invocation_reward(trace, embed),
+            "diversity": lambda trace, _: process.diversity_reward(trace, embed),
+            "hit": outcome.hit_reward,
+            "rank": outcome.rank_reward,
+            "pointwise": lambda trace, target: outcome.pointwise_reward(trace, target, text_ID, collaborative_ID),
         }
         return cls({name: rewards.get(name) or _own(name, rewards) for name in weights}, dict(weights))
 

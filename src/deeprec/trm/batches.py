@@ -13,8 +13,10 @@ from torch import Tensor
 from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
-from deeprec.trm.preferences import Phrasebook, PreferenceSampler
+from deeprec.trm.preferences import PhraseTable, PreferenceSampler
 
+BATCH_POSITIONS = 2048
+"""Training positions a step."""
 _ALIKE = 8
 """Windows whose lengths differ by less than this may share a batch: little of it is padding then."""
 
@@ -29,7 +31,7 @@ class Batch:
     real_BT: Tensor
     targets_N: Tensor
     phrases_NL: NDArray[np.int64]
-    themes_NL: NDArray[np.int64]
+    frequent_NL: NDArray[np.int64]
 
 
 class Batches:
@@ -39,21 +41,21 @@ class Batches:
     seed and its number, so that a resumed training sees what an unbroken one would.
     """
 
-    def __init__(self, sequences: Sequences, phrasebook: Phrasebook, config: TRMConfig) -> None:
+    def __init__(self, sequences: Sequences, phrase_table: PhraseTable, config: TRMConfig) -> None:
         self.items_N = sequences.items_N.astype(np.int64)
         self.starts_U1 = sequences.starts_U1
-        self.n_items = len(phrasebook.items_IL)
+        self.n_items = len(phrase_table.items_IL)
         self.config = config
         self.users_U = np.flatnonzero(np.diff(self.starts_U1) >= 2)
         if not self.users_U.size:
             raise DeepRecError("The TRM has nothing to train on: no user has two training interactions.")
-        self.sampler = PreferenceSampler(phrasebook, sequences, config)
+        self.sampler = PreferenceSampler(phrase_table, sequences, config)
 
     @property
     def steps(self) -> int:
         """About how many batches an epoch has."""
         inputs = int((np.diff(self.starts_U1)[self.users_U] - 1).sum())
-        return max(1, round(inputs / self.config.batch_places))
+        return max(1, round(inputs / BATCH_POSITIONS))
 
     def epoch(self, number: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self.config.seed, 2, number])
@@ -61,24 +63,22 @@ class Batches:
         order_W = rng.permutation(begins_W.size)
         order_W = order_W[np.argsort(-lengths_W[order_W] // _ALIKE, kind="stable")]
         ends_W = np.cumsum(lengths_W[order_W])
-        cuts = np.searchsorted(
-            ends_W, np.arange(self.config.batch_places, ends_W[-1], self.config.batch_places), "right"
-        )
+        cuts = np.searchsorted(ends_W, np.arange(BATCH_POSITIONS, ends_W[-1], BATCH_POSITIONS), "right")
         groups = [group for group in np.split(order_W, cuts) if group.size]
         for group in rng.permutation(len(groups)):
             rows = groups[group]
             steps_BT = np.arange(lengths_W[rows].max()) + np.zeros_like(rows)[:, None]
             real_BT = steps_BT < lengths_W[rows, None]
-            places_N = (begins_W[rows, None] + steps_BT)[real_BT]
+            positions_N = (begins_W[rows, None] + steps_BT)[real_BT]
             inputs_BT = np.full(real_BT.shape, self.n_items)
-            inputs_BT[real_BT] = self.items_N[places_N]
+            inputs_BT[real_BT] = self.items_N[positions_N]
             users_N = np.broadcast_to(users_W[rows, None], real_BT.shape)[real_BT]
             yield Batch(
                 torch.from_numpy(inputs_BT),
                 torch.from_numpy(real_BT),
-                torch.from_numpy(self.items_N[places_N + 1]),
-                self.sampler.draw(rng, places_N, users_N),
-                self.sampler.themes_N3[places_N],
+                torch.from_numpy(self.items_N[positions_N + 1]),
+                self.sampler.draw(rng, positions_N, users_N),
+                self.sampler.frequent_N3[positions_N],
             )
 
     def _windows(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

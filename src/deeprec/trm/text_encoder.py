@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from deeprec.downloads import sha256_of
+from deeprec.assets.downloads import sha256_of
 
 _MAX_TOKENS = 128
 _BATCH_TOKENS = 4096
 _REMEMBERED = 100_000  # texts in memory: 150 MB
 _BULK = 512  # so many new texts are the catalogue's or those of a training, and fewer a user's
 _BLOCK = 4096  # texts in a file: what a kill loses at most
-_EDITION = 1  # raise when the same texts get other vectors
+_FORMAT_VERSION = 1  # raise when the same texts get other vectors
 
 
 class TextEncoder:
@@ -115,28 +115,28 @@ class TextEncoder:
     def _learn(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
         ids = self.tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda place: len(ids[place]))
+        order = sorted(range(len(texts)), key=lambda position: len(ids[position]))
         start = 0
         while start < len(order):
             # Sorted by length, so the last text of a batch is the longest.
             end = start + 1
             while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _BATCH_TOKENS:
                 end += 1
-            places = order[start:end]
-            batch = self.tokenizer.pad({"input_ids": [ids[p] for p in places]}, return_tensors="pt")
+            positions = order[start:end]
+            batch = self.tokenizer.pad({"input_ids": [ids[p] for p in positions]}, return_tensors="pt")
             states_BTD = self.model(**batch).last_hidden_state
             mask_BT1 = batch["attention_mask"][:, :, None]
             vectors_BD = torch.nn.functional.normalize((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1), dim=-1)
-            vectors_ND[places] = vectors_BD.numpy()
+            vectors_ND[positions] = vectors_BD.numpy()
             start = end
-            on_batch(len(places))
+            on_batch(len(positions))
         return vectors_ND
 
     @cached_property
     def _origin(self) -> list[str]:
         """What the vectors come from besides the texts."""
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        return [f"edition {_EDITION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
+        return [f"edition {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
 
     def _file(self, texts: Sequence[str]) -> Path | None:
         if self.cache is None:

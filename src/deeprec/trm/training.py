@@ -23,9 +23,14 @@ from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError, one_line
 from deeprec.trm.batches import Batch, Batches
 from deeprec.trm.layers import catalogue_loss, product_dtype
-from deeprec.trm.model import PreferenceSASRec
-from deeprec.trm.preferences import Phrasebook
+from deeprec.trm.network import PreferenceSASRec
+from deeprec.trm.preferences import PhraseTable
 from deeprec.trm.text_encoder import TextEncoder
+
+AVERAGED_EPOCHS = 3.0
+"""Epochs that the moving average of the weights spans."""
+PATIENCE = 5
+"""Epochs without a better validation NDCG@10 before training stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,13 @@ def train(
         checkpoint: a file that is written after every epoch; a training that finds one goes on from it.
     """
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
-    phrasebook = Phrasebook.of(catalog, encoder)
+    phrase_table = PhraseTable.of(catalog, encoder)
     torch.manual_seed(config.seed)
     model = PreferenceSASRec(config, text_ID)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    batches = Batches(sequences, phrasebook, config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    batches = Batches(sequences, phrase_table, config)
     # The average is what is validated and kept: it varies less from step to step than the weights do.
-    decay = 1 - 1 / max(1.0, config.averaging * batches.steps)
+    decay = 1 - 1 / max(1.0, AVERAGED_EPOCHS * batches.steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     average.module.text_ID = text_ID  # one for both
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -75,7 +78,7 @@ def train(
         number = len(curve)
         torch.manual_seed(config.seed * 1_000_003 + number)
         started = time.perf_counter()
-        loss = _run_epoch(model, average, optimizer, batches.epoch(number), phrasebook)
+        loss = _run_epoch(model, average, optimizer, batches.epoch(number), phrase_table)
         seconds = time.perf_counter() - started
         if not np.isfinite(loss):
             raise DeepRecError(
@@ -99,7 +102,7 @@ def _ended(curve: Sequence[Epoch], config: TRMConfig) -> bool:
     spent = sum(epoch.seconds + epoch.validation_seconds for epoch in curve)
     return bool(scores) and (
         len(scores) >= config.epochs
-        or len(scores) - 1 - int(np.argmax(scores)) >= config.patience
+        or len(scores) - 1 - int(np.argmax(scores)) >= PATIENCE
         or (config.minutes is not None and spent >= 60 * config.minutes)
     )
 
@@ -109,25 +112,25 @@ def _run_epoch(
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[Batch],
-    phrasebook: Phrasebook,
+    phrase_table: PhraseTable,
 ) -> float:
     model.train()
     dtype = product_dtype()
-    total, places = 0.0, 0
+    total, positions = 0.0, 0
     for batch in batches:
         items_ID = model.items()
         states_ND = model.encode(items_ID, batch.inputs_BT)[batch.real_BT]
-        preferences_NE, given_N = phrasebook.vectors(batch.phrases_NL)
-        themes_NE, _ = phrasebook.vectors(batch.themes_NL)
-        users_ND, _ = model.listen(states_ND, preferences_NE, themes_NE, given_N.float())
+        preferences_NE, given_N = phrase_table.vectors(batch.phrases_NL)
+        frequent_NE, _ = phrase_table.vectors(batch.frequent_NL)
+        users_ND, _ = model.condition(states_ND, preferences_NE, frequent_NE, given_N.float())
         loss = catalogue_loss(users_ND, items_ID, batch.targets_N, dtype)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         average.update_parameters(model)
         total += float(loss.detach()) * users_ND.shape[0]
-        places += users_ND.shape[0]
-    return total / max(places, 1)
+        positions += users_ND.shape[0]
+    return total / max(positions, 1)
 
 
 def _save(

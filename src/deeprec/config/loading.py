@@ -1,0 +1,59 @@
+"""Configuration from TOML files and dotted overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from deeprec.config.schema import Config
+from deeprec.config.toml import apply_override, read_toml
+from deeprec.errors import DeepRecError
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `section.key=value` overrides.
+
+    A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string.
+
+    Raises:
+        DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
+    """
+    tree = read_toml(path, "configuration file") if path is not None else {}
+    for override in overrides:
+        apply_override(tree, override)
+    where = " and ".join([f"from {path}"] * (path is not None) + ["from --set"] * bool(overrides))
+    return parse_config(tree, where=where or "defaults")
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_siblings(first["loc"]))
+            raise DeepRecError(f"Unknown configuration key {key!r} ({where}); known keys here: {known}.") from None
+        raise DeepRecError(f"Configuration key {key!r} ({where}): {first['msg']}.") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as TOML; keys that are None are left out, their default being None."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue  # a place in the list that the name before it stands for
+        annotation = model.model_fields[part].annotation
+        annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,58 @@
+"""Rankings of systems of other libraries, from files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from deeprec.data.catalog import ItemIdx
+from deeprec.data.dataset import Dataset, Task
+from deeprec.errors import DeepRecError
+from deeprec.evaluation.plans import SetPlan, SystemPlan
+
+
+def external_file(system: SystemPlan, set_: SetPlan, seed: int) -> Path:
+    """The file of a set and a seed.
+
+    Raises:
+        DeepRecError: it is not there.
+    """
+
+    def filled(text: str) -> str:
+        names = {"{set}": set_.label, "{source}": set_.source, "{seed}": str(seed)}
+        return re.sub("|".join(map(re.escape, names)), lambda match: names[match[0]], text)
+
+    path = Path(filled(str(system.file)))
+    if not path.is_file():
+        hint = f"; this makes it: {filled(system.make)}" if system.make else "."
+        raise DeepRecError(f"System {system.name!r}: there is no file {path} with its rankings{hint}")
+    return path
+
+
+def read_external_rankings(path: Path, dataset: Dataset, tasks: Sequence[Task]) -> list[list[ItemIdx]]:
+    """The ranking of each task from a file of lines `user<TAB>item<TAB>item...`, by the ids of the data, best first.
+
+    Raises:
+        DeepRecError: an id is unknown, comes twice, or is in the user's history, or a user has no line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeepRecError(f"{path} can't be read as rankings ({error}): check the path of `file`.") from None
+    positions = {str(item): ItemIdx(position) for position, item in enumerate(dataset.catalog.ids)}
+    found: dict[str, list[ItemIdx]] = {}
+    for number, line in enumerate(lines, start=1):
+        user, *items = line.split("\t")
+        if unknown := [item for item in items if item not in positions]:
+            raise DeepRecError(f"{path}, line {number}: {dataset.name} has no item {unknown[0]!r}.")
+        if user in found or len(set(items)) < len(items):
+            raise DeepRecError(f"{path}, line {number}: user {user!r}, or one of the items, comes twice.")
+        found[user] = [positions[item] for item in items]
+    for task in tasks:
+        if task.user not in found:
+            raise DeepRecError(f"{path} has no line for user {task.user!r}: it needs one for each.")
+        if seen := set(found[task.user]) & set(task.history):
+            item = dataset.catalog.ids[min(seen)]
+            raise DeepRecError(f"{path}: user {task.user!r} has item {item!r} in the history: leave the history out.")
+    return [found[task.user] for task in tasks]

@@ -1,0 +1,223 @@
+"""What the parts of an experiment say: per-user metrics over seeds, comparisons, and the analyses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from deeprec.evaluation.cached_results import Explorations, Part, Population
+from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval, paired_interval, regression_estimator
+from deeprec.evaluation.metrics import Floats, Ints, ndcg_at, per_user
+
+Bootstrap = dict[str, Any]
+"""`confidence`, `resamples` and `seed` of the intervals."""
+ENOUGH = 10
+"""Users of a sample that tell two systems apart: fewer say nothing of all users."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One system on one set: its parts, one for each seed, on the same users."""
+
+    name: str
+    seeds: tuple[int, ...]
+    parts: tuple[Part, ...]
+    cutoffs: tuple[int, ...]
+    bootstrap: Bootstrap
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        return self.parts[0].users
+
+    @property
+    def explorations(self) -> list[Explorations]:
+        return [part.explorations for part in self.parts if part.explorations is not None]
+
+    @cached_property
+    def metrics(self) -> dict[str, Floats]:
+        """By name, as 'NDCG@10', a value for each user (U,): the mean over the seeds."""
+        each = [per_user(np.array(part.ranks, dtype=np.int64), self.cutoffs) for part in self.parts]
+        return {name: np.mean([metrics[name] for metrics in each], axis=0) for name in each[0]}
+
+    def mean(self, metric: str, chosen_U: np.ndarray | None = None) -> Interval:
+        values_U = self.metrics[metric] if chosen_U is None else self.metrics[metric][chosen_U]
+        return mean_interval(values_U, **self.bootstrap)
+
+    @cached_property
+    def answered(self) -> Floats | None:
+        """NDCG at the last cutoff of each user's answer alone (U,), a failed answer being a miss; None without one."""
+        k = max(self.cutoffs)
+        each = [ndcg_at(np.array(run.answered, dtype=np.int64), k) for run in self.explorations]
+        return np.mean(each, axis=0) if each else None
+
+    def on(self, seeds: frozenset[int]) -> Outcome:
+        """The same with these seeds alone."""
+        kept = [(seed, part) for seed, part in zip(self.seeds, self.parts, strict=True) if seed in seeds]
+        return replace(self, seeds=tuple(seed for seed, _ in kept), parts=tuple(part for _, part in kept))
+
+    def against(self, other: Outcome, metric: str) -> PairedInterval | None:
+        """Ours less theirs on the users and the seeds that both ran on; None where there are none."""
+        if self.seeds != other.seeds:
+            common = frozenset(self.seeds) & frozenset(other.seeds)
+            return self.on(common).against(other.on(common), metric) if common else None
+        theirs = dict(zip(other.users, other.metrics[metric].tolist(), strict=True))
+        pairs = [
+            (value, theirs[user])
+            for user, value in zip(self.users, self.metrics[metric].tolist(), strict=True)
+            if user in theirs
+        ]
+        if not pairs:
+            return None
+        ours_U, theirs_U = np.array(pairs).T
+        return paired_interval(ours_U, theirs_U, **self.bootstrap)
+
+    def extended(self, base: Outcome, others: Sequence[Outcome], metric: str) -> PairedInterval | None:
+        """Ours less the base's on all of its users, by what it and others have there (`extended_interval`).
+
+        None where ours ran on all of them, or on too few to tell: `ENOUGH` of its users must have more than 0, and as
+        many must have something else from ours and from each of the others than from the base. None where users or
+        seeds differ, too.
+        """
+        known = dict(zip(self.users, self.metrics[metric].tolist(), strict=True))
+        alike = all(each.users == base.users and each.seeds == self.seeds for each in (base, *others))
+        if not alike or len(known) >= len(base.users) or not known.keys() <= set(base.users):
+            return None
+        ours_U = np.array([known.get(user, np.nan) for user in base.users])
+        base_U, *others_U = (each.metrics[metric] for each in (base, *others))
+        ran_U = ~np.isnan(ours_U)
+        tellings = [ours_U > 0, *(each_U != base_U for each_U in (ours_U, *others_U))]
+        if min(int((telling_U & ran_U).sum()) for telling_U in tellings) < ENOUGH:
+            return None
+        return regression_estimator(ours_U, np.column_stack([base_U, *others_U]), base_U, **self.bootstrap)
+
+    @property
+    def seconds_per_user(self) -> float | None:
+        known = [part.seconds_per_user for part in self.parts if part.seconds_per_user is not None]
+        return float(np.mean(known)) if known else None
+
+    @property
+    def tokens_per_user(self) -> float | None:
+        return float(np.mean([each.tokens for each in self.explorations])) if self.explorations else None
+
+
+@dataclass(frozen=True, slots=True)
+class AfterTurn:
+    """What explorations had after so many calls.
+
+    Attributes:
+        share: of the explorations that made so many calls.
+        new: items that the call brought, a mean over these.
+        pool_hit: share of all users whose target had come back by then.
+        ndcg: of all users, ranked by the items in the order in which they came, had everyone stopped there.
+    """
+
+    turn: int
+    share: float
+    new: float
+    pool_hit: Interval
+    ndcg: Interval
+
+
+def by_turn(outcome: Outcome) -> list[AfterTurn]:
+    """Of every call that one exploration in a hundred makes; empty for systems that call no tool."""
+    runs = outcome.explorations
+    counts_N = np.array([len(calls) for run in runs for calls in run.retrieved], dtype=np.int64)
+    k, found = max(outcome.cutoffs), []
+    for turn in range(1, counts_N.max(initial=0) + 1):
+        share = float((counts_N >= turn).mean())
+        if share < 0.01:
+            break
+        new = [calls[turn - 1] for run in runs for calls in run.retrieved if len(calls) >= turn]
+        hits, gains = [], []
+        for run in runs:
+            found_U = np.array(run.found)
+            there_U = (found_U > 0) & (found_U <= turn)
+            ranks_U = np.where(there_U, np.array(run.pooled), -1).astype(np.int64)
+            hits.append(there_U.astype(float))
+            gains.append(ndcg_at(ranks_U, k))
+        intervals = [mean_interval(np.mean(v, axis=0), **outcome.bootstrap) for v in (hits, gains)]
+        found.append(AfterTurn(turn, share, float(np.mean(new)), *intervals))
+    return found
+
+
+def by_oracle(outcome: Outcome) -> dict[str, tuple[float, Outcome]]:
+    """What explorations would be worth with one link replaced: the share of users whose target is in the list, and the
+    list's outcome. Empty for systems that call no tool, and where a part does not know its links."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for run in outcome.explorations:
+        if run.oracle_ablation is None:
+            return {}
+        first = tuple(0 if call else -1 for call in run.found)
+        for name, ranks in (
+            ("no exploring", run.oracle_ablation.alone),
+            ("ranking by the tool", run.oracle_ablation.reordered),
+            ("ranking oracle", first),
+            ("retrieval oracle", run.oracle_ablation.completed),
+            ("preference oracle", run.oracle_ablation.told),
+            ("preference oracle, trust 1", run.oracle_ablation.believed),
+        ):
+            found.setdefault(name, []).append(ranks)
+    return {name: _ranked(outcome, each) for name, each in found.items()}
+
+
+def _ranked(outcome: Outcome, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Outcome]:
+    """For each part."""
+    parts = tuple(replace(part, ranks=each) for part, each in zip(outcome.parts, ranks, strict=True))
+    return float(np.mean([rank >= 0 for each in ranks for rank in each])), replace(outcome, parts=parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a system shows of the catalogue.
+
+    Attributes:
+        coverage: share of the items that anyone was shown.
+        gini: of how often each item was shown, 0 where all are shown alike, 1 where one alone is.
+        novelty: mean information of a shown item, -log2 of its share of the training interactions (one added to each).
+    """
+
+    coverage: float
+    gini: float
+    novelty: float
+
+
+def common_users(outcomes: Sequence[Outcome]) -> frozenset[str]:
+    """Those that all systems ran on."""
+    return frozenset.intersection(*(frozenset(outcome.users) for outcome in outcomes))
+
+
+def reach(outcome: Outcome, users: frozenset[str], population: Population, k: int) -> Reach:
+    """Over the given users, at least one; the mean over the seeds."""
+    counts_I = np.array(population.item_counts, dtype=np.float64) + 1
+    bits_I = -np.log2(counts_I / counts_I.sum())
+    each = []
+    for part in outcome.parts:
+        shown = [item for user, row in zip(part.users, part.rankings, strict=True) if user in users for item in row[:k]]
+        shown_I = np.bincount(np.array(shown, dtype=np.int64), minlength=len(counts_I))
+        each.append(((shown_I > 0).mean(), gini(shown_I), bits_I[shown].mean() if shown else np.nan))
+    return Reach(*map(float, np.mean(each, axis=0)))
+
+
+def gini(counts_I: Ints) -> float:
+    """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are 0."""
+    total, n = counts_I.sum(), len(counts_I)
+    if not total:
+        return 0.0
+    positions_I = np.arange(1, n + 1)
+    return float((2 * positions_I - n - 1) @ np.sort(counts_I) / (n * total))
+
+
+def thirds(values: Mapping[str, int], users: Sequence[str]) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+    """Bounds (least and greatest value) of three groups of about equal size of all users, and which of `users` are in
+    each. Equal values are in one group, so groups differ in size where many are equal, and may be fewer."""
+    every_U = np.sort(np.array(list(values.values())))
+    cuts = np.unique(every_U[[-(-len(every_U) * third // 3) - 1 for third in (1, 2)]])
+    group_U = np.searchsorted(cuts, every_U, side="left")
+    own_U = np.searchsorted(cuts, np.array([values[user] for user in users]), side="left")
+    kept = [g for g in range(len(cuts) + 1) if (group_U == g).any()]
+    bounds = [(int(every_U[group_U == g].min()), int(every_U[group_U == g].max())) for g in kept]
+    return bounds, [own_U == g for g in kept]

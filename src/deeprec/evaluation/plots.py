@@ -1,0 +1,116 @@
+"""The plots of a report, as SVG. Each function gives the file, or None where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeprec.errors import DeepRecError
+from deeprec.evaluation.figures import Outcome, by_turn, common_users
+
+_MARKERS = "os^Dv<>"
+"""As many as ten colours have no common divisor with: 70 systems look different."""
+
+
+def plot_quality(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+    """A dot and its interval for each system."""
+    figure, axes = _axes(8, 1 + 0.32 * len(outcomes))
+    for position, outcome in enumerate(reversed(outcomes)):
+        found = outcome.mean(metric)
+        axes.plot([found.low, found.high], [position, position], color="0.4", linewidth=1.5)
+        axes.plot(found.mean, position, "o", color="C0" if not outcome.explorations else "C1")
+    axes.set_yticks(range(len(outcomes)), [f"{each.name} ({len(each.users):,})" for each in reversed(outcomes)])
+    figure.supxlabel(f"{metric} with interval (orange: explorers; number of users in parentheses)", fontsize="medium")
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    return _saved(figure, path)
+
+
+def plot_turns(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+    """Share of targets retrieved, and quality of what was retrieved, after each call."""
+    lines = [(outcome.name, found) for outcome in outcomes if len(found := by_turn(outcome)) > 1]
+    if not lines:
+        return None
+    figure, axes_2 = _axes(10, 4, columns=2)
+    for number, (name, found) in enumerate(lines):
+        turns = [after.turn for after in found]
+        for axes, values in ((axes_2[0], [a.pool_hit for a in found]), (axes_2[1], [a.ndcg for a in found])):
+            errors = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
+            axes.errorbar(
+                turns, [v.mean for v in values], yerr=errors, marker="o", capsize=3, color=f"C{number % 10}", label=name
+            )
+    for axes, title in zip(
+        axes_2, ("target among what was retrieved, share", f"{metric}, list after list"), strict=True
+    ):
+        axes.set_xlabel("after call")
+        axes.set_ylabel(title)
+        axes.set_xticks(range(1, 1 + max(len(found) for _, found in lines)))
+        axes.grid(alpha=0.3)
+    axes_2[0].legend(fontsize="small")
+    return _saved(figure, path)
+
+
+def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+    """Seconds and tokens a user against quality, on the users that all timed systems ran on; those that no other beats
+    in both are joined."""
+    timed = sorted(
+        (outcome.seconds_per_user, n, outcome) for n, outcome in enumerate(outcomes) if outcome.seconds_per_user
+    )
+    users = common_users([outcome for *_, outcome in timed]) if timed else frozenset()
+    if len(timed) < 2 or not users:
+        return None
+    figure, (left, right) = _axes(13, max(4.5, 0.5 + 0.25 * len(timed)), 2)
+    dots = []
+    for number, (seconds, _, outcome) in enumerate(timed):
+        found = outcome.mean(metric, np.array([user in users for user in outcome.users]))
+        dots.append(((seconds, outcome.tokens_per_user or 0.0), number, outcome.name, found))
+    for axes, cost in ((left, 0), (right, 1)):
+        best, front = -1.0, []
+        for costs, number, name, found in sorted(dots, key=lambda dot: (dot[0][cost], -dot[3].mean)):
+            axes.errorbar(
+                costs[cost],
+                found.mean,
+                yerr=[[found.mean - found.low], [found.high - found.mean]],
+                marker=_MARKERS[number % len(_MARKERS)],
+                color=f"C{number % 10}",
+                alpha=0.8,
+                label=name,
+            )
+            if found.mean > best:
+                best = found.mean
+                front.append((costs[cost], found.mean))
+        axes.plot(*zip(*front, strict=True), color="C2", alpha=0.5, zorder=0)
+        axes.grid(alpha=0.3)
+    left.set_xscale("log")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside right center", fontsize="small", title="from cheap to dear"
+    )
+    figure.suptitle(
+        f"on the {len(users):,} users that all of these ran on (line: nothing is both cheaper and better)",
+        fontsize="small",
+    )
+    left.set_xlabel("seconds a user")
+    right.set_xlabel("tokens written a user (a script's are words)")
+    left.set_ylabel(metric)
+    return _saved(figure, path)
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DeepRecError("The report's plots need matplotlib: pip install matplotlib.") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    # Without these two, the file would differ from one writing to the next.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "deeprec"}):
+        figure.savefig(path, metadata={"Date": None})
+    return path

@@ -1,0 +1,108 @@
+"""One stream of explorations in several processes: on a processor, two of one thread each do more than two threads."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+
+from deeprec.config import Config
+from deeprec.data.dataset import Task
+from deeprec.errors import DeepRecError
+from deeprec.explore.policy import Policy
+from deeprec.explore.trace import Trace
+
+Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
+"""Yields `(place of the task, trace)` as explorations end."""
+_PR_SET_PDEATHSIG = 1
+_COPIES = 8
+"""Made unasked, at most: each keeps the cache of a whole batch."""
+
+
+def spread(stream: Stream, policy: Policy, config: Config) -> Stream:
+    """`forked`, where the policy's model runs on a processor of Linux; elsewhere copies of a process are unsafe."""
+    from deeprec.policies.transformers import TransformersPolicy
+
+    if sys.platform != "linux" or not isinstance(policy, TransformersPolicy) or policy.model.device.type != "cpu":
+        return stream
+    import torch
+
+    most = min(torch.get_num_threads(), _COPIES)
+    return in_worker_processes(stream, most, max(1, config.explore.batch_size // 2))
+
+
+def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
+    """The same stream, its tasks dealt out to copies of this process, which share the memory of what is loaded.
+
+    Closing the iterator ends the copies.
+
+    Args:
+        most: copies; for one there is none.
+        at_least: tasks that each has.
+    """
+
+    def together(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
+        processes = min(most, len(tasks) // at_least)
+        if processes < 2:
+            yield from stream(tasks)
+            return
+        context = multiprocessing.get_context("fork")
+        open_: dict[Connection, range] = {}
+        workers = []
+        try:
+            for first in range(processes):
+                ours, theirs = context.Pipe(duplex=False)
+                share = range(first, len(tasks), processes)
+                arguments = (stream, [tasks[position] for position in share], theirs, os.getpid())
+                workers.append(context.Process(target=_work, args=arguments, daemon=True))
+                workers[-1].start()
+                theirs.close()
+                open_[ours] = share
+            while open_:
+                for end in wait(list(open_)):
+                    assert isinstance(end, Connection)
+                    try:
+                        found = end.recv()
+                    except EOFError:
+                        raise DeepRecError(
+                            "A process that explored was killed, perhaps for want of memory. What was found before is "
+                            "kept where it was recorded; set OMP_NUM_THREADS=1 to go on in one process, or begin anew "
+                            "with a lower explore.batch_size."
+                        ) from None
+                    if isinstance(found, BaseException):
+                        raise found
+                    if found is None:
+                        del open_[end]
+                    else:
+                        yield open_[end][found[0]], found[1]
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+
+    return together
+
+
+def _work(stream: Stream, tasks: Sequence[Task], end: Connection, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends its copies
+    # Whoever kills the parent kills its copies, which hold the lock on the run's folder too.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)  # a copy of a process has no other threads
+    try:
+        for pair in stream(tasks):
+            end.send(pair)
+        end.send(None)
+    except Exception as error:  # noqa: BLE001 (to be raised by the parent)
+        # Others may not survive the way, or lose where they arose.
+        end.send(error if type(error) is DeepRecError else RuntimeError("".join(traceback.format_exception(error))))

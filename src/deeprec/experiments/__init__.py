@@ -1,1 +1,0 @@
-"""Experiments: data sets, systems and seeds as data, run part by part, and reported in one page."""

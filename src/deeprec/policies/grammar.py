@@ -1,0 +1,86 @@
+"""Answers held to titles, line by line: what may be written next, whatever engine chooses the tokens.
+
+A grammar of a whole answer, each title at most once, would hold all orders of the titles. So an engine holds one line
+at a time to the titles that are left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from deeprec.explore import protocol
+from deeprec.explore.policy import Constraint
+from deeprec.policies.tokenizer import TokenizerCodec
+
+
+def alternatives(texts: Iterable[str]) -> str:
+    """One of the texts, as both Lark and EBNF write it: they quote as JSON does."""
+    return " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+class AnswerGrammar:
+    """A segment under a constraint: free until the answer opens, then nothing but lines of titles, then free again.
+
+    Attributes:
+        choices: texts of which the next tokens write one, none of which begins another, with their titles; None
+            stands for the answer's end. While it is empty, tokens are free.
+    """
+
+    def __init__(self, constraint: Constraint, codec: TokenizerCodec) -> None:
+        self.constraint, self.codec = constraint, codec
+        self.choices: dict[str, str | None] = {}
+        self._left: list[str] = []
+        self._count = 0
+        self._closed = False
+        self._tokens: list[int] = []
+        """Before the answer the last ones, in it those of the line."""
+        self._begun = constraint.begun or ""
+        """What the context has of the line."""
+        if self._begun:
+            self._open_answer()
+            # With its own tokens before them: some decoders drop a space at the very beginning.
+            self._tokens = codec.encode(self._begun)
+            self.choices = {text.removeprefix(self._begun): title for text, title in self.choices.items()}
+
+    def take(self, token: int) -> bool:
+        """Go on by a token. False: it opens the answer and brings along what does not belong there (`></` would), so
+        it is not taken, and `choices` have what may stand in its place."""
+        tokens = [*self._tokens, token]
+        text = self.codec.decode(tokens)
+        if self.choices:
+            self._tokens = tokens
+            if (line := text.removeprefix(self._begun)) in self.choices:
+                self._end_line(self.choices[line])
+            return True
+        opening = self.constraint.opening
+        before, opened, rest = text.partition(opening)
+        if not opened or self._closed:
+            self._tokens = tokens[-len(opening.encode()) :]
+            return True
+        fits = rest in ("", "\n")
+        written = text if fits else self.codec.decode(self._tokens)
+        self._open_answer(f"{opening}\n"[len(written) - len(before) :])
+        return fits
+
+    def _open_answer(self, before: str = "") -> None:
+        # What the tokenizer has no tokens for can't be written: Unicode's rarest characters, of some.
+        self._left = [title for title in self.constraint.titles if self.codec.decode(self.codec.encode(title)) == title]
+        self._begin_line(before)
+
+    def _begin_line(self, before: str = "") -> None:
+        ended = self._count == self.constraint.lines or not self._left
+        lines = {protocol.answer_line(self._count + 1, title): title for title in self._left}
+        self.choices = {
+            before + text: title for text, title in ({self.constraint.closing: None} if ended else lines).items()
+        }
+        self._tokens = []
+
+    def _end_line(self, title: str | None) -> None:
+        if title is None:
+            self._closed, self.choices, self._tokens = True, {}, []
+            return
+        self._count += 1
+        self._begun = ""
+        self._left.remove(title)
+        self._begin_line()

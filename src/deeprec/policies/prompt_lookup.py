@@ -1,0 +1,42 @@
+"""Guesses of the tokens that a row writes next, from what followed the same tokens before.
+
+An exploration repeats much: the protocol's tags, titles that the tool showed, turns of phrase. One forward pass checks
+several guessed tokens at little more than the cost of one, since a decoding step waits for the weights to be read
+(Leviathan et al., ICML 2023; without a second model: prompt lookup, Saxena 2023). A guess decides nothing but speed:
+each token is drawn from the model's own distribution, and the first that differs from its guess ends the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_MOST = 500_000
+"""Pairs that a table may hold; past that it begins anew."""
+
+
+class PromptLookup:
+    """What followed each pair of tokens the last time."""
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, int], int] = {}
+
+    def learn(self, context: Sequence[int], start: int) -> None:
+        """Take note of the tokens of a context from place `start` on."""
+        if len(self._after) > _MOST:
+            self._after.clear()
+        for position in range(max(start, 2), len(context)):
+            self._after[context[position - 2], context[position - 1]] = context[position]
+
+    def guess(self, context: Sequence[int], most: int, others: PromptLookup) -> list[int]:
+        """The next tokens, up to `most`; where nothing here followed such a pair, what did in `others`."""
+        found: list[int] = []
+        if len(context) < 2:
+            return found
+        a, b = context[-2:]
+        while len(found) < most:
+            after = self._after.get((a, b), others._after.get((a, b)))
+            if after is None:
+                break
+            found.append(after)
+            a, b = b, after
+        return found

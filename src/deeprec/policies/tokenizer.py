@@ -1,0 +1,95 @@
+"""Text to a language model's tokens and back, and what all that load language models share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from deeprec.assets import ASSETS
+from deeprec.config import PolicyConfig
+from deeprec.errors import DeepRecError
+from deeprec.explore.policy import Finish, Request
+
+
+class TokenizerCodec:
+    """Encodes piece by piece, without special tokens but a start token where the tokenizer sets one."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        # What the tokenizer itself puts before a text; its settings don't tell for all kinds of tokenizer.
+        opened = tokenizer("a")["input_ids"][:1]
+        self.start = opened if opened == [tokenizer.bos_token_id] else []
+
+    def encode(self, text: str, *, first: bool = False) -> list[int]:
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return [*self.start, *tokens] if first else tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+def ends_of(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end any text, by a `GenerationConfig` of transformers (None without one) and a tokenizer."""
+    ends = generation.eos_token_id if generation is not None else None
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    return frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+
+
+class StopChecker:
+    """Watches the tokens of a segment, one after another, for its end.
+
+    Args:
+        ends: tokens that end any text.
+    """
+
+    def __init__(self, codec: TokenizerCodec, request: Request, ends: Collection[int]) -> None:
+        self.codec, self.request, self.ends = codec, request, ends
+        self.written = 0
+        # Every token adds at least one byte or nothing, so a stop that just ended lies in so many of the last.
+        self._longest = max((len(stop.encode()) for stop in request.stops), default=1)
+        self._tail: list[int] = []
+
+    def after(self, token: int) -> Finish | None:
+        """Whether this token, the next one, ends the segment, and why."""
+        self.written += 1
+        self._tail = [*self._tail[-self._longest :], token]
+        text = self.codec.decode(self._tail)
+        if any(stop in text for stop in self.request.stops):
+            return Finish.STOP
+        if token in self.ends:
+            return Finish.END
+        return Finish.LENGTH if self.written >= self.request.max_new_tokens else None
+
+
+def refuse_constraints(requests: Sequence[Request], kind: str) -> None:
+    """For policies whose tokens are chosen elsewhere.
+
+    Raises:
+        DeepRecError: a request has a constraint.
+    """
+    if any(request.constraint for request in requests):
+        raise unconstrained(kind)
+
+
+def unconstrained(kind: str) -> DeepRecError:
+    return DeepRecError(
+        f"policy.kind={kind!r} can't hold answers to explore.answer='pool': use transformers or openvino, or "
+        "free answers."
+    )
+
+
+def greedy_only() -> DeepRecError:
+    return DeepRecError("policy.kind='openvino' is greedy: set explore.temperature=0, or use policy.kind=transformers.")
+
+
+def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:
+    known = ", ".join(ASSETS)
+    return DeepRecError(
+        f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id): "
+        f"{brief(error)}"
+    )
+
+
+def brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

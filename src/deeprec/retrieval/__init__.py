@@ -1,0 +1,1 @@
+"""What an explorer asks: retrievers, their index, and simple baselines."""

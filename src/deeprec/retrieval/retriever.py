@@ -1,0 +1,164 @@
+"""What an explorer asks: anything that answers queries with ranked items. And two simple ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT
+from deeprec.data.catalog import ItemIdx
+from deeprec.data.dataset import Sequences, Task
+from deeprec.errors import DeepRecError
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question to a retriever.
+
+    Attributes:
+        history: the user's items, oldest first; may be empty, and of a user never seen before.
+        preference: what to look for, in words; empty for none.
+        exclude: items that must not be returned (usually the history, and what was shown already).
+        trust: how far the preference is believed: 0 ignores it, 1 takes it for as good as those of the training.
+            A retriever may have no use for it.
+    """
+
+    history: tuple[ItemIdx, ...]
+    preference: str = ""
+    exclude: Collection[ItemIdx] = frozenset()
+    preference_weight: float = DEFAULT_PREFERENCE_WEIGHT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.preference_weight <= 1:
+            raise DeepRecError(f"A query's trust is between 0 and 1, not {self.preference_weight}.")
+
+
+def queries_of(
+    tasks: Sequence[Task],
+    preferences: Iterable[str] | None = None,
+    preference_weight: float = DEFAULT_PREFERENCE_WEIGHT,
+) -> list[Query]:
+    """What each task asks for, with its preference where there are any, the history excluded."""
+    said = [""] * len(tasks) if preferences is None else preferences
+    return [
+        Query(task.history, text, frozenset(task.history), preference_weight)
+        for task, text in zip(tasks, said, strict=True)
+    ]
+
+
+def phrases_of(preference: str) -> list[str]:
+    """The phrases of a preference: `;` or a new line parts them."""
+    return [phrase for part in re.split(r"[;\n]", preference) if (phrase := part.strip())]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    item: ItemIdx
+    score: float
+
+
+class Retriever(Protocol):
+    """Implementations inherit the contract tests of `deeprec.testing.RetrieverContract`.
+
+    One that knows how far a guess is worth believing says so by an attribute `trust`, as the TRM does: explorations ask
+    with it, where nothing else is set.
+    """
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        """For each query at most `k` hits, best first, none excluded and none twice.
+
+        Fewer than `k` come back only where the catalogue has no more. The answer to a query does not depend on
+        the other queries of the batch.
+        """
+        ...
+
+
+def top_hits(scores_BI: NDArray[np.floating], queries: Sequence[Query], k: int) -> list[list[Hit]]:
+    """The `k` best items of each row, excluded ones left out, equal scores by lower index. Overwrites scores."""
+    scores_BI[pairs([query.exclude for query in queries])] = -np.inf
+    rows_N, items_N = shortlist(scores_BI, k)
+    return rank(len(queries), rows_N, items_N, scores_BI[rows_N, items_N], k)
+
+
+def shortlist(
+    scores_BI: NDArray[np.floating], k: int, margin_B: NDArray[np.floating] | float = 0.0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and item (N,), in rising order, of all scores that the k-th best of their row exceeds by at most a margin."""
+    B, I = scores_BI.shape  # noqa: E741
+    count = min(k, I)
+    if not count * B:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    # The k-th best of the maxima of some groups is at most the k-th best score, and nearly that where groups are many.
+    groups = 8 * count
+    depth = max(I // groups, 1)
+    peaks_BG = scores_BI[:, : depth * groups].reshape(B, depth, -1).max(axis=1)
+    least_B = np.partition(peaks_BG, -count, axis=1)[:, -count] - margin_B
+    # Excluded items score -inf and stay below, also where fewer than k are left.
+    least_B = np.maximum(least_B, np.finfo(scores_BI.dtype).min).astype(scores_BI.dtype)
+    # Several times as fast as np.nonzero of the matrix.
+    return np.divmod(np.flatnonzero(scores_BI >= least_B[:, None]), I)
+
+
+def rank(
+    n_rows: int, rows_N: NDArray[np.int64], items_N: NDArray[np.int64], scores_N: NDArray[np.floating], k: int
+) -> list[list[Hit]]:
+    """Hits of every row, from pairs in rising order."""
+    order_N = np.lexsort((-scores_N, rows_N))  # stable: ties keep the order of the items
+    starts = np.searchsorted(rows_N, np.arange(n_rows + 1))
+    order_N = order_N[np.arange(len(order_N)) - starts[rows_N] < k]
+    hits = list(map(Hit, items_N[order_N].tolist(), scores_N[order_N].tolist()))
+    ends = np.minimum(np.diff(starts), k).cumsum().tolist()
+    return [hits[start:end] for start, end in pairwise([0, *ends])]
+
+
+def pairs(collections: Sequence[Collection[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and item (N,) of everything in the collections."""
+    sizes = [len(collection) for collection in collections]
+    items_N = np.fromiter(chain.from_iterable(collections), dtype=np.int64, count=sum(sizes))
+    return np.repeat(np.arange(len(sizes)), sizes), items_N
+
+
+class PopularityRetriever:
+    """Items by their number of training interactions, whatever the query says."""
+
+    def __init__(self, counts_I: NDArray[np.floating]) -> None:
+        self.counts_I = counts_I
+
+    @classmethod
+    def fit(cls, sequences: Sequences, n_items: int) -> PopularityRetriever:
+        return cls(np.bincount(sequences.items_N, minlength=n_items).astype(np.float64))
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        return top_hits(np.tile(self.counts_I, (len(queries), 1)), queries, k)
+
+
+class TransitionRetriever:
+    """Items by how often they directly followed the query's last item in training, then by popularity."""
+
+    def __init__(self, counts_II: csr_array, counts_I: NDArray[np.floating]) -> None:
+        self.counts_II = counts_II
+        self.tie_break_I = counts_I / (counts_I.max(initial=0) + 1)
+
+    @classmethod
+    def fit(cls, sequences: Sequences, n_items: int) -> TransitionRetriever:
+        items_N, starts_U1 = sequences.items_N, sequences.starts_U1
+        follows_N = np.ones(items_N.size, dtype=bool)
+        follows_N[starts_U1[starts_U1 < items_N.size]] = False  # the first item of a sequence follows nothing
+        followers = np.flatnonzero(follows_N)
+        pairs = (items_N[followers - 1], items_N[followers])
+        counts_II = csr_array((np.ones(followers.size), pairs), shape=(n_items, n_items))
+        return cls(counts_II, np.bincount(items_N, minlength=n_items).astype(np.float64))
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        scores_BI = np.tile(self.tie_break_I, (len(queries), 1))
+        for row, query in enumerate(queries):
+            if query.history:
+                scores_BI[row] += self.counts_II[[query.history[-1]]].toarray()[0]
+        return top_hits(scores_BI, queries, k)

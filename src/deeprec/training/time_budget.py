@@ -1,0 +1,86 @@
+"""The time that a training may take: shared among its parts, and kept in its folder over interruptions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from deeprec.training.processes import broadcast, is_main_process
+
+_FILE = "time_budget.json"
+
+
+class TimeBudget:
+    """Says when a part of a training has had its time. All processes hear what the first one's clock says.
+
+    A part may take of the time that is left when it begins what its explorations are of those planned from it on. What
+    it leaves over, or takes over its time to end its last step, is the later parts'.
+
+    Args:
+        folder: of the training, where seconds and steps are kept; what was spent before an interruption counts.
+        planned: explorations of each part, in order: lessons of the warm start, samples of a stage.
+        minutes: of all parts; None is no limit.
+
+    Attributes:
+        share: of the part's time that has passed; 0 without a limit.
+    """
+
+    def __init__(self, folder: Path, planned: Mapping[str, int], minutes: float | None) -> None:
+        self.file = folder / _FILE
+        self.planned = planned
+        self.seconds = math.inf if minutes is None else 60 * minutes
+        self.parts = _read(self.file)
+        self.share = 0.0
+
+    def begin(self, part: str, steps: int) -> bool:
+        """Begin a part of so many steps, or go on with it; False where no time is left for it to begin."""
+        self.part, self._since = part, monotonic()
+        names = list(self.planned)
+        earlier, later = names[: names.index(part)], names[names.index(part) :]
+        left = self.seconds - sum(self._spent(name) for name in earlier)
+        left, self._before = broadcast((left, self._spent(part)))
+        if left <= 0:
+            self._keep(0, steps)
+            return False
+        self.limit = left * self.planned[part] / sum(self.planned[name] for name in later)
+        self.share = self._before / self.limit
+        return True
+
+    def end_step(self, step: int, steps: int) -> bool:
+        """Keep that so many steps of the part are done; whether its time is up."""
+        self._keep(step, steps)
+        self.share = broadcast(self._spent(self.part) / self.limit)
+        return self.share >= 1
+
+    def reachable(self, step: int, steps: int) -> int:
+        """How many of the steps the time will be enough for, going by those that are done."""
+        return min(steps, max(step, math.ceil(step / self.share))) if self.share else steps
+
+    def _spent(self, part: str) -> float:
+        return self.parts[part]["seconds"] if part in self.parts else 0.0
+
+    def _keep(self, step: int, steps: int) -> None:
+        seconds = self._before + monotonic() - self._since
+        self.parts[self.part] = {"seconds": round(seconds, 3), "steps": step, "of": steps}
+        if is_main_process():
+            scratch = self.file.with_suffix(".part")
+            scratch.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
+            os.replace(scratch, self.file)
+
+
+def time_spent(folder: Path) -> str:
+    """How far the parts of a training in a folder came, in words; empty where nothing was kept."""
+    parts = _read(folder / _FILE)
+    minutes = sum(part["seconds"] for part in parts.values()) / 60
+    steps = [f"{name} {part['steps']} of {part['of']} steps" for name, part in parts.items()]
+    return f"{', '.join(steps)}; {minutes:.1f} minutes" if parts else ""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    parts: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return parts

@@ -1,0 +1,69 @@
+"""The TRM of a configuration in its run folder: loaded, resumed, or trained from the start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from deeprec.config import Config
+from deeprec.data.dataset import Dataset
+from deeprec.runs import Run, matching_runs
+from deeprec.runs.progress import SILENT, Progress
+from deeprec.trm.text_encoder import TextEncoder
+from deeprec.trm.training import Epoch
+from deeprec.trm.trm import FORMAT_VERSION, TRM
+
+
+def trm_origin(dataset: Dataset) -> dict[str, Any]:
+    """What decides a TRM beside the configuration, as its run's manifest records it."""
+    return {"dataset": dataset.fingerprint, "text": dataset.text_digest, "format_version": FORMAT_VERSION}
+
+
+def load_or_train_trm(
+    dataset: Dataset,
+    config: Config,
+    runs: Path,
+    *,
+    again: bool = False,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[TRM, Path]:
+    """The TRM of `config.data` and `config.trm`, and the folder of its run.
+
+    Args:
+        runs: folder of the run folders.
+        again: train even where a finished run exists.
+
+    Raises:
+        DeepRecError: the training failed, or the encoder can't be fetched.
+    """
+    origin = trm_origin(dataset)
+    known = None if again else next(matching_runs(runs, "trm", config, ("data", "trm"), origin), None)
+    if known is not None and known.manifest["status"] == "finished":
+        return TRM.load(known.path / "trm", offline=offline), known.path
+    with progress.phase("load MiniLM"):
+        encoder = TextEncoder.load(offline=offline)
+    with progress.phase("encode the items' text", len(dataset.catalog), unit="item texts encoded") as advance:
+        encoder.encode(dataset.catalog.texts(), advance)
+        advance(len(dataset.catalog), len(dataset.catalog))  # fewer texts than items where some are equal
+    run = known or Run.create(runs, None, config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
+    if known is None:
+        run.record(**origin)
+    progress.message(f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)")
+    with run, progress.phase("train the TRM", config.trm.epochs, unit="epoch") as advance:
+
+        def on_epoch(epoch: Epoch) -> None:
+            run.append_metrics(epoch.epoch, {"loss": epoch.loss, "validation NDCG@10": epoch.ndcg})
+            text = f"epoch, loss {epoch.loss:.3f}, validation NDCG@10 {epoch.ndcg:.4f}"
+            advance(epoch.epoch, text=text)
+
+        trm = TRM.fit(dataset, config.trm, encoder, checkpoint=run.checkpoints / "last.safetensors", on_epoch=on_epoch)
+        trm.save(run.path / "trm")
+        run.record(preference_weight=trm.preference_weight)
+    best = max(trm.curve, key=lambda epoch: epoch.ndcg)
+    progress.message(
+        f"TRM: best validation NDCG@10 {best.ndcg:.4f} in epoch {best.epoch} of {len(trm.curve)}, "
+        f"{sum(epoch.seconds for epoch in trm.curve):.0f} s of training; preference weight {trm.preference_weight}"
+    )
+    return trm, run.path

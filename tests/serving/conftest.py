@@ -1,0 +1,140 @@
+"""A real server on loopback, with scripted policies that a test can hold up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, UserId
+from deeprec.data.dataset import Dataset
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Chunk, PromptDefaults
+from deeprec.policies.scripted import ScriptedWriter
+from deeprec.policies.text import TextPolicy
+from deeprec.serving.api import create_app
+from deeprec.serving.service import Service
+from deeprec.serving.worker import Worker
+from deeprec.testing import RecordingRetriever, toy_dataset
+from processes import free_port
+
+DATASET = toy_dataset()
+CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)
+PROMPT_DEFAULTS = PromptDefaults("example", preference_weight=0.1)
+SECONDS = 20
+
+
+def films() -> Dataset:
+    """The same, with those of MovieLens that examples name."""
+    fields = {name: getattr(DATASET.catalog, name) for name in DATASET.catalog.__dataclass_fields__}
+    titles = ("Toy Story (1995)", "Fargo (1996)", *DATASET.catalog.titles[2:])
+    users = tuple(UserId(user.removeprefix("u")) for user in DATASET.users)
+    return replace(DATASET, catalog=Catalog(**fields | {"titles": titles}), users=users)
+
+
+class Gate:
+    """A writer that waits until it is opened, then does as the scripted one.
+
+    Attributes:
+        alone: it shuts behind each segment.
+    """
+
+    def __init__(self) -> None:
+        self.alone = False
+        self.script = ScriptedWriter(3)
+        self.open = threading.Event()
+        self.reached = threading.Event()
+
+    def __call__(self, conversation: str) -> str:
+        self.reached.set()
+        assert self.open.wait(SECONDS)
+        if self.alone:
+            self.open.clear()
+        return self.script(conversation)
+
+    def pass_one(self) -> None:
+        """Let the segment that waits through, until the next one waits."""
+        self.reached.clear()
+        self.open.set()
+        assert self.reached.wait(SECONDS)
+
+
+class Endless(TextPolicy):
+    """Writes on and on, and never finishes."""
+
+    def step(self) -> list[Chunk]:
+        time.sleep(0.01)
+        return [Chunk(key, (), ()) for key in self._open]
+
+
+def explorer(writer: object, kind: type[TextPolicy] = TextPolicy) -> Explorer:
+    policy: Any = kind(writer)  # type: ignore[arg-type]
+    policy.prompt_defaults = PROMPT_DEFAULTS
+    return Explorer(policy, RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG)
+
+
+@dataclass
+class Site:
+    client: httpx.Client
+    service: Service
+    gate: Gate
+    url: str
+
+
+def serve(service: Service, **options: object) -> Iterator[str]:
+    """The address of a server that runs until the caller goes on."""
+    port = free_port()
+    app = create_app(service, **options)  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + SECONDS
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(SECONDS)
+
+
+@contextmanager
+def service_of_scripts() -> Iterator[Service]:
+    """Of a scripted policy, one that never ends, and one that a gate holds up."""
+    gate = Gate()
+    workers = {
+        "script": Worker(explorer(ScriptedWriter(3)), slots=8, queue=100, seconds=SECONDS),
+        "held": Worker(explorer(gate), slots=2, queue=2, seconds=SECONDS),
+        "endless": Worker(explorer(ScriptedWriter(3), Endless), slots=2, queue=2, seconds=3 * SECONDS),
+    }
+    points = np.random.default_rng(0).random((len(DATASET.catalog), 2), dtype=np.float32)
+    service = Service(DATASET, RecordingRetriever(len(DATASET.catalog)), workers, CONFIG, points)
+    service.__dict__["gate"] = gate
+    yield service
+    gate.open.set()
+    for worker in workers.values():
+        worker.close()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with service_of_scripts() as service:
+        yield service
+
+
+@pytest.fixture
+def site(service: Service) -> Iterator[Site]:
+    running = serve(service)
+    url = next(running)
+    with httpx.Client(base_url=url, timeout=SECONDS) as client:
+        yield Site(client, service, service.__dict__["gate"], url)
+    service.__dict__["gate"].open.set()
+    next(running, None)

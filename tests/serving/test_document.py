@@ -1,0 +1,42 @@
+"""The OpenAPI document, held to its word by schemathesis."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from deeprec.serving.service import Service
+from serving.conftest import Site, films, serve
+
+# A title may be a good string and no item's: such a request is refused though the document allows it.
+LEFT_OUT = "positive_data_acceptance"
+
+
+def test_the_stream_is_in_it(site: Site) -> None:
+    responses = site.client.get("/openapi.json").json()["paths"]["/recommend"]["post"]["responses"]
+    content = responses["200"]["content"]
+    assert set(content) == {"application/json", "text/event-stream"}
+    events = content["text/event-stream"]["itemSchema"]["oneOf"]
+    assert [event["properties"]["event"]["const"] for event in events] == ["text", "turn", "ranking"]
+    assert "Recommended" in content["application/json"]["schema"]["$ref"]
+    assert "Retry-After" in responses["429"]["headers"]
+
+
+def test_what_the_document_says_holds(service: Service, tmp_path: Path) -> None:
+    running = serve(replace(service, dataset=films()))
+    url = next(running)
+    options = ["--checks=all", f"--exclude-checks={LEFT_OUT}", "--max-examples=30", "--seed=7", "--no-color"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "generated" in done.stdout
+    numbers = httpx.get(f"{url}/metrics").text
+    for path in ("/recommend", "/retrieve", "/items", "/users/{user}", "/map"):
+        answered = re.search(rf'deeprec_requests_total{{path="{re.escape(path)}",status="200"}} (.*)', numbers)
+        assert answered is not None, f"{path} was never asked for what there is"
+    next(running, None)
