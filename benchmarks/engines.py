@@ -39,7 +39,7 @@ from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.policies.tokenizer import TokenizerCodec
 from deeprec.policies.transformers import TransformersPolicy
-from deeprec.retrieval.retriever import TransitionRetriever
+from deeprec.retrieval.baselines import TransitionRetriever
 from deeprec.runs import environment
 
 MODEL = "smollm2-135m-instruct"

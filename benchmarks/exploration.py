@@ -26,7 +26,7 @@ from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
 from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
-from deeprec.retrieval.retriever import TransitionRetriever
+from deeprec.retrieval.baselines import TransitionRetriever
 from deeprec.runs import environment
 
 

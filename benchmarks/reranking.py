@@ -26,7 +26,7 @@ from deeprec.evaluation.eval_report import markdown_table
 from deeprec.evaluation.evaluate import rankings_of
 from deeprec.evaluation.intervals import ratio_interval
 from deeprec.evaluation.metrics import ndcg_at, ranks_of
-from deeprec.retrieval.ease import EASERetriever
+from deeprec.retrieval.baselines import EASERetriever
 from deeprec.runs import environment
 from deeprec.trm.trm import TRM
 

@@ -15,7 +15,8 @@ from peer import TOP, Data, Ints, Job, Ragged, Watch, ndcg, rankings
 
 from deeprec.config import load_config
 from deeprec.data.dataset import Dataset
-from deeprec.retrieval.retriever import PopularityRetriever, queries_of
+from deeprec.retrieval.baselines import PopularityRetriever
+from deeprec.retrieval.retriever import queries_of
 from deeprec.trm import training
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch

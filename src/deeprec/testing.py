@@ -73,7 +73,7 @@ def toy_dataset(n_users: int = 60, n_items: int = 40, length: int = 12, seed: in
     )
 
 
-class RecordingRetriever:
+class RecordingRetriever(Retriever):
     """Answers with the lowest items that are allowed, and keeps every question and answer.
 
     Attributes:

@@ -15,7 +15,8 @@ from deeprec.explore.protocol import Fault
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.retrieval.retriever import Hit, PopularityRetriever
+from deeprec.retrieval.baselines import PopularityRetriever
+from deeprec.retrieval.retriever import Hit
 from deeprec.runs import JsonLines
 from deeprec.testing import toy_dataset
 

@@ -6,8 +6,8 @@ import pytest
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
-from deeprec.retrieval import ease
-from deeprec.retrieval.ease import EASERetriever
+from deeprec.retrieval import baselines
+from deeprec.retrieval.baselines import EASERetriever
 from deeprec.retrieval.retriever import Query
 from deeprec.testing import RetrieverContract, toy_dataset
 
@@ -48,6 +48,6 @@ def test_a_history_counts_each_item_once_and_in_any_order():
 
 
 def test_a_catalogue_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(ease, "MOST_ITEMS", 39)
+    monkeypatch.setattr(baselines, "MOST_ITEMS", 39)
     with pytest.raises(DeepRecError, match="at most 39 items"):
         EASERetriever.fit(toy_dataset().train_sequences(), 40, 10.0)

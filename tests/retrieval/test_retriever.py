@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from deeprec.config import ExploreConfig, preference_weight_of
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
-from deeprec.retrieval.retriever import Hit, PopularityRetriever, Query, TransitionRetriever, phrases_of, top_hits
+from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
+from deeprec.retrieval.retriever import Hit, Query, phrases_of, top_hits
 from deeprec.testing import RetrieverContract, toy_dataset
 
 

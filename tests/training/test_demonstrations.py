@@ -13,7 +13,8 @@ from deeprec.explore import protocol
 from deeprec.explore.protocol import STOPS, Fault
 from deeprec.explore.trace import Author, Trace
 from deeprec.policies.text import WordTokenizer
-from deeprec.retrieval.retriever import PopularityRetriever, Retriever, phrases_of
+from deeprec.retrieval.baselines import PopularityRetriever
+from deeprec.retrieval.retriever import Retriever, phrases_of
 from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.training.demonstrations import AHEAD, DemonstrationPolicy, Example
 from deeprec.trm.preferences import frequent_phrases, item_phrases

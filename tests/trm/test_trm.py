@@ -23,9 +23,10 @@ import processes
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
+from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.cooccurrence import REACH
 from deeprec.retrieval.index import Index
-from deeprec.retrieval.retriever import PopularityRetriever, Query
+from deeprec.retrieval.retriever import Query
 from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
 from deeprec.trm import training
 from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight

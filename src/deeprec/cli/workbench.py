@@ -283,7 +283,7 @@ class Workbench:
         from deeprec.evaluation.worker_processes import spread
         from deeprec.explore.explorer import Explorer
         from deeprec.explore.trace import Stop
-        from deeprec.retrieval.retriever import PopularityRetriever, TransitionRetriever
+        from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
 
         config, n_items = self.config.eval, len(dataset.catalog)
         tasks, sample = evaluation_tasks(dataset, config)

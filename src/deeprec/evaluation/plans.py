@@ -16,7 +16,7 @@ from deeprec.config.toml import read_toml
 from deeprec.errors import DeepRecError
 from deeprec.evaluation.one_shot import CANDIDATES
 from deeprec.policies.adapters import adapter_folder, digests_of
-from deeprec.retrieval.ease import MOST_ITEMS
+from deeprec.retrieval.baselines import MOST_ITEMS
 from deeprec.training.schedule import active
 
 Kind = (

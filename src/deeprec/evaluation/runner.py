@@ -52,7 +52,8 @@ from deeprec.explore.explorer import Explorer, resolve_defaults
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.trace import Stop, Trace
 from deeprec.policies.adapters import adapter_folder, digests_of, read_prompt_defaults
-from deeprec.retrieval.retriever import PopularityRetriever, Retriever, TransitionRetriever
+from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
+from deeprec.retrieval.retriever import Retriever
 from deeprec.runs import JsonLines, environment, lock
 
 if TYPE_CHECKING:  # torch stays out of a report
@@ -358,7 +359,7 @@ def _rate(log: JsonLines) -> float | None:
 
 def _best_ease(dataset: Dataset) -> tuple[Retriever, str]:
     """EASE with the regularisation that is best on the validation targets."""
-    from deeprec.retrieval.ease import EASERetriever
+    from deeprec.retrieval.baselines import EASERetriever
 
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
     wanted = [targets[task.id] for task in tasks]

@@ -10,11 +10,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT
-from deeprec.data.catalog import ItemIdx
-from deeprec.data.dataset import Sequences, Task
+from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 
 
@@ -65,11 +64,15 @@ class Hit:
 
 
 class Retriever(Protocol):
-    """Implementations inherit the contract tests of `deeprec.testing.RetrieverContract`.
+    """Subclass it, and inherit the contract tests of `deeprec.testing.RetrieverContract`.
 
-    One that knows how far a guess is worth believing says so by an attribute `trust`, as the TRM does: explorations ask
-    with it, where nothing else is set.
+    Attributes:
+        catalog: the items that are retrieved; None where an explorer must be given them.
+        preference_weight: calibrated weight (0..1) for a language model's preferences; None without a calibration.
     """
+
+    catalog: Catalog | None = None
+    preference_weight: float | None = None
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, none excluded and none twice.
@@ -123,42 +126,3 @@ def pairs(collections: Sequence[Collection[int]]) -> tuple[NDArray[np.int64], ND
     sizes = [len(collection) for collection in collections]
     items_N = np.fromiter(chain.from_iterable(collections), dtype=np.int64, count=sum(sizes))
     return np.repeat(np.arange(len(sizes)), sizes), items_N
-
-
-class PopularityRetriever:
-    """Items by their number of training interactions, whatever the query says."""
-
-    def __init__(self, counts_I: NDArray[np.floating]) -> None:
-        self.counts_I = counts_I
-
-    @classmethod
-    def fit(cls, sequences: Sequences, n_items: int) -> PopularityRetriever:
-        return cls(np.bincount(sequences.items_N, minlength=n_items).astype(np.float64))
-
-    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        return top_hits(np.tile(self.counts_I, (len(queries), 1)), queries, k)
-
-
-class TransitionRetriever:
-    """Items by how often they directly followed the query's last item in training, then by popularity."""
-
-    def __init__(self, counts_II: csr_array, counts_I: NDArray[np.floating]) -> None:
-        self.counts_II = counts_II
-        self.tie_break_I = counts_I / (counts_I.max(initial=0) + 1)
-
-    @classmethod
-    def fit(cls, sequences: Sequences, n_items: int) -> TransitionRetriever:
-        items_N, starts_U1 = sequences.items_N, sequences.starts_U1
-        follows_N = np.ones(items_N.size, dtype=bool)
-        follows_N[starts_U1[starts_U1 < items_N.size]] = False  # the first item of a sequence follows nothing
-        followers = np.flatnonzero(follows_N)
-        pairs = (items_N[followers - 1], items_N[followers])
-        counts_II = csr_array((np.ones(followers.size), pairs), shape=(n_items, n_items))
-        return cls(counts_II, np.bincount(items_N, minlength=n_items).astype(np.float64))
-
-    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        scores_BI = np.tile(self.tie_break_I, (len(queries), 1))
-        for row, query in enumerate(queries):
-            if query.history:
-                scores_BI[row] += self.counts_II[[query.history[-1]]].toarray()[0]
-        return top_hits(scores_BI, queries, k)

@@ -29,7 +29,7 @@ from deeprec.evaluation.metrics import ndcg_at
 from deeprec.retrieval.bm25 import BM25
 from deeprec.retrieval.cooccurrence import CoOccurrence
 from deeprec.retrieval.index import Index, NoFaissError, import_faiss
-from deeprec.retrieval.retriever import Hit, Query, pairs, queries_of, rank
+from deeprec.retrieval.retriever import Hit, Query, Retriever, pairs, queries_of, rank
 from deeprec.trm.calibration import calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.preferences import encode_preferences, frequent_phrases
@@ -49,7 +49,7 @@ FORMAT_VERSION = 5
 """Of saved TRMs; raise it when those of before can't be loaded, or trainings with them not gone on with."""
 
 
-class TRM:
+class TRM(Retriever):
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""EASE (Steck, WWW 2019): every item scored by a linear function of the items in the history, in closed form."""
+"""Baselines that need no training loop: popularity, transitions, and EASE."""
 
 from __future__ import annotations
 
@@ -11,12 +11,51 @@ from scipy.sparse import csr_array
 
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
-from deeprec.retrieval.retriever import Hit, Query, top_hits
+from deeprec.retrieval.retriever import Hit, Query, Retriever, top_hits
 
 MOST_ITEMS = 20_000  # two dense matrices of as many rows and columns are made
 
 
-class EASERetriever:
+class PopularityRetriever(Retriever):
+    """Items by their number of training interactions, whatever the query says."""
+
+    def __init__(self, counts_I: NDArray[np.floating]) -> None:
+        self.counts_I = counts_I
+
+    @classmethod
+    def fit(cls, sequences: Sequences, n_items: int) -> PopularityRetriever:
+        return cls(np.bincount(sequences.items_N, minlength=n_items).astype(np.float64))
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        return top_hits(np.tile(self.counts_I, (len(queries), 1)), queries, k)
+
+
+class TransitionRetriever(Retriever):
+    """Items by how often they directly followed the query's last item in training, then by popularity."""
+
+    def __init__(self, counts_II: csr_array, counts_I: NDArray[np.floating]) -> None:
+        self.counts_II = counts_II
+        self.tie_break_I = counts_I / (counts_I.max(initial=0) + 1)
+
+    @classmethod
+    def fit(cls, sequences: Sequences, n_items: int) -> TransitionRetriever:
+        items_N, starts_U1 = sequences.items_N, sequences.starts_U1
+        follows_N = np.ones(items_N.size, dtype=bool)
+        follows_N[starts_U1[starts_U1 < items_N.size]] = False  # the first item of a sequence follows nothing
+        followers = np.flatnonzero(follows_N)
+        pairs = (items_N[followers - 1], items_N[followers])
+        counts_II = csr_array((np.ones(followers.size), pairs), shape=(n_items, n_items))
+        return cls(counts_II, np.bincount(items_N, minlength=n_items).astype(np.float64))
+
+    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        scores_BI = np.tile(self.tie_break_I, (len(queries), 1))
+        for row, query in enumerate(queries):
+            if query.history:
+                scores_BI[row] += self.counts_II[[query.history[-1]]].toarray()[0]
+        return top_hits(scores_BI, queries, k)
+
+
+class EASERetriever(Retriever):
     """Items by `weights_II[history].sum(0)`, each item of the history once. Order and preference count for nothing."""
 
     def __init__(self, weights_II: NDArray[np.float32]) -> None:
