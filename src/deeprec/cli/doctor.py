@@ -1,4 +1,4 @@
-"""What this machine offers DeepRec and what is missing, each with the command that mends it."""
+"""What this machine offers DeepRec, and what is missing, each with the command that helps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from deeprec import assets
+from deeprec.runs import cores
 
 CORE = ("numpy", "polars", "pydantic", "requests")
 LOCAL = ("torch", "transformers", "safetensors", "gguf", "peft")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-MEMORY_NEEDED = 3e9  # bytes: SmolLM2 in float32, its conversion and the TRM beside it
-ROOM_NEEDED = 1e9  # bytes: all assets while they are fetched
+MEMORY_NEEDED = 3e9  # bytes: SmolLM2 in float32, its conversion, and the TRM
+ROOM_NEEDED = 1e9  # bytes: all assets while they download
 
 Level = Literal["ok", "warn", "missing"]
 
@@ -34,8 +35,8 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at versions, processor, memory, GPU, cache and assets.
 
-    Reads every cached asset to compare its sha256 (about a second) and imports torch, if there is one, to ask
-    for a GPU. Raises nothing: what cannot be found out is a finding too.
+    Compares the sha256 of every cached asset (about a second) and imports torch, if it is installed, to look for a
+    GPU. Raises nothing: what cannot be found out is a finding too.
     """
     return [*_versions(), *_processor(), _memory(), _gpu(), _cache(), *_assets()]
 
@@ -55,11 +56,11 @@ def _versions() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    usable = float(cores())
     quota = _read("/sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, int(quota[0]) / int(quota[1]))
-    findings = [Finding("cores", f"{cores:g}")]
+        usable = min(usable, int(quota[0]) / int(quota[1]))
+    findings = [Finding("cores", f"{usable:g}")]
     flags = next((line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()
     if flags:
         present = [feature for feature in CPU_FEATURES if feature in flags]
@@ -72,7 +73,7 @@ def _processor() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    """Memory that can still be had, in bytes of the machine or of the container, whichever is less."""
+    """Available memory of the machine or of the container, whichever is less."""
     table = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
     try:
         total, free = (int(table[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
@@ -84,7 +85,7 @@ def _memory() -> Finding:
         total, free = int(limit), min(free, int(limit) - int(used or 0))
     value = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB available"
     if free < MEMORY_NEEDED:
-        return Finding("memory", value, "warn", "SmolLM2 wants about 3 GB; close what is not needed")
+        return Finding("memory", value, "warn", "SmolLM2 needs about 3 GB; close what you do not need")
     return Finding("memory", value)
 
 
@@ -101,21 +102,17 @@ def _gpu() -> Finding:
     if torch.backends.mps.is_available():
         return Finding("gpu", "Apple MPS")
     if Path("/dev/nvidiactl").exists():
-        return Finding(
-            "gpu",
-            "present, but torch cannot use it",
-            "warn",
-            "install the CUDA build of torch for your driver",
-        )
+        hint = "install the CUDA build of torch for your driver"
+        return Finding("gpu", "present, but torch cannot use it", "warn", hint)
     return Finding("gpu", "none (the small model and the TRM run on the processor)")
 
 
 def _cache() -> Finding:
     folder = assets.cache_folder()
-    standing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         return Finding("cache", f"{folder} (cannot be written)", "warn", "name another folder in DEEPREC_CACHE")
-    free = shutil.disk_usage(standing).free
+    free = shutil.disk_usage(existing).free
     value = f"{folder} ({free / 1e9:.1f} GB free)"
     if free < ROOM_NEEDED:
         return Finding("cache", value, "warn", "make room, or name another folder in DEEPREC_CACHE")
@@ -141,7 +138,7 @@ def _assets() -> list[Finding]:
 
 
 def _read(path: str) -> str:
-    """The text of a system file, or nothing: other systems keep theirs elsewhere."""
+    """The text of a system file; '' where there is none, as on other systems."""
     try:
         return Path(path).read_text()
     except OSError:
