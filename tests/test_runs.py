@@ -269,7 +269,7 @@ def test_hardware_and_versions():
     machine = hardware()
     assert set(machine) == {"cpu", "cores", "memory_gib", "gpu", "os"}
     assert machine["cpu"]
-    assert 0.1 < machine["memory_gib"] < 1e5
+    assert machine["memory_gib"] is None or 0.1 < machine["memory_gib"] < 1e5
     assert versions()["polars"]
 
 

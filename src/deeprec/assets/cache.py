@@ -6,7 +6,6 @@ folder beside it, are checked, and the folder is renamed.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -241,6 +240,10 @@ def _acquire(lock: IO[str], asset: Asset) -> bool:
 
     The lock only saves a second download: without it both fetch, each in its own folder, and the last rename wins.
     """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -268,6 +267,8 @@ def lock(folder: Path) -> IO[str]:
     Raises:
         DeepRecError: another process is at work in it.
     """
+    import fcntl  # absent on Windows, where the rest works
+
     held = open(folder / ".lock", "w")  # noqa: SIM115  # the caller closes it
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
