@@ -1,4 +1,4 @@
-"""What a load found: bad rows by kind with places, and what was mended or filtered."""
+"""What a load found: bad rows by kind, each with its line, and what was repaired or filtered."""
 
 from __future__ import annotations
 
@@ -13,43 +13,36 @@ from deeprec.errors import DeepRecError
 
 EXAMPLES = 3
 LINE = "#line"
-"""The column of places in a file; no user's column has this name."""
+"""The column of line numbers; no column of a user's file keeps this name."""
 
 
 class BadKind(StrEnum):
-    """Why a row was dropped."""
+    """Why a row was dropped; `mend` says what to do about it."""
 
-    ENCODING = "undecodable bytes"
-    QUOTE = "unclosed or misplaced quote"
-    FIELDS = "wrong number of fields"
-    JSON = "broken JSON"
-    USER = "empty user"
-    ITEM = "empty item"
-    TIME = "unreadable time"
-    POSITION = "unreadable position"
-    DUPLICATE = "duplicate row"  # the same user, item and time or position
-    UNKNOWN_ITEM = "item without an item row"
-    REPEATED_ITEM = "item row with a repeated id"
+    mend: str
 
+    def __new__(cls, value: str, mend: str) -> BadKind:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.mend = mend
+        return member
 
-_MEND = {
-    BadKind.ENCODING: "save the file as UTF-8",
-    BadKind.QUOTE: "close the quote",
-    BadKind.FIELDS: "give every row the same number of fields",
-    BadKind.JSON: "write one JSON object a line, or fetch the file again",
-    BadKind.USER: "fill in the users",
-    BadKind.ITEM: "fill in the items",
-    BadKind.TIME: "write times as numbers or ISO dates",
-    BadKind.POSITION: "write positions as numbers",
-    BadKind.DUPLICATE: "remove the duplicates",
-    BadKind.UNKNOWN_ITEM: "add these items to the item file",
-    BadKind.REPEATED_ITEM: "keep one row an item",
-}
+    ENCODING = "undecodable bytes", "save the file as UTF-8"
+    QUOTE = "unclosed or misplaced quote", "close the quote"
+    FIELDS = "wrong number of fields", "give every row the same number of fields"
+    JSON = "broken JSON", "write one JSON object a line, or fetch the file again"
+    USER = "empty user", "fill in the users"
+    ITEM = "empty item", "fill in the items"
+    TIME = "unreadable time", "write times as numbers or ISO dates"
+    POSITION = "unreadable position", "write positions as numbers"
+    DUPLICATE = "duplicate row", "remove the duplicates"  # the same user, item and time or position
+    UNKNOWN_ITEM = "item without an item row", "add these items to the item file"
+    REPEATED_ITEM = "item row with a repeated id", "keep one row an item"
 
 
 @dataclass(frozen=True, slots=True)
 class BadRows:
-    """Rows of one file dropped for one reason; `examples` are the first few, each with its place."""
+    """Rows of one file dropped for one reason; `examples` are the first few, each with its line."""
 
     kind: BadKind
     file: str
@@ -62,8 +55,8 @@ class LoadReport:
     """What happened between the files and the Dataset.
 
     `rows` counts the rows read of each file. `repeats` counts the interactions in which a user meets an item
-    again at another time; they are not bad rows and `repeats_kept` names the rule that was applied to them.
-    `notes` are sentences about what was mended instead of dropped.
+    again at another time; they are no bad rows, and `repeats_kept` names the rule that was applied to them.
+    `notes` are sentences about what was repaired instead of dropped.
     """
 
     rows: dict[str, int]
@@ -81,16 +74,16 @@ class LoadReport:
 
     def lines(self) -> list[str]:
         """The report as sentences for a terminal."""
-        told = [f"{file}: {count:,} rows read" for file, count in self.rows.items()]
-        told += [f"{bad.count:,} dropped, {bad.kind}: {'; '.join(bad.examples)}" for bad in self.bad]
+        lines = [f"{file}: {count:,} rows read" for file, count in self.rows.items()]
+        lines += [f"{bad.count:,} dropped, {bad.kind}: {'; '.join(bad.examples)}" for bad in self.bad]
         if self.repeats:
-            told.append(f"{self.repeats:,} repeats of a user and an item (data.repeats: {self.repeats_kept})")
+            lines.append(f"{self.repeats:,} repeats of a user and an item (data.repeats: {self.repeats_kept})")
         if self.filtered_interactions:
-            told.append(
+            lines.append(
                 f"{self.filtered_users:,} users, {self.filtered_items:,} items and "
                 f"{self.filtered_interactions:,} interactions below data.user_core or data.item_core"
             )
-        return told + list(self.notes)
+        return lines + list(self.notes)
 
 
 class Ledger:
@@ -102,24 +95,20 @@ class Ledger:
         self.notes: list[str] = []
 
     def drop(
-        self,
-        frame: pl.DataFrame,
-        is_bad: pl.Expr,
-        kind: BadKind,
-        file: str,
-        say: Callable[[dict[str, Any]], str],
+        self, frame: pl.DataFrame, is_bad: pl.Expr, kind: BadKind, file: str, say: Callable[[dict[str, Any]], str]
     ) -> pl.DataFrame:
-        """`frame` without its bad rows, which are counted, the first ones told with their places.
+        """`frame` without its bad rows; the report counts them and quotes the first ones with their lines.
 
-        `frame` has a column `#line`; in a column `span`, if there, stands how many lines a row takes up, and
-        a bad row counts as that many.
+        `frame` has a column `#line`, and where rows take up several lines a column `span`: a bad row counts as that
+        many. `say` words what is wrong with a row, whose strings come to it quoted and shortened.
         """
         marked = frame.with_columns(is_bad.fill_null(True).alias("_bad"))
         bad = marked.filter("_bad").drop("_bad")
         if bad.is_empty():
             return frame
         count = int(bad["span"].sum()) if "span" in bad.columns else bad.height
-        examples = tuple(f"{position(file, row[LINE])}: {say(row)}" for row in bad.head(EXAMPLES).to_dicts())
+        first = ({name: _shorten(cell) for name, cell in row.items()} for row in bad.head(EXAMPLES).to_dicts())
+        examples = tuple(f"{position(file, row[LINE])}: {say(row)}" for row in first)
         before = self._bad.get((file, kind), BadRows(kind, file, 0, ()))
         self._bad[file, kind] = BadRows(kind, file, before.count + count, (before.examples + examples)[:EXAMPLES])
         return marked.filter(~pl.col("_bad")).drop("_bad")
@@ -142,7 +131,7 @@ class Ledger:
             kinds = ", ".join(f"{bad.count:,} {bad.kind}" for bad in here)
             raise DeepRecError(
                 f"{here[0].examples[0]}; {count:,} of {rows:,} rows of {file} are bad ({kinds}), more than "
-                f"data.max_bad_share = {max_bad_share:g} allows: {_MEND[here[0].kind]}, or raise the limit."
+                f"data.max_bad_share = {max_bad_share:g} allows: {here[0].kind.mend}, or raise the limit."
             )
 
 
@@ -153,3 +142,7 @@ def position(file: str, line: int) -> str:
 def shorten(cell: str, chars: int = 40) -> str:
     """A cell's content for a message: quoted, escaped, short."""
     return repr(cell if len(cell) <= chars else cell[: chars - 1] + "…")
+
+
+def _shorten(cell: Any) -> Any:
+    return shorten(cell) if isinstance(cell, str) else cell

@@ -1,4 +1,4 @@
-"""From a configured source to a Dataset: find the files, read their format, judge the rows, filter, code."""
+"""From a source to a Dataset: find the files, read their format, check the rows, filter, number users and items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec.config import DataConfig
+from deeprec.config import DataConfig, load_config
 from deeprec.data.amazon import read_amazon2023
 from deeprec.data.catalog import UserId, build_catalog
 from deeprec.data.dataset import Dataset, k_core
@@ -26,20 +26,24 @@ _ITEM_STEMS = ("items", "item", "movies", "products", "catalog", "catalogue")
 _INTERACTION_STEMS = ("interactions", "ratings", "events")
 
 
-def load_dataset(config: DataConfig, *, offline: bool = False) -> Dataset:
-    """Read `config.source` into a Dataset.
+def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> Dataset:
+    """Read interactions and item text into a Dataset.
 
     Each user's interactions are in the order of their times or positions, and equal times in the order of
     the file's rows. Users and items are numbered by their ids (shorter first, then alphabetically, so that
     whole numbers count up) whatever the order of the rows. Bad rows are dropped and reported up to
-    `max_bad_share` of a file. Then `repeats` are handled, then the cores. Times in milli- or microseconds
+    `max_bad_share` of a file. Then `repeats` are handled, then the cores. Times in milli-, micro- or nanoseconds
     become seconds.
 
-    `source` is a path, or the name of an asset, which may be downloaded unless `offline`.
+    Args:
+        source: an asset's name ("ml-100k"), a folder, an interaction file, a configuration file (`shop.toml`, whose
+            [data] section names the source, the columns and the rest), or that section itself.
+        offline: download no asset.
 
     Raises:
-        DeepRecError: anything about the files that the user can mend.
+        DeepRecError: a file is missing, damaged or lacks a column, or too many of its rows are bad.
     """
+    config = _data_config(source)
     path = Path(config.source).expanduser()
     name = path.resolve().name.partition(".")[0]
     try:
@@ -57,6 +61,13 @@ def load_dataset(config: DataConfig, *, offline: bool = False) -> Dataset:
         ) from error
 
 
+def _data_config(source: DataConfig | str | Path) -> DataConfig:
+    if isinstance(source, DataConfig):
+        return source
+    path = Path(source).expanduser()
+    return load_config(path).data if path.suffix == ".toml" else DataConfig(source=str(source))
+
+
 def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
     interactions = _find_interactions(path)
     form = _format_of(interactions) if config.format == "auto" else config.format
@@ -66,7 +77,7 @@ def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
     if items is None:
         raise DeepRecError(f"There is no item file beside {interactions}: name it with data.items.")
     if form == "recbole":
-        return read_recbole(interactions, items, config, ledger)
+        return read_recbole(interactions, items, ledger)
     if form == "movielens":
         return read_movielens(interactions, items, ledger)
     return read_amazon2023(interactions, items, ledger)
@@ -139,10 +150,10 @@ def _stem(path: Path) -> str:
 
 
 def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Dataset:
-    items = _judge_items(raw, ledger)
-    # Before the interactions are judged: items missing for this reason are no fault of theirs.
+    items = _check_items(raw, ledger)
+    # Before the interactions are checked, which would be blamed for items that are missing because of bad item rows.
     ledger.check(config.max_bad_share)
-    interactions = _judge_interactions(raw, items, ledger)
+    interactions = _check_interactions(raw, items, ledger)
     ledger.check(config.max_bad_share)
     if interactions.is_empty():
         raise DeepRecError(f"{raw.interactions_file} has no usable row: see that it has interactions.")
@@ -179,7 +190,6 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         brands=text["brand"].to_list(),
         categories=[row or [] for row in text["categories"].to_list()],
         descriptions=text["description"].to_list(),
-        title_chars=config.title_chars,
     )
     titles = catalog.title_report()
     if titles.empty:
@@ -209,7 +219,7 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
 
 
 def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> tuple[float, float] | None:
-    """The times at which the interactions are divided."""
+    """The times at which training and validation end."""
     if config.time_split is None:
         return None
     if times_N is None:
@@ -223,7 +233,7 @@ def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> 
     return first, second
 
 
-def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
+def _check_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     """Item rows with an id of their own; years become numbers, from the title where the cell has none."""
     file = raw.items_file
     items = ledger.drop(raw.items, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item id is empty")
@@ -232,50 +242,46 @@ def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
         ~pl.col("item").is_first_distinct(),
         BadKind.REPEATED_ITEM,
         file,
-        lambda row: f"item {shorten(row['item'])} has a row already",
+        lambda row: f"item {row['item']} has a row already",
     )
     in_cell = pl.col("year").str.extract(r"^(\d{4})(?:\.0*|-.*)?$")
     in_title = pl.col("title").str.extract(r"\((\d{4})\)$") if raw.dated_titles else pl.lit(None, dtype=pl.String)
     unread = items.filter((pl.col("year") != "") & in_cell.is_null())
     if not unread.is_empty():
         ledger.notes.append(
-            f"{unread.height:,} years of {file} cannot be read and do not count, "
+            f"{unread.height:,} years of {file} cannot be read and are ignored, "
             f"first {shorten(unread['year'][0])} in {position(file, unread[LINE][0])}"
         )
     return items.with_columns(year=pl.coalesce(in_cell, in_title).cast(pl.Int32))
 
 
-def _judge_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
+def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
     """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
-    file, rows = raw.interactions_file, raw.interactions
+    file, rows, timed = raw.interactions_file, raw.interactions, raw.ordered_by == "time"
     rows = ledger.drop(rows, pl.col("user") == "", BadKind.USER, file, lambda row: "the user is empty")
     rows = ledger.drop(rows, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item is empty")
-    if raw.ordered_by == "time":
-        kind, wanted = BadKind.TIME, "a number or a date"
-    else:
-        kind, wanted = BadKind.POSITION, "a number"
-    rows = rows.with_columns(number=_numbers(rows["order"], dates=raw.ordered_by == "time"))
+    wanted = "a number or a date" if timed else "a number"
     rows = ledger.drop(
-        rows,
+        rows.with_columns(number=_numbers(rows["order"], dates=timed)),
         pl.col("number").is_null(),
-        kind,
+        BadKind.TIME if timed else BadKind.POSITION,
         file,
-        lambda row: f"{raw.ordered_by} {shorten(row['order'])} is not {wanted}",
-    ).drop("order")
-    rows = rows.rename({"number": "order"})
+        lambda row: f"{raw.ordered_by} {row['order']} is not {wanted}",
+    )
+    rows = rows.drop("order").rename({"number": "order"})
     rows = ledger.drop(
         rows,
         ~pl.struct("user", "item", "order").is_first_distinct(),
         BadKind.DUPLICATE,
         file,
-        lambda row: f"user {shorten(row['user'])} and item {shorten(row['item'])} at this {raw.ordered_by} again",
+        lambda row: f"user {row['user']} and item {row['item']} at this {raw.ordered_by} again",
     )
     return ledger.drop(
         rows,
         ~pl.col("item").is_in(items["item"].implode()),
         BadKind.UNKNOWN_ITEM,
         file,
-        lambda row: f"item {shorten(row['item'])} is not in {raw.items_file}",
+        lambda row: f"item {row['item']} is not in {raw.items_file}",
     ).drop(LINE)
 
 
