@@ -211,7 +211,7 @@ class TRM(Retriever):
             }
         if not isinstance(users, Mapping):
             users = {str(number): history for number, history in enumerate(users)}
-        return {user: tuple(map(self._item, _no_text(history))) for user, history in users.items()}
+        return {str(user): tuple(map(self._item, _no_text(history))) for user, history in users.items()}
 
     def _item(self, name: str | ItemIdx) -> ItemIdx:
         if isinstance(name, str):
