@@ -69,7 +69,7 @@ def main() -> None:
         return
     dataset, encoder = load(job.source), TextEncoder.load()
     trm, log = fit(dataset if job.last is None else cut(dataset, job.last), encoder, job)
-    trm.save(job.out)  # for trm_listening.py
+    trm.save(job.out)  # for preference_sensitivity.py
     queries = queries_of(dataset.tasks("test"))
     ranked_TK = np.full((len(queries), TOP), -1, dtype=np.int32)
     for row_K, hits in zip(ranked_TK, trm.retrieve(queries, TOP), strict=True):

@@ -157,7 +157,7 @@ def untrained(dataset, config):
     catalog, encoder = dataset.catalog, HashedWords()
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
     cooccurrence = CoOccurrence.fit(dataset.train_sequences(), len(catalog))
-    return TRM.from_network(PreferenceSASRec(config, text_ID), catalog, encoder, config, cooccurrence)
+    return TRM(PreferenceSASRec(config, text_ID), catalog, encoder, config, cooccurrence)
 
 
 def test_only_weight_zero_changes_nothing(dataset, trm):
