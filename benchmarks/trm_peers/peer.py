@@ -55,7 +55,7 @@ class Ragged:
         return np.repeat(np.arange(len(self)), np.diff(self.starts_U1))
 
     def positions(self) -> Ints:
-        """The 0-based place (N,) of each item in its vector."""
+        """The 0-based position (N,) of each item in its vector."""
         return np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], np.diff(self.starts_U1))
 
     def windows(self, inputs: int) -> Ragged:

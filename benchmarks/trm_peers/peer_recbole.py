@@ -106,7 +106,7 @@ class Peer:
 
 
 def write_atomic(sequences: Ragged, n_items: int, folder: Path) -> None:
-    """RecBole's atomic files; the time is the place in the sequence."""
+    """RecBole's atomic files; the time is the position in the sequence."""
     (folder / NAME).mkdir()
     columns = (sequences.users(), sequences.items_N, sequences.positions())
     with open(folder / NAME / f"{NAME}.inter", "w", encoding="utf-8") as file:

@@ -107,7 +107,7 @@ def test_exact_is_a_sort_with_ties_by_index(data, n_items, n_queries, width, k):
 @given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([1, 3, 16, 50]), st.floats(1e-3, 1e3))
 @settings(max_examples=25)
 def test_equal_vectors_tie_and_the_batch_does_not_matter(seed, k, width, scale):
-    """Matrix products round by place and by batch; what is found must not."""
+    """Matrix products round by position and by batch; the hits must not."""
     rng = np.random.default_rng(seed)
     items_ID = (scale * rng.normal(size=(5, width))).astype(np.float32)[rng.integers(5, size=1500)]
     queries_QD = rng.normal(size=(20, width)).astype(np.float32)
