@@ -1,4 +1,4 @@
-"""The benchmark of the server: it measures explorations that ended well, or says that it did not."""
+"""The benchmark of the server: it measures explorations that ended well, and fails otherwise."""
 
 from __future__ import annotations
 
