@@ -15,7 +15,7 @@ from mcp import Client
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT
 from deeprec.explore.protocol import PREFERENCE
 from deeprec.policies.scripted import ScriptedWriter
-from deeprec.serving.api import MAX_BODY
+from deeprec.serving.middleware import MAX_BODY
 from deeprec.serving.service import Service
 from deeprec.serving.worker import TIMED_OUT, Worker
 from deeprec.testing import RecordingRetriever
@@ -411,6 +411,14 @@ def test_a_malformed_body_is_refused(site: Site, path: str, name: str) -> None:
     assert isinstance(answer.json()["detail"], str)
     if name == "oversize":
         assert answer.status_code == 413
+        assert f"more than {MAX_BODY} bytes" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/mcp"])
+def test_a_large_body_of_unknown_length_is_refused(site: Site, path: str) -> None:
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    answer = site.client.post(path, content=iter([b" " * MAX_BODY, b"{}"]), headers=headers)
+    assert answer.status_code == 413
 
 
 def test_forced_calls_cannot_forge_the_protocol(site: Site) -> None:

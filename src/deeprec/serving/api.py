@@ -23,12 +23,10 @@ from deeprec.errors import DeepRecError
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration, GoneError
 from deeprec.serving.mcp import create_mcp
-from deeprec.serving.middleware import BearerAuth, Metrics
+from deeprec.serving.middleware import MCP, BearerAuth, BodyLimit, Metrics
 from deeprec.serving.service import Service
 from deeprec.serving.worker import BusyError, Text
 
-MAX_BODY = 256 * 1024
-"""Bytes of a request."""
 _RETRY_AFTER = 5
 """Seconds after which a refused client may try again."""
 _PAGE = pathlib.Path(__file__).with_name("page")
@@ -146,7 +144,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     mcp = create_mcp(service)
     # A token protects against DNS rebinding. Without one, the host of every request is checked.
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if token is not None else None
-    mcp_app = mcp.streamable_http_app(host=host, transport_security=security)
+    mcp_app = mcp.streamable_http_app(streamable_http_path=MCP, host=host, transport_security=security)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -159,7 +157,6 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         description="A language model explores a catalogue with a preference-aware recommender as its tool.",
         lifespan=lifespan,
         responses={401: {"model": schemas.Problem}},
-        max_body_size=MAX_BODY,
     )
     app.state.service = service
     app.state.metrics = Metrics({name: worker.load for name, worker in service.workers.items()})
@@ -167,8 +164,8 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     app.add_exception_handler(DeepRecError, _problem(422))
     app.add_exception_handler(BusyError, _problem(429, headers={"Retry-After": str(_RETRY_AFTER)}))
     app.add_exception_handler(GoneError, _problem(499))  # for the log: nobody reads the answer
-    app.add_exception_handler(413, _problem(413, f"The request has more than {MAX_BODY} bytes."))
     app.add_exception_handler(Exception, _problem(500, "The server failed; its log says why."))
+    app.add_middleware(BodyLimit)
     if token is not None:
         app.add_middleware(BearerAuth, token=token)
     else:

@@ -1,4 +1,4 @@
-"""What every request passes: the bearer token, and the metrics."""
+"""What every request passes: the metrics, the bearer token, and the limit of its size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LOG = logging.getLogger("deeprec.serving")
+MAX_BODY = 256 * 1024
+"""Bytes of a request."""
+MCP = "/mcp"
+"""The path of the Model Context Protocol, whose requests name no route."""
 _BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
@@ -36,6 +41,26 @@ class BearerAuth:
 
 def _is_open(method: str, path: str) -> bool:
     return method == "GET" and (path in ("/", "/health") or path.startswith("/page/"))
+
+
+class BodyLimit:
+    """Answers 413 to a body that is too large, whatever its header says."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise HTTPException(413, f"The request has more than {MAX_BODY} bytes.")
+            return message
+
+        await self.app(scope, limited, send)
 
 
 def _element(load: Callable[[], tuple[int, int]], position: int) -> float:
@@ -88,7 +113,8 @@ class Metrics:
         return measured
 
     def _record(self, scope: Scope, status: str, seconds: float) -> None:
-        path = getattr(scope.get("route"), "path", "other")  # a label of every unknown path would never end
+        # Unknown paths share a label: there is no end of them.
+        path = getattr(scope.get("route"), "path", MCP if scope["path"] == MCP else "other")
         self.requests.labels(path, status).inc()
         self.seconds.labels(path).observe(seconds)
         _LOG.info(json.dumps({"time": time.time(), "path": path, "status": status, "seconds": round(seconds, 4)}))
