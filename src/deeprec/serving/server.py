@@ -28,8 +28,8 @@ from deeprec.trm.trm import TRM
 
 TOKEN = "DEEPREC_TOKEN"
 """The environment variable of the bearer token."""
-_QUEUE = 4
-"""Explorations that may wait, for each slot."""
+QUEUE_PER_SLOT = 4
+"""Explorations that may wait for each slot."""
 _SHUTDOWN = 5
 """Seconds that unfinished answers have when the server ends."""
 _KEEP_ALIVE = 75
@@ -85,7 +85,7 @@ def open_service(
         workers: dict[str, Worker] = {}
         for name, policy in load_policies(config, offline=offline).items():
             explorer = Explorer(policy, trm, dataset.catalog, config.explore)
-            workers[name] = Worker(explorer, slots=slots, queue=_QUEUE * slots, seconds=seconds)
+            workers[name] = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
             stack.callback(workers[name].close)
         yield Service(dataset, trm, workers, config.explore, points_I2)
 
