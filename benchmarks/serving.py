@@ -1,6 +1,6 @@
 """The server under load on loopback: `/retrieve` by many clients, explorations, and requests beyond capacity.
 
-Starts `deeprec serve` with the options after `--`, 16 slots, and `serve.seconds=600`, so that no exploration reaches its
+Starts `deeprec serve` with the options after `--`, 16 slots and `serve.seconds=600`, so that no exploration reaches its
 time limit; one that fails ends the benchmark. The server trains a missing TRM first. Clients ask for users of the data,
 with two categories of the catalogue as the preference. Explorations of the same users run one after another, then at
 once, in several rounds. Beyond capacity, 16 more clients ask together than can run and wait.

@@ -56,13 +56,13 @@ def test_two_clicks_lead_to_an_exploration(page: Page) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(turns(page).nth(1)).to_be_visible()
     ranking = page.locator(".card.ranking")
-    expect(ranking.locator(".picks li")).to_have_count(10)
-    expect(ranking.locator(".picks li").first).to_contain_text(re.compile(r"call \d: "))
+    expect(ranking.locator(".ranked-items li")).to_have_count(10)
+    expect(ranking.locator(".ranked-items li").first).to_contain_text(re.compile(r"found in call \d: "))
     label = page.locator("#map").get_attribute("aria-label") or ""
     numbers = [int(number) for number in re.findall(r"\d+", label)]
     assert numbers[0] == 40
     assert all(number > 0 for number in numbers)
-    expect(page.locator("#news")).to_contain_text("ranked 10 items")
+    expect(page.locator("#status")).to_contain_text("ranked 10 items")
 
 
 def press_tab_to(page: Page, target: Locator) -> None:
@@ -168,13 +168,15 @@ def test_policies_are_compared_side_by_side(page: Page) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.locator(".exploration")).to_have_count(2)
     expect(page.locator(".card.ranking")).to_have_count(2)
-    expect(page.locator("[data-policy=trm-alone] .picks li").first).to_have_text(re.compile("fallback"))
+    expect(page.locator("[data-policy=trm-alone] .ranked-items li").first).to_contain_text(
+        "recommender without a preference"
+    )
 
 
 def test_a_saved_exploration_is_replayed(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.locator(".card.ranking")).to_be_visible()
-    shown = page.locator(".picks").inner_text()
+    shown = page.locator(".ranked-items").inner_text()
     with page.expect_download() as download:
         page.get_by_role("button", name="Save").click()
     kept = tmp_path / "exploration.json"
@@ -184,11 +186,11 @@ def test_a_saved_exploration_is_replayed(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#history li")).not_to_have_count(0)
     page.locator("#replay").set_input_files(kept)
     expect(page.locator(".card.ranking")).to_be_visible()
-    assert page.locator(".picks").inner_text() == shown
+    assert page.locator(".ranked-items").inner_text() == shown
     bad = tmp_path / "bad.json"
     bad.write_text("{")
     page.locator("#replay").set_input_files(bad)
-    expect(page.get_by_role("alert")).to_contain_text("bad.json is no saved exploration")
+    expect(page.get_by_role("alert")).to_contain_text("bad.json is not a saved exploration")
 
 
 def test_markup_in_a_title_is_text(page: Page, tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_markup_in_a_title_is_text(page: Page, tmp_path: Path) -> None:
 
 def test_a_title_that_is_not_there_is_reported(page: Page) -> None:
     page.get_by_role("combobox", name="Add a title").press_sequentially("qqqqqqzzzz")
-    expect(page.get_by_role("alert")).to_contain_text("No title is like")
+    expect(page.get_by_role("alert")).to_contain_text("No title is similar to")
 
 
 def test_a_slow_model_can_be_stopped(page: Page, site: Site) -> None:
@@ -260,7 +262,7 @@ def test_it_fits_and_everyone_can_read_it(browser: Browser, site: Site, tmp_path
     _see_that_all_can_use(page)
     page.keyboard.press("Escape")
     page.get_by_role("combobox", name="Add a title").press_sequentially("qqqqqqzzzz")
-    expect(page.get_by_role("alert")).to_contain_text("No title is like")
+    expect(page.get_by_role("alert")).to_contain_text("No title is similar to")
     _see_that_all_can_use(page)
     page.close()
 
