@@ -15,7 +15,7 @@ from deeprec.explore.protocol import call_text
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.serving.worker import FAILED, BusyError, Event, Failure, Text, Worker
+from deeprec.serving.worker import FAILED, BusyError, Event, Text, Worker
 from deeprec.testing import RecordingRetriever
 from serving.conftest import CONFIG, DATASET, SECONDS, Gate, ranking_of
 
@@ -39,9 +39,15 @@ def make() -> Iterator[Callable[..., Worker]]:
 def received(events: queue.Queue[Event]) -> list[Event]:
     """All events of a job."""
     found = [events.get(timeout=SECONDS)]
-    while not isinstance(found[-1], Trace | Failure):
+    while not isinstance(found[-1], Trace):
         found.append(events.get(timeout=SECONDS))
     return found
+
+
+def stop_of(events: queue.Queue[Event]) -> Stop:
+    last = received(events)[-1]
+    assert isinstance(last, Trace)
+    return last.stop
 
 
 def submit(worker: Worker, task: Any, config: ExploreConfig = CONFIG) -> tuple[Any, queue.Queue[Event]]:
@@ -84,8 +90,8 @@ def test_beyond_the_queue_callers_are_refused_and_nobody_else_is_lost(make: Call
     with pytest.raises(BusyError, match="try later"):
         submit(worker, TASKS[5])
     gate.open.set()
-    assert all(isinstance(received(events)[-1], Trace) for events in [first, *others])
-    assert isinstance(received(submit(worker, TASKS[9])[1])[-1], Trace)
+    assert {stop_of(events) for events in [first, *others]} == {Stop.ANSWERED}
+    assert stop_of(submit(worker, TASKS[9])[1]) is Stop.ANSWERED
 
 
 def test_a_cancelled_job_frees_its_slot_and_reports_no_more(make: Callable[..., Worker]) -> None:
@@ -98,7 +104,7 @@ def test_a_cancelled_job_frees_its_slot_and_reports_no_more(make: Callable[..., 
     worker.cancel(waiting)
     worker.cancel(job)
     gate.open.set()
-    assert isinstance(received(after)[-1], Trace)
+    assert stop_of(after) is Stop.ANSWERED
     assert not any(isinstance(event, Trace | Turn) for event in list(events.queue))
     assert unheard.empty()
     assert worker.load() == (0, 0)
@@ -126,8 +132,10 @@ def test_a_failing_policy_ends_the_explorations_and_not_the_worker(make: Callabl
         return ScriptedWriter(3)(conversation)
 
     worker = make(writer)
-    assert received(submit(worker, TASKS[0])[1])[-1] == FAILED
-    assert isinstance(received(submit(worker, TASKS[1])[1])[-1], Trace)
+    failed = received(submit(worker, TASKS[0])[1])[-1]
+    assert isinstance(failed, Trace)
+    assert (failed.stop, failed.error, failed.turns) == (Stop.FAILED, FAILED, ())
+    assert stop_of(submit(worker, TASKS[1])[1]) is Stop.ANSWERED
 
 
 def test_a_closed_worker_refuses_jobs(make: Callable[..., Worker]) -> None:

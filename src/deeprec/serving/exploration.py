@@ -11,11 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from deeprec.errors import DeepRecError
-from deeprec.explore.trace import Trace, Turn
-from deeprec.retrieval.retriever import Hit, Query
+from deeprec.explore.trace import Stop, Trace, Turn
+from deeprec.retrieval.retriever import Hit, queries_of
 from deeprec.serving import schemas
 from deeprec.serving.service import Service
-from deeprec.serving.worker import Event, Failure, Job, Text
+from deeprec.serving.worker import Event, Job, Text, trace_of_hits
 
 _POLL = 0.2
 """Seconds between checks whether the client is still connected."""
@@ -54,7 +54,7 @@ class Exploration:
             BusyError: too many explorations, or too many queries to the TRM, wait.
         """
         if self._worker is None:
-            self._retrieved = self.service.batcher.retrieve([self._query], self.body.k)
+            self._retrieved = self.service.batcher.retrieve(queries_of([self.task]), self.body.k)
             return
         loop = asyncio.get_running_loop()
 
@@ -73,7 +73,7 @@ class Exploration:
         try:
             if self._retrieved is not None:
                 (hits,) = await self._retrieved
-                yield self.service.trm_ranking(hits, self._seconds())
+                yield await self._ranking(trace_of_hits(self.task, Stop.ANSWERED, hits))
                 return
             calls = 0
             while True:
@@ -88,7 +88,7 @@ class Exploration:
                     calls += 1
                     yield self.service.turn(calls, event, by_policy=by_policy)
                 else:
-                    yield await run_in_threadpool(self._ranking, event)
+                    yield await self._ranking(event)
                     return
         finally:
             self.cancel()
@@ -116,16 +116,6 @@ class Exploration:
             *turns, ranking = [event async for event in events if not isinstance(event, Text)]
         return schemas.RecommendResponse.model_validate({"policy": self.policy, "turns": turns, "ranking": ranking})
 
-    def _ranking(self, event: Trace | Failure) -> schemas.Ranking:
-        if isinstance(event, Failure):
-            (hits,) = self.service.retriever.retrieve([self._query], self.body.k)
-            return self.service.trm_ranking(hits, self._seconds(), event.error)
-        return self.service.ranking(event, self.body.k, self._seconds())
-
-    @property
-    def _query(self) -> Query:
-        """For the TRM without a preference."""
-        return Query(self.task.history, exclude=frozenset(self.task.history))
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
+    async def _ranking(self, trace: Trace) -> schemas.Ranking:
+        seconds = time.perf_counter() - self._started
+        return await run_in_threadpool(self.service.ranking, trace, self.body.k, seconds)

@@ -13,10 +13,6 @@ from deeprec.explore.protocol import call_text
 
 MAX_HISTORY = 500
 """Items of a history."""
-MAX_QUERIES = 64
-"""Queries of one `/retrieve`."""
-MAX_ITEMS = 100
-"""Items of a ranking."""
 MAX_CHARACTERS = 500
 """Characters of a title, an id or a preference."""
 
@@ -43,7 +39,7 @@ Plain = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_check_v
 Untagged = Annotated[Plain, AfterValidator(_check_untagged)]
 Name = Annotated[Plain, Field(min_length=1)]
 """An item's id or, where no item has this id, its title."""
-ListSize = Annotated[int, Field(ge=1, le=MAX_ITEMS, strict=True)]
+ListSize = Annotated[int, Field(ge=1, le=100, strict=True)]
 History = Annotated[tuple[Name, ...], Field(max_length=MAX_HISTORY, description="titles or ids of items, oldest first")]
 User = Annotated[Name | None, Field(description="a user of the data, in place of a history")]
 Weight = Annotated[
@@ -132,7 +128,7 @@ class RetrieveQuery(_Request):
 class RetrieveRequest(_Request):
     model_config = _examples({"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5})
 
-    queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=MAX_QUERIES)
+    queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=64)
     k: ListSize = 10
 
 

@@ -15,7 +15,7 @@ from deeprec.config import ExploreConfig, preference_weight_of
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.trace import Origin, Stop, Trace, Turn
+from deeprec.explore.trace import Origin, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
 from deeprec.serving.batcher import Batcher
@@ -191,20 +191,6 @@ class Service:
             seconds=seconds,
         )
 
-    def trm_ranking(self, hits: Sequence[Hit], seconds: float, error: str | None = None) -> schemas.Ranking:
-        """The TRM's ranking without a preference: requested, or in place of an exploration that failed."""
-        return schemas.Ranking(
-            items=tuple(self._ranked(hit.item, None) for hit in hits),
-            origin=Origin.RETRIEVER.value,
-            stop=(Stop.FAILED if error else Stop.ANSWERED).value,
-            faults=(),
-            error=error,
-            thought="",
-            tokens=0,
-            usage=None,
-            seconds=seconds,
-        )
-
     def _ranked(self, item: ItemIdx, found: tuple[int, Turn] | None) -> schemas.RankedItem:
         call, preference = (found[0], found[1].preference) if found else (None, None)
         return schemas.RankedItem(**self._fields(item), call=call, preference=preference)
@@ -212,7 +198,7 @@ class Service:
 
 def _public_error(error: str | None) -> str | None:
     """The error that clients see. A policy's own text may name another server, so it goes to the log only."""
-    if error is None or error.startswith(TIMED_OUT):
+    if error is None or error == FAILED or error.startswith(TIMED_OUT):
         return error
     _LOG.warning("a policy failed: %s", error)
-    return FAILED.error
+    return FAILED

@@ -14,7 +14,8 @@ from deeprec.config import ExploreConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer, ForcedSegment
-from deeprec.explore.trace import Author, Trace, Turn
+from deeprec.explore.trace import Author, Stop, Trace, Turn
+from deeprec.retrieval.retriever import Hit
 
 _LOG = logging.getLogger("deeprec.serving")
 
@@ -30,18 +31,17 @@ class Text:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The exploration ended without a trace, because the policy or the explorer raised an exception."""
-
-    error: str
-
-
-FAILED = Failure("the policy failed; the server's log says why")
+Event = Text | Turn | Trace
+"""What a caller receives: texts and turns in order, and last the trace."""
+FAILED = "the policy failed; the server's log says why"
+"""The error of an exploration whose policy or explorer raised an exception."""
 TIMED_OUT = "it took more than"
 """The error of an exploration that exceeded its time limit starts with these words."""
-Event = Text | Turn | Trace | Failure
-"""What a caller receives: texts and turns in order, and last a trace or a failure."""
+
+
+def trace_of_hits(task: Task, stop: Stop, hits: Sequence[Hit] = (), error: str | None = None) -> Trace:
+    """A trace without a turn, whose ranking is the retriever's without a preference."""
+    return Trace(task.id, task.user, task.history, (), (), "", (), tuple(hits), stop, (), max(len(hits), 1), error)
 
 
 @dataclass(eq=False)
@@ -63,6 +63,9 @@ class Job:
                 self.on_event(event)
             except RuntimeError:  # the caller's event loop is closed
                 self.cancelled = True
+
+    def fail(self) -> None:
+        self.report(trace_of_hits(self.task, Stop.FAILED, error=FAILED))
 
     def report_text(self, _: Task, author: Author, text: str) -> None:
         """The explorer's listener."""
@@ -145,7 +148,7 @@ class Worker:
                 _LOG.exception("a policy failed")
                 jobs, self._in_flight = self._in_flight, []
                 for job in jobs:
-                    job.report(FAILED)
+                    job.fail()
                 self._stop(jobs)
         self._stop(self._in_flight)
 
@@ -192,6 +195,6 @@ class Worker:
         except Exception:  # noqa: BLE001 (as in _run)
             _LOG.exception("an exploration can't be started")
             self._in_flight.remove(job)
-            job.report(FAILED)
+            job.fail()
             return False
         return True
