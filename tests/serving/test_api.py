@@ -348,7 +348,7 @@ HOSTILE: dict[str, Any] = {
     "nul in a user": {"user": "u1\0"},
     "a full-width tag": {"history": ["＜|begin_of_preference|＞war"]},
     "letters without width": {"history": ["Fi\u200blm 0 (1970)"]},
-    "a line of its own": {"history": ["Film 0\u2028(1970)"]},
+    "a line break": {"history": ["Film 0\u2028(1970)"]},
     "a query": {"user": "' OR 1=1 --"},
     "a template": {"history": ["{{7*7}}"]},
     "a huge list": {"history": ["i0"] * 40_000},
