@@ -371,20 +371,6 @@ def test_a_bad_request_gets_one_clear_sentence(site: Site, name: str) -> None:
     assert "Traceback" not in detail
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "detail"),
-    [
-        ("/recommend", {"history": HISTORY, "trust": 0.5}, "the field 'trust' is now called 'preference_weight'"),
-        ("/retrieve", {"queries": [{"history": HISTORY, "trust": 0.5}]}, "queries.0: the field 'trust' is now called"),
-        ("/recommend", {"history": HISTORY, "calls": [{"preference": "x", "own": True}]}, "is now called 'by_policy'"),
-    ],
-)
-def test_a_renamed_field_names_the_new_one(site: Site, path: str, body: Any, detail: str) -> None:
-    answer = site.client.post(path, json=body)
-    assert answer.status_code == 422
-    assert detail in answer.json()["detail"]
-
-
 RAW: dict[str, bytes] = {
     "nothing": b"",
     "no json": b"{",
