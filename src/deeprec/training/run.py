@@ -142,7 +142,11 @@ def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progr
     run = Run.create(runs, None, config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
     finished: list[Path] = []
     for other in _trainings(config, runs, SECTIONS[:-1], origin):
-        done = [other.path / name for name in shared_parts(config.train, other.config.train)]
+        try:
+            theirs = other.config.train
+        except DeepRecError:  # an earlier version's keys
+            continue
+        done = [other.path / name for name in shared_parts(config.train, theirs)]
         finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
     for part in finished:
         shutil.copytree(part, run.path / part.name)
