@@ -53,8 +53,10 @@ def test_demonstrations_vary_in_their_limits_and_state_them() -> None:
         assert f"up to {limits.max_calls} times" in prompt
         assert f"Recommend the {limits.answer_size} items" in prompt
         assert len(trace.answered) == trace.answer_size == limits.answer_size
-        told = [protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY]
-        assert told == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
+        no_calls_left = [
+            protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY
+        ]
+        assert no_calls_left == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
         seen.add((limits.max_calls, len(trace.turns)))
     assert seen == {(1, 1), (2, 2), (3, 2), (3, 3)}
     sizes = [trace.answer_size for trace, _ in found]
@@ -186,7 +188,7 @@ def test_a_title_of_several_items_names_one_that_came_back() -> None:
 
 
 @pytest.mark.llm
-def test_lessons_have_the_tokens_that_the_model_would_write() -> None:
+def test_demonstrations_have_the_tokens_that_the_model_would_write() -> None:
     from deeprec.config import PolicyConfig
     from deeprec.policies.transformers import TransformersPolicy
 
