@@ -73,7 +73,7 @@ def test_its_logprobs_are_those_of_transformers(engine: OpenVinoPolicy) -> None:
 
 
 def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
-    """Its explorations, wholly: adapter, habits, stops, and contexts that grow over turns."""
+    """Whole explorations: adapter, prompt defaults, stops, and contexts that grow over turns."""
     dataset = toy_dataset()
     traces = {}
     for kind in ("openvino", "transformers"):
@@ -87,13 +87,13 @@ def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
     for ours, theirs in zip(traces["openvino"], traces["transformers"], strict=True):
         assert ours.turns
         assert [segment.tokens for segment in ours.segments] == [segment.tokens for segment in theirs.segments]
-        assert ours.answered == theirs.answered
+        assert ours.raw_ranking == theirs.raw_ranking
 
 
 TITLES = (*AWKWARD, "Amélie (2001)", "Amélie (2001)")
 
 
-def test_answers_are_held_to_titles_beside_free_ones(engine: OpenVinoPolicy) -> None:
+def test_answers_are_constrained_beside_free_ones(engine: OpenVinoPolicy) -> None:
     """The opening is what the model writes first of its own that ends as a tag may, or goes on as none may."""
     context = tuple(engine.encode(TEXT, first=True))
     free = write(engine, [Request("free", context, (), 30)])["free"].tokens

@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("missing", SOURCES)
 def test_a_folder_without_a_model_is_refused(source: Path, missing: str) -> None:
     (source / missing).unlink()
-    with pytest.raises(DeepRecError, match=r"is none: export the model"):
+    with pytest.raises(DeepRecError, match=r"has neither: export the model"):
         openvino_folder(source)
 
 

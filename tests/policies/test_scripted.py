@@ -108,9 +108,8 @@ def test_it_explores_without_faults(calls: int) -> None:
     assert all(trace.well_formed and trace.stop is Stop.ANSWERED for trace in traces)
     for trace in traces:
         assert 1 <= len(trace.turns) <= calls
-        ranking, origin = trace.with_fallback()
-        assert origin is Origin.ANSWER
-        assert ranking == trace.pool[:5]
+        assert trace.origin is Origin.ANSWER
+        assert trace.ranking == trace.pool[:5]
         preferences = [turn.preference for turn in trace.turns]
         assert len(set(preferences)) == len(preferences)
     assert max(len(trace.turns) for trace in traces) == calls

@@ -14,7 +14,6 @@ import torch
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-from deeprec.cli.workbench import Workbench  # noqa: E402
 from deeprec.config import PolicyConfig, load_config  # noqa: E402
 from deeprec.explore.policy import Request  # noqa: E402
 from deeprec.policies.transformers import TransformersPolicy  # noqa: E402
