@@ -101,7 +101,7 @@ def _continue(policy: Policy, exploration: Replay) -> None:
 
 
 def llama(weights: Path, slots: int, threads: int) -> tuple[Policy, Any]:
-    """The policy, and its server, which lives as long as it is held."""
+    """The policy, and its server, which lives as long as the object."""
     import xllamacpp
     from openai import AsyncOpenAI
 

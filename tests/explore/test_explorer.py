@@ -1,4 +1,4 @@
-"""The one loop: stops, order, batches, listeners, what the retriever is asked, and that no target leaks."""
+"""The one loop: stops, order, batches, listeners, queries, and that no target leaks."""
 
 from __future__ import annotations
 
@@ -193,13 +193,13 @@ class CatalogRetriever(RecordingRetriever):
 @pytest.mark.parametrize("k", [1, 4, 10])
 def test_recommend_takes_titles_ids_and_positions(k: int) -> None:
     explorer = Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG)))
-    heard: list[str] = []
-    trace = explorer.recommend([CATALOG.titles[7], CATALOG.ids[8], ItemIdx(9)], k, listener=into(heard))
+    reported: list[str] = []
+    trace = explorer.recommend([CATALOG.titles[7], CATALOG.ids[8], ItemIdx(9)], k, listener=into(reported))
     assert trace.history == (7, 8, 9)
     assert trace.well_formed
     assert len(trace.titles) == k
     assert trace.titles == tuple(CATALOG.titles[item] for item in trace.ranking)
-    assert "".join(heard) == "".join(segment.text for segment in trace.segments)
+    assert "".join(reported) == "".join(segment.text for segment in trace.segments)
     assert explorer.recommend([7, 8, 9], k).to_json() == trace.to_json()
     assert len(explorer.recommend([CATALOG.titles[0]]).titles) == 10
 
@@ -368,8 +368,8 @@ def test_sampling_options_reach_the_policy() -> None:
     assert [(asked.temperature, asked.top_p) for asked in policy.requests] == [(0.7, 0.9)]
 
 
-def into(heard: list[str]) -> Listener:
-    return lambda task, author, text: heard.append(text)
+def into(reported: list[str]) -> Listener:
+    return lambda task, author, text: reported.append(text)
 
 
 def _roomy(**options: Any) -> ExploreConfig:
@@ -407,16 +407,16 @@ def test_a_failing_retriever_releases_the_policy() -> None:
 
 
 @pytest.mark.parametrize("kind", [Dripping, TextPolicy])
-def test_a_listener_hears_the_segments_as_they_are_written(kind: Callable[[Writer], TextPolicy]) -> None:
+def test_a_listener_gets_the_segments_as_they_are_written(kind: Callable[[Writer], TextPolicy]) -> None:
     def writer(conversation: str) -> str:
         made = len(list_titles(conversation))
         return call_text(f"日本 🎬 � é {made} �", "wäre 🎬") if made < 2 else first_titles(conversation) + "�"
 
-    heard: dict[str, list[tuple[Author, str]]] = {}
+    reported: dict[str, list[tuple[Author, str]]] = {}
 
     def listener(task: Task, author: Author, text: str) -> None:
         assert text
-        heard.setdefault(task.id, []).append((author, text))
+        reported.setdefault(task.id, []).append((author, text))
 
     policy = kind(writer)
     config = _roomy(batch_size=2)
@@ -424,19 +424,19 @@ def test_a_listener_hears_the_segments_as_they_are_written(kind: Callable[[Write
     for trace in traces:
         runs = [
             (author, "".join(text for _, text in run))
-            for author, run in itertools.groupby(heard[trace.task], key=lambda event: event[0])
+            for author, run in itertools.groupby(reported[trace.task], key=lambda event: event[0])
         ]
         assert runs == [(segment.author, segment.text) for segment in trace.segments]
-        pieces = sum(author is Author.POLICY for author, _ in heard[trace.task])
+        pieces = sum(author is Author.POLICY for author, _ in reported[trace.task])
         assert pieces == 3 if kind is TextPolicy else pieces > 100
 
 
-def test_a_listener_hears_an_unfinished_character_at_the_end() -> None:
-    heard: list[str] = []
+def test_a_listener_gets_an_unfinished_character_at_the_end() -> None:
+    reported: list[str] = []
     policy = Dripping(after("ab🎬"))
     explorer = Explorer(policy, RecordingRetriever(len(CATALOG)), CATALOG, _roomy(segment_tokens=4))
-    (trace,) = explorer.run(TASKS[:1], into(heard))
-    assert "".join(heard) == "".join(segment.text for segment in trace.segments)
+    (trace,) = explorer.run(TASKS[:1], into(reported))
+    assert "".join(reported) == "".join(segment.text for segment in trace.segments)
     assert trace.segments[-1].text == "ab�"
 
 
@@ -482,11 +482,11 @@ def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
         catalog = replace(CATALOG, titles=tuple(titles))
         retriever = RecordingRetriever(len(catalog), never=[target])
         policy = Dripping(writer)
-        heard: list[str] = []
+        reported: list[str] = []
         config = _roomy(history=100, guidance="example")
-        (trace,) = Explorer(policy, retriever, catalog, config).run([task], into(heard))
+        (trace,) = Explorer(policy, retriever, catalog, config).run([task], into(reported))
         received = [policy.decode(asked.context) for asked in policy.requests]
-        everything = [*received, *policy.encoded, *heard, *(asked.key for asked in policy.requests)]
+        everything = [*received, *policy.encoded, *reported, *(asked.key for asked in policy.requests)]
         everything += [query.preference for query in retriever.queries]
         assert retriever.queries
         assert not any(SENTINEL in text for text in everything)

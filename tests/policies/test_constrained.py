@@ -225,7 +225,7 @@ def test_many_long_titles_are_no_matter() -> None:
 
 
 def steer_to_answers(monkeypatch: pytest.MonkeyPatch, policy: TransformersPolicy, config: ExploreConfig) -> None:
-    """The policy makes both calls and opens the answer, after thoughts of its own; then it is left to itself."""
+    """The policy thinks freely before it makes both calls and opens the answer; the answer is free again."""
     script = {}
     for position, task in enumerate(TASKS[:4]):
         base = seed_of(config.seed, task.id, 0)
@@ -249,7 +249,7 @@ def steer_to_answers(monkeypatch: pytest.MonkeyPatch, policy: TransformersPolicy
 def explored(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Any, answers: Sequence[str], batch: int = 4, **more: Any
 ) -> list[Trace]:
-    """Explorations of four tasks, each with its own way to answer; the retriever's catalogue has namesakes."""
+    """Explorations of four tasks, each with its kind of answer; the catalogue has namesakes."""
     policy = TransformersPolicy(tiny(tokenizer), tokenizer)
     config = CONFIG.model_copy(update={"temperature": 1.0, "batch_size": batch, "segment_tokens": 300, **more})
     titles = [*DATASET.catalog.titles[:10], *AWKWARD, *DATASET.catalog.titles[20:38], "title", "Alien"]

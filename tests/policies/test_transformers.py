@@ -47,7 +47,7 @@ def smollm2_tokenizer() -> Any:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """What is so small is fastest so, the more where tests run beside each other."""
+    """So small a model is fastest on one thread, all the more when tests run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -100,9 +100,9 @@ def sampled(policy: TransformersPolicy, key: str, text: str, seed: int = 0, **op
 def steer(
     policy: TransformersPolicy, monkeypatch: pytest.MonkeyPatch, tokens_of: Callable[[int], tuple[int, list[int]]]
 ) -> None:
-    """Let the policy sample freely for a while in each segment, then write given tokens, known by the seed.
+    """Let the policy sample freely for a while in each segment, then force tokens, which the seed identifies.
 
-    A small model never calls the tool by itself. The policy records logprobs of steered tokens like of others.
+    A small model never calls the tool by itself. The policy records logprobs of forced tokens like those of others.
     """
     draw, written = transformers._draw, {}
 

@@ -44,7 +44,7 @@ class _InFlight:
     Attributes:
         context: tokens of all segments.
         tokens: of the segment that the policy is writing; likewise `logprobs`.
-        told: characters of that segment that the listener has received.
+        reported: characters of that segment that the listener has.
     """
 
     key: str
@@ -55,7 +55,7 @@ class _InFlight:
     context: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    told: int = 0
+    reported: int = 0
     usage: Usage | None = None
 
     @property
@@ -286,7 +286,7 @@ class Explorer:
             self.policy.submit(requests)
 
     def _append(self, exploration: _InFlight, text: str) -> None:
-        """Text of the environment enters the context: encoded once, on its own, never joined and re-encoded."""
+        """Text of the environment enters the context: encoded once, separately, never joined and re-encoded."""
         tokens = self.policy.encode(text, first=not exploration.segments)
         exploration.segments.append(Segment(Author.ENVIRONMENT, tuple(tokens), (), text))
         exploration.context += tokens
@@ -299,16 +299,16 @@ class Explorer:
         text = self.policy.decode(tokens)
         exploration.segments.append(Segment(Author.POLICY, tokens, tuple(exploration.logprobs), text))
         exploration.context += tokens
-        exploration.tokens, exploration.logprobs, exploration.told = [], [], 0
+        exploration.tokens, exploration.logprobs, exploration.reported = [], [], 0
         return text
 
     def _tell(self, exploration: _InFlight, chunk: Chunk, listener: Listener) -> None:
         text = self.policy.decode(exploration.tokens)
         if chunk.finish is None:
             text = text.rstrip("�")  # an unfinished character
-        if len(text) > exploration.told:
-            listener(exploration.environment.task, Author.POLICY, text[exploration.told :])
-            exploration.told = len(text)
+        if len(text) > exploration.reported:
+            listener(exploration.environment.task, Author.POLICY, text[exploration.reported :])
+            exploration.reported = len(text)
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         if not queries:

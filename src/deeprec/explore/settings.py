@@ -19,7 +19,7 @@ class ExploreSettings(ExploreConfig):
 
     Attributes:
         items_per_call: at least so many that all calls together can fill the answer.
-        request_weight: preference weight of people's own requests: the configured one, else the default for people.
+        request_weight: preference weight of people's requests: the configured one, else the default for people.
     """
 
     segment_tokens: int

@@ -1,4 +1,4 @@
-"""The grammar of an answer that may hold given titles only, line by line, whichever engine chooses the tokens.
+"""The grammar of an answer that may hold certain titles only, line by line, whichever engine chooses the tokens.
 
 A grammar of a whole answer, with each title at most once, would have to hold all orders of the titles. So an engine
 restricts one line at a time to the titles that are left.

@@ -43,11 +43,11 @@ def openvino_folder(source: Path) -> Path:
         )
     try:
         with tempfile.TemporaryDirectory(dir=source, prefix=".openvino-") as scratch:
-            made = _convert(found[0], Path(scratch))
+            folder = _convert(found[0], Path(scratch))
             for name in _COMPANIONS:
                 if (source / name).is_file():
-                    shutil.copy(source / name, made)
-            os.replace(made, target)
+                    shutil.copy(source / name, folder)
+            os.replace(folder, target)
     except OSError as error:
         if (target / MODEL_FILE).is_file():  # another process was first
             return target

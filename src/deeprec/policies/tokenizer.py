@@ -67,7 +67,7 @@ def refuse_unsupported(
 ) -> None:
     """
     Raises:
-        DeepRecError: the policy does not support constraints or sampling, and that is what is asked of it.
+        DeepRecError: the policy lacks support for a constraint or for sampling, and a request needs it.
     """
     if constrained and not policy.supports_constraints:
         raise DeepRecError(
