@@ -263,9 +263,7 @@ class PolicyContract:
         assert write(policy, [asked])["a"].finish is not Finish.STOP
 
     def test_logprobs_are_absent_or_one_a_token(self, policy: Policy) -> None:
-        for chunk in write(
-            policy, [request(policy, str(position), text) for position, text in enumerate(TEXTS)]
-        ).values():
+        for chunk in write(policy, requests(policy)).values():
             assert len(chunk.logprobs) in (0, len(chunk.tokens))
             assert all(-math.inf < value <= 0 for value in chunk.logprobs)
 
@@ -279,7 +277,7 @@ class PolicyContract:
         _assert_alike(write(policy)["b"], alone)
 
     def test_a_released_request_gets_no_more_chunks(self, policy: Policy) -> None:
-        policy.submit([request(policy, key, text) for key, text in zip("abc", TEXTS, strict=False)])
+        policy.submit(requests(policy))
         policy.release(["b"])
         assert set(write(policy)) == {"a", "c"}
         policy.release(["a", "c"])
@@ -289,15 +287,14 @@ class PolicyContract:
 
     def test_greedy_results_do_not_depend_on_the_batch(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        together = write(policy, [request(policy, key, text) for key, text in zip("abc", TEXTS, strict=False)])
-        for key, chunk in together.items():
+        for key, chunk in write(policy, requests(policy)).items():
             _assert_alike(chunk, alone[key])
 
     def test_requests_are_accepted_while_others_are_open(self, policy: Policy) -> None:
         alone = self._alone(policy)
         chunks: list[Chunk] = []
-        for key, text in zip("abc", TEXTS, strict=False):
-            policy.submit([request(policy, key, text)])
+        for each in requests(policy):
+            policy.submit([each])
             chunks += policy.step()
         for key, chunk in _join([*chunks, *_steps(policy)]).items():
             _assert_alike(chunk, alone[key])
@@ -329,9 +326,9 @@ class PolicyContract:
 
     def _alone(self, policy: Policy) -> dict[str, Chunk]:
         alone = {}
-        for key, text in zip("abc", TEXTS, strict=False):
-            alone.update(write(policy, [request(policy, key, text)]))
-            policy.release([key])
+        for each in requests(policy):
+            alone.update(write(policy, [each]))
+            policy.release([each.key])
         return alone
 
 
@@ -345,6 +342,11 @@ TEXTS = (
 def request(policy: Policy, key: str, text: str = TEXTS[0], *, stops: tuple[str, ...] = (), limit: int = 12) -> Request:
     """A greedy request to continue `text`."""
     return Request(key, tuple(policy.encode(text, first=True)), stops, limit)
+
+
+def requests(policy: Policy) -> list[Request]:
+    """One request for each of `TEXTS`, with keys a, b and c."""
+    return [request(policy, key, text) for key, text in zip("abc", TEXTS, strict=True)]
 
 
 def write(policy: Policy, requests: Sequence[Request] = ()) -> dict[str, Chunk]:

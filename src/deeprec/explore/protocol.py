@@ -58,9 +58,7 @@ directions.
 {END_ANSWER}
 {{demonstration}}"""
 
-_TASK = """\
-Recommend {answer_size} items, after up to {max_calls} calls of the tool.
-"""
+_TASK = "Recommend {answer_size} items, after up to {max_calls} calls of the tool.\n"
 
 _DIALOGUE = f"""
 User:

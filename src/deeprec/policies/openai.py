@@ -61,7 +61,7 @@ class _Job:
     written: int = 0
 
 
-class OpenAIPolicy(Policy):
+class OpenAIPolicy(WordTokenizer, Policy):
     """See the module. The server's tokenizer is unknown here, so each piece that it sends counts as one token.
 
     Args:
@@ -79,7 +79,6 @@ class OpenAIPolicy(Policy):
         self.chat = chat
         self.context_limit = context_limit
         self.seconds = {"wait": 0.0}
-        self._words = WordTokenizer()
         self._jobs: dict[str, _Job] = {}
         self._events: queue.SimpleQueue[tuple[_Job, _Event]] = queue.SimpleQueue()
         self._written: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -124,12 +123,6 @@ class OpenAIPolicy(Policy):
             raise DeepRecError(f"policy.model={model!r} is none of those that {config.url} has: {', '.join(models)}.")
         return cls(AsyncOpenAI(**settings), model, chat=config.api == "chat", context_limit=models[model])
 
-    def encode(self, text: str, *, first: bool = False) -> list[int]:
-        return self._words.encode(text, first=first)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self._words.decode(tokens)
-
     def submit(self, requests: Sequence[Request]) -> None:
         refuse_unsupported(self, "openai", constrained=any(request.constraint for request in requests))
         for request in requests:
@@ -164,7 +157,7 @@ class OpenAIPolicy(Policy):
 
     def _chunk(self, job: _Job, event: _Event) -> Chunk:
         key = job.request.key
-        tokens = tuple(self._words.piece(event.piece))
+        tokens = tuple(self.piece(event.piece))
         job.written += len(tokens)
         if event.finish is not None:
             del self._jobs[key]
