@@ -52,7 +52,7 @@ def test_demonstrations_vary_in_their_limits_and_state_them() -> None:
         prompt = trace.segments[0].text
         assert f"up to {limits.max_calls} times" in prompt
         assert f"Recommend the {limits.answer_size} items" in prompt
-        assert len(trace.answered) == trace.answer_size == limits.answer_size
+        assert len(trace.raw_ranking) == trace.answer_size == limits.answer_size
         no_calls_left = [
             protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY
         ]
@@ -80,7 +80,7 @@ def test_the_first_word_tells_whether_a_call_follows() -> None:
 
 def test_the_answer_is_what_came_back_in_order() -> None:
     for trace, _ in demonstrate()[1]:
-        assert list(trace.answered) == list(trace.pool[: trace.answer_size])
+        assert list(trace.raw_ranking) == list(trace.pool[: trace.answer_size])
 
 
 def test_the_first_call_has_the_latest_names_and_the_most_frequent_phrase() -> None:
