@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from deeprec.data.catalog import ItemIdx
 from deeprec.explore.policy import Usage
@@ -170,31 +172,12 @@ class Trace:
         return ids, written, logprobs
 
     def to_json(self) -> dict[str, Any]:
-        """Values that JSON can hold; `from_json` gives the equal trace back. Hits are `[item, score]`."""
-        turns = [asdict(turn) | {"hits": list(map(astuple, turn.hits))} for turn in self.turns]
-        return asdict(self) | {"turns": turns, "fallback": list(map(astuple, self.fallback))}
+        """Values that JSON can hold; `from_json` gives the equal trace back."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trace:
-        parts = {
-            "history": tuple(data["history"]),
-            "segments": tuple(
-                Segment(Author(s["author"]), tuple(s["tokens"]), tuple(s["logprobs"]), s["text"])
-                for s in data["segments"]
-            ),
-            "turns": tuple(Turn(t["thought"], t["preference"], _hits(t["hits"])) for t in data["turns"]),
-            "answer": tuple(
-                Line(x["text"], x["item"], x["retrieved"], None if x["fault"] is None else Fault(x["fault"]))
-                for x in data["answer"]
-            ),
-            "fallback": _hits(data["fallback"]),
-            "stop": Stop(data["stop"]),
-            "faults": tuple(map(Fault, data["faults"])),
-            "usage": Usage(**data["usage"]) if data["usage"] else None,
-            "titles": tuple(data["titles"]),
-        }
-        return cls(**{**data, **parts})
+        return _TRACE.validate_python(data)
 
 
-def _hits(pairs: Sequence[Sequence[float]]) -> tuple[Hit, ...]:
-    return tuple(Hit(ItemIdx(int(item)), float(score)) for item, score in pairs)
+_TRACE = TypeAdapter(Trace)
