@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import deeprec
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "deeprec"
 MODULES = {
@@ -19,42 +21,19 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
-MAX_LINES = 400
 
-# What each room may import besides itself, most basic first: data <- trm <- explore <- rewards <- train / eval /
-# serve <- workbench <- render <- cli. Policies sit beside explore: it asks `policies.policy`, the interface; a policy
-# that drives or is driven by text reads the protocol's strings.
-# Imports under TYPE_CHECKING count like any other: they tie rooms together just as much.
-BASE = {"errors", "toml", "config", "downloads", "gguf_model", "assets", "runs", "metrics"}
-EXPLORE = {*BASE, "data", "trm", "policies.policy"}
-TOP = {*EXPLORE, "explore", "policies", "rewards", "train", "eval"}
-ALLOWED = {
-    "deeprec": set(),
-    "errors": set(),
-    "metrics": set(),
-    "toml": {"errors"},
-    "config": {"errors", "toml"},
-    "downloads": {"errors"},
-    "gguf_model": {"errors"},
-    "assets": {"errors", "downloads", "gguf_model"},
-    "runs": {"errors", "config"},
-    "doctor": BASE,
-    "data": BASE,
-    "trm": {*BASE, "data"},
-    "policies.policy": {"config"},
-    "policies": {*BASE, "policies", "explore.protocol"},
-    "explore": EXPLORE,
-    "rewards": {*EXPLORE, "explore"},
-    "train": {*EXPLORE, "explore", "policies", "rewards"},
-    "eval": {*EXPLORE, "explore", "policies", "rewards"},
-    "serve": {"deeprec", *TOP},
-    "testing": {*EXPLORE, "explore", "policies"},
-    "workbench": {*TOP, "serve"},
-    "experiments": {*TOP, "workbench"},
-    "options": {"config", "workbench"},
-    "render": {*TOP, "doctor", "workbench"},
-    "cli": {"deeprec", *TOP, "doctor", "serve", "workbench", "render", "experiments", "options"},
-}
+def map_of_rooms() -> dict[str, set[str]]:
+    """The table in CONTRIBUTING.md: what each room may import besides itself.
+
+    Imports under TYPE_CHECKING count like any other: they tie rooms together just as much.
+    """
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- map -->")[2].partition("<!-- end of map -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    return {room: {name.strip() for name in names.split(",") if name.strip()} for room, names in rows}
+
+
+ALLOWED = map_of_rooms() | {"deeprec": set()}
 
 
 def imports(name: str) -> set[str]:
@@ -106,10 +85,24 @@ def test_no_two_modules_import_each_other():
         pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
-def test_files_are_short(path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES, f"{path.name} has {lines} lines: split it by what it is about"
+def test_the_root_holds_little():
+    files = {path.name for path in SOURCE.iterdir() if path.is_file()}
+    assert files == {"__init__.py", "__init__.pyi", "py.typed", "errors.py", "testing.py"}
+
+
+def test_every_room_is_on_the_map():
+    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == {room.partition(".")[0] for room in ALLOWED} - {"deeprec", "errors", "testing"}
+
+
+def test_the_typed_root_names_what_is_there():
+    stub = ast.parse((SOURCE / "__init__.pyi").read_text(encoding="utf-8"))
+    typed = {
+        alias.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert typed == deeprec._MODULES
+    for name in typed:
+        assert getattr(deeprec, name).__name__ == name
 
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

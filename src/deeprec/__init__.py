@@ -7,27 +7,39 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Imported on first use, so that `import deeprec` needs no torch.
-_NAMES = {
+# Imported on first use, so that `import deeprec` needs no torch. `__init__.pyi` tells type checkers the same.
+_MODULES = {
     "Catalog": "deeprec.data.catalog",
     "Config": "deeprec.config",
     "Dataset": "deeprec.data.dataset",
     "DeepRecError": "deeprec.errors",
+    "ExploreConfig": "deeprec.config",
     "Explorer": "deeprec.explore.explorer",
+    "Policy": "deeprec.explore.policy",
     "Query": "deeprec.retrieval.retriever",
+    "Report": "deeprec.evaluation.report",
+    "Retriever": "deeprec.retrieval.retriever",
+    "ScriptedPolicy": "deeprec.policies.scripted",
     "TRM": "deeprec.trm.trm",
+    "TRMConfig": "deeprec.config",
     "Task": "deeprec.data.dataset",
-    "TextEncoder": "deeprec.trm.text_encoder",
+    "TextPolicy": "deeprec.policies.text",
     "Trace": "deeprec.explore.trace",
-    "TransformersPolicy": "deeprec.policies.transformers",
+    "evaluate": "deeprec.evaluation.evaluate",
     "load_config": "deeprec.config",
     "load_dataset": "deeprec.data.sources",
+    "load_policy": "deeprec.policies.loading",
+    "train_policy": "deeprec.training.run",
 }
 
-__all__ = [*_NAMES, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'deeprec' has no attribute {name!r}")
-    return getattr(import_module(_NAMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from deeprec import assets
+from deeprec.cli.options import Options
 
 CORE = ("numpy", "polars", "pydantic", "requests")
 LOCAL = ("torch", "transformers", "safetensors", "gguf", "peft")
@@ -146,3 +147,17 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def doctor(options: Options) -> None:
+    """Versions, processor, GPU, assets, and what is missing."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    options.config()
+    table = Table("what", "found", "", "hint")
+    colours = {"ok": "green", "warn": "yellow", "missing": "red"}
+    for finding in examine():
+        mark = f"[{colours[finding.level]}]{finding.level}[/]"
+        table.add_row(finding.name, escape(finding.value), mark, escape(finding.hint))
+    options.console.print(table)

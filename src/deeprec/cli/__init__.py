@@ -1,0 +1,78 @@
+"""The command line. Imports of substance stay inside the commands, so that help is quick and needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from deeprec import __version__
+from deeprec.cli import assets, data, demo, doctor, evaluation, explore, runs, serve, train, trm
+from deeprec.cli.options import command
+from deeprec.errors import DeepRecError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A language model explores a catalogue with a preference-aware recommender as its tool.",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(assets.app, name="assets")
+app.add_typer(trm.app, name="trm")
+app.add_typer(runs.app, name="runs")
+app.add_typer(evaluation.app, name="experiment")
+for name, function in (
+    ("demo", demo.demo),
+    ("train", train.train),
+    ("explore", explore.explore),
+    ("play", explore.play),
+    ("serve", serve.serve),
+    ("mcp", serve.mcp),
+    ("eval", evaluation.evaluate),
+    ("doctor", doctor.doctor),
+):
+    command(app, name)(function)
+
+# fmt: off
+_EXTRAS = {
+    "torch", "transformers", "safetensors", "gguf", "accelerate", "peft", "trl", "datasets",
+    "fastapi", "mcp", "uvicorn", "prometheus_client", "sklearn",
+}
+# fmt: on
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; errors that users can mend are one sentence and status 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; users can do nothing about it
+    try:
+        app()
+    except DeepRecError as error:
+        print(f"deeprec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        print("deeprec: interrupted; what was finished is kept.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:  # a disk that is full or read-only, a file that may not be read
+        print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRAS:
+            raise
+        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,58 @@
+"""Messages and progress bars on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from deeprec.runs.progress import Advance, Progress
+
+
+class ConsoleProgress(Progress):
+    """Draws counted phases as bars.
+
+    Attributes:
+        seconds: of each phase so far.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    def message(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Advance]:
+        started = time.perf_counter()
+        try:
+            if total is None:
+                with super().phase(name) as advance:
+                    yield advance
+            else:
+                with self._bar(unit or name, total) as advance:
+                    yield advance
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    @contextmanager
+    def _bar(self, text: str, total: int) -> Iterator[Advance]:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self.console) as bars:
+            task = bars.add_task(text, total=total)
+
+            def advance(done: int, total: int | None = None, text: str = "") -> None:
+                bars.update(task, completed=done, total=total, description=text or None)
+
+            yield advance

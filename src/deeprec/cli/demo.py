@@ -1,0 +1,48 @@
+"""`deeprec demo`: the main job from end to end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deeprec.cli.options import Options
+
+
+def demo(
+    options: Options,
+    users: Annotated[int, typer.Option(min=1, help="Test users that the language model explores for.")] = 50,
+) -> None:
+    """The main job from end to end: data, TRM, one live exploration, and an evaluation with its report."""
+    config = options.config([f"eval.users={users}"])
+    from deeprec.cli.data import show_dataset
+    from deeprec.cli.evaluation import run_evaluation
+    from deeprec.cli.explore import pick_task, show_exploration
+    from deeprec.data.sources import load_dataset
+    from deeprec.explore.explorer import Explorer
+    from deeprec.policies.loading import load_policy
+    from deeprec.policies.scripted import ScriptedPolicy
+    from deeprec.trm.run import load_or_train_trm
+
+    console, progress, split = options.console, options.progress, config.eval.split
+    console.rule("1 of 4: data")
+    with progress.phase("load the data"):
+        dataset = load_dataset(config.data, offline=options.offline)
+    show_dataset(dataset, console)
+    console.rule("2 of 4: the preference-aware recommender (TRM)")
+    trm, folder = load_or_train_trm(dataset, config, options.runs, offline=options.offline, progress=progress)
+    options.say(f"TRM: {folder / 'trm'}")
+    console.rule(f"3 of 4: one user explored by {config.policy.model}, live")
+    with progress.phase("load the language model"):
+        policy = load_policy(config, offline=options.offline)
+    task = pick_task(dataset, None, [], split)
+    with progress.phase("one live exploration"):
+        show_exploration(Explorer(policy, trm, dataset.catalog, config.explore), dataset, task, split, console)
+    console.rule("the same user by the scripted explorer")
+    script = ScriptedPolicy(config.explore.answer_size)
+    show_exploration(Explorer(script, trm, dataset.catalog, config.explore), dataset, task, split, console)
+    console.rule("4 of 4: evaluation")
+    run_evaluation(options, config, "demo")
+    for part, seconds in progress.seconds.items():
+        console.print(f"{seconds:7.1f} s  {part}")
+    console.print("Next: deeprec serve (explore on a page, or over HTTP)")
