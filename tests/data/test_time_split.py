@@ -1,4 +1,4 @@
-"""One moment for all users: before it training, after it the tasks."""
+"""A split by time: training before a moment that is the same for all users, tasks after it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deeprec.config import Config, DataConfig, load_config
+from deeprec.config import DataConfig, TRMConfig, load_config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.testing import toy_dataset
+from stand_ins import HashedWords
 
 # Users a to d; item and time of each interaction. Cuts at 10 and 20.
 TIMES = {
@@ -40,7 +41,7 @@ def test_training_ends_at_the_first_cut(dataset):
     assert [sequence.tolist() for sequence in dataset.train_sequences()] == [[0, 1], [1, 2], [], []]
 
 
-def test_targets_are_the_first_after_a_cut_of_users_with_a_past(dataset):
+def test_targets_are_the_first_items_after_a_cut_of_users_with_a_history(dataset):
     assert dataset.targets("validation") == {"validation:a": 2}  # c has nothing before it
     assert dataset.targets("test") == {"test:a": 4, "test:c": 0}  # b has nothing after, d nothing before
     histories = {task.id: task.history for task in dataset.tasks("test")}
@@ -94,17 +95,16 @@ def test_shares_of_the_configuration_become_moments(table):
             assert low <= times[dataset.users.index(user), target] < high
 
 
-def test_a_trm_trains_on_what_came_before(table):
+def test_a_trm_trains_on_the_interactions_before_the_cut(table, monkeypatch):
+    from deeprec.trm import batches
     from deeprec.trm.trm import TRM
-    from test_cli import Words
 
+    monkeypatch.setattr(batches, "BATCH_POSITIONS", 64)
     dataset = load_dataset(DataConfig(source=str(table), item_core=1, time_split=(0.3, 0.5)))
     assert min(map(len, dataset.train_sequences())) == 0
-    config = Config().trm.model_copy(update={"width": 16, "layers": 1, "epochs": 2, "batch_places": 64})
-    trm = TRM.fit(dataset, config, Words())
-    curve = trm.curve
-    assert len(curve) == 2
-    assert all(np.isfinite(epoch.loss) for epoch in curve)
+    trm = TRM.fit(dataset, TRMConfig(width=16, layers=1, epochs=2), HashedWords())
+    assert len(trm.curve) == 2
+    assert all(np.isfinite(epoch.loss) for epoch in trm.curve)
     assert trm.catalog.find("Film 3") == ItemIdx(dataset.catalog.find("Film 3"))
 
 
@@ -114,7 +114,7 @@ def test_shares_that_do_not_rise_are_refused(value):
         load_config(None, [f"data.time_split={value}"])
 
 
-def test_data_without_times_can_t_be_split_by_time(tmp_path, table):
+def test_data_without_times_is_not_split_by_time(tmp_path, table):
     lines = table.read_text().splitlines()
     (tmp_path / "bare.csv").write_text("\n".join([lines[0].replace("timestamp", "position"), *lines[1:]]) + "\n")
     with pytest.raises(DeepRecError, match="no times to split by"):

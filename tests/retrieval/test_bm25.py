@@ -1,4 +1,4 @@
-"""The lexical score against BM25 by hand."""
+"""BM25 against sums by hand."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def catalog(*titles, categories=None):
 
 @pytest.fixture
 def rare(monkeypatch):
-    """Small catalogues have no word in less than a tenth of their items."""
-    monkeypatch.setattr(bm25, "COMMON", 0.5)
+    """In small catalogues every word is in more than a tenth of the items."""
+    monkeypatch.setattr(bm25, "MAX_ITEM_SHARE", 0.5)
 
 
 def test_scores_by_hand(rare):
@@ -40,13 +40,13 @@ def test_scores_by_hand(rare):
     np.testing.assert_allclose(scores_QI, expected_QI, rtol=1e-5)
 
 
-def test_a_word_said_twice_counts_once_and_case_is_nothing(rare):
+def test_a_repeated_word_counts_once_and_case_has_no_effect(rare):
     found = BM25(catalog("red steel nut", "red bolt", "paper", "glue"))
     one, twice = found.scores(["steel nut", "STEEL nut; steel, Nut"]).toarray()
     np.testing.assert_array_equal(one, twice)
 
 
-def test_words_of_many_items_are_left_out():
+def test_words_of_many_items_are_ignored():
     titles = [f"kit number{n}" for n in range(20)]
     found = BM25(catalog(*titles)).scores(["kit", "number7", "kit number7"]).toarray()
     assert not found[0].any()
@@ -59,13 +59,13 @@ def test_categories_and_brands_are_words_too(rare):
     assert np.flatnonzero(found.scores(["hex"]).toarray()[0]).tolist() == [0]
 
 
-def test_a_word_may_not_name_too_many_items_whatever_their_share(monkeypatch):
-    monkeypatch.setattr(bm25, "MOST", 2)
+def test_words_of_too_many_items_are_ignored_whatever_their_share(monkeypatch):
+    monkeypatch.setattr(bm25, "MAX_ITEMS", 2)
     found = BM25(catalog("red", "red", "red", "blue", "blue", *[f"number{n}" for n in range(95)]))
     assert np.diff(found.scores(["red", "blue"]).indptr).tolist() == [0, 2]
 
 
-def test_words_that_only_join_others_are_left_out(rare):
+def test_stop_words_are_ignored(rare):
     found = BM25(catalog("pack of nuts", "glue", "paper", "ink"))
     assert not found.scores(["of the"]).nnz
 
@@ -77,12 +77,12 @@ def test_a_catalogue_without_words_has_no_scores(titles):
     assert not scores_QI.nnz
 
 
-@given(said=st.lists(st.text(max_size=20), max_size=5))
-def test_any_preference_has_scores_of_its_own(said):
+@given(texts=st.lists(st.text(max_size=20), max_size=5))
+def test_any_preference_has_scores_of_its_own(texts):
     """None raises, none is below zero, and none depends on the others."""
     found = BM25(catalog(*[f"red number{n} paper{n % 5}" for n in range(30)]))
-    scores_QI = found.scores(said).toarray()
-    assert scores_QI.shape == (len(said), 30)
+    scores_QI = found.scores(texts).toarray()
+    assert scores_QI.shape == (len(texts), 30)
     assert (scores_QI >= 0).all()
-    for text, scores_I in zip(said, scores_QI, strict=True):
+    for text, scores_I in zip(texts, scores_QI, strict=True):
         np.testing.assert_array_equal(found.scores([text]).toarray()[0], scores_I)

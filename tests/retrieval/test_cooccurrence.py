@@ -1,4 +1,4 @@
-"""Neighbours against sums by hand and by loops."""
+"""Co-occurrence against sums by hand and by loops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deeprec.data.dataset import Sequences
 from deeprec.retrieval import cooccurrence
-from deeprec.retrieval.cooccurrence import REACH, CoOccurrence
+from deeprec.retrieval.cooccurrence import WINDOW, CoOccurrence
 
 
 def sequences(*rows):
@@ -18,7 +18,7 @@ def sequences(*rows):
 
 
 def shares(*rows, n_items):
-    return CoOccurrence.of(sequences(*rows), n_items).shares_II.toarray()
+    return CoOccurrence.fit(sequences(*rows), n_items).shares_II.toarray()
 
 
 def test_shares_by_hand():
@@ -31,9 +31,9 @@ def test_shares_by_hand():
     np.testing.assert_allclose(found_II, expected_II, rtol=1e-6)
 
 
-def test_bonuses_by_hand():
+def test_score_offsets_by_hand():
     """The last item counts 1, the one before it 0.85; the score is log(1 + 400 * sum)."""
-    found = CoOccurrence.of(sequences([0, 1, 2], [2, 1], [3]), 5)
+    found = CoOccurrence.fit(sequences([0, 1, 2], [2, 1], [3]), 5)
     near_II = found.shares_II.toarray()
     offsets_QI = found.score_offsets([(0, 1), (1,), (), (3, 4)]).toarray()
     np.testing.assert_allclose(offsets_QI[0], np.log(1 + 400 * (near_II[1] + 0.85 * near_II[0])), rtol=1e-6)
@@ -49,7 +49,7 @@ def test_shares_against_a_loop(rows):
     near_II = np.zeros((8, 8))
     for row in rows:
         for position, item in enumerate(row):
-            for step in range(1, REACH + 1):
+            for step in range(1, WINDOW + 1):
                 if position + step < len(row) and row[position + step] != item:
                     near_II[item, row[position + step]] += 0.7 ** (step - 1)
                     near_II[row[position + step], item] += 0.7 ** (step - 1)
@@ -61,7 +61,7 @@ def test_shares_against_a_loop(rows):
 def test_only_the_nearest_are_kept(rows, kept):
     whole_II = shares(*rows, n_items=8)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cooccurrence, "KEPT", kept)
+        patched.setattr(cooccurrence, "MAX_PARTNERS", kept)
         some_II = shares(*rows, n_items=8)
     for whole_I, some_I in zip(whole_II, some_II, strict=True):
         best = np.flatnonzero(some_I)
@@ -78,36 +78,36 @@ def test_shares_do_not_depend_on_how_many_are_counted_at_once(rows, block):
         np.testing.assert_array_equal(shares(*rows, n_items=8), whole_II)
 
 
-def test_only_the_last_items_of_a_history_have_a_say():
-    found = CoOccurrence.of(sequences([0, 1], [2, 3]), 4)
-    long = (0, *[2] * REACH)
+def test_only_the_last_items_of_a_history_count():
+    found = CoOccurrence.fit(sequences([0, 1], [2, 3]), 4)
+    long = (0, *[2] * WINDOW)
     np.testing.assert_array_equal(found.score_offsets([long]).toarray(), found.score_offsets([long[1:]]).toarray())
     assert found.score_offsets([long[:-1]]).toarray()[0, 1]
 
 
 @pytest.mark.parametrize("rows", [[], [[3]], [[1], [2], [1]]], ids=["nobody", "one item", "singles"])
-def test_where_nothing_stands_near_anything_there_are_no_bonuses(rows):
-    found = CoOccurrence.of(sequences(*rows), 4)
+def test_without_co_occurrence_there_are_no_score_offsets(rows):
+    found = CoOccurrence.fit(sequences(*rows), 4)
     assert found.shares_II.nnz == 0
     assert found.score_offsets([(1, 2), ()]).nnz == 0
     assert found.score_offsets([]).shape == (0, 4)
 
 
-def test_new_items_have_no_neighbours():
-    found = CoOccurrence.of(sequences([0, 1, 2]), 3)
+def test_new_items_co_occur_with_nothing():
+    found = CoOccurrence.fit(sequences([0, 1, 2]), 3)
     grown = found.grown(5)
     np.testing.assert_array_equal(grown.score_offsets([(0, 4)]).toarray()[0, :3] > 0, [False, True, True])
     assert not grown.score_offsets([(0, 1, 2, 3, 4)]).toarray()[0, 3:].any()
     assert not grown.score_offsets([(3, 4)]).nnz
 
 
-def test_parts_that_do_not_fit_are_refused():
-    parts = CoOccurrence.of(sequences([0, 1, 2]), 3).parts()
-    np.testing.assert_array_equal(CoOccurrence.from_parts(parts).shares_II.toarray(), shares([0, 1, 2], n_items=3))
+def test_arrays_that_do_not_fit_are_refused():
+    arrays = CoOccurrence.fit(sequences([0, 1, 2]), 3).to_arrays()
+    np.testing.assert_array_equal(CoOccurrence.from_arrays(arrays).shares_II.toarray(), shares([0, 1, 2], n_items=3))
     for name, values in {
-        "items": parts["items"] + 2,
-        "starts": parts["starts"][:-1],
-        "shares": parts["shares"][1:],
+        "items": arrays["items"] + 2,
+        "starts": arrays["starts"][:-1],
+        "shares": arrays["shares"][1:],
     }.items():
         with pytest.raises(ValueError, match="ind"):
-            CoOccurrence.from_parts(parts | {name: values})
+            CoOccurrence.from_arrays(arrays | {name: values})

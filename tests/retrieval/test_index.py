@@ -47,8 +47,8 @@ def sorted_hits(items_ID, queries_QD, k, exclude):
     """By float64 sums, rounded, and Python's sort."""
     scores_QI = (queries_QD.astype(np.float64)[:, None] * items_ID.astype(np.float64)).sum(2).astype(np.float32)
     results = []
-    for scores_I, shut in zip(scores_QI.tolist(), exclude, strict=True):
-        free = [item for item in range(len(items_ID)) if item not in shut]
+    for scores_I, excluded in zip(scores_QI.tolist(), exclude, strict=True):
+        free = [item for item in range(len(items_ID)) if item not in excluded]
         results.append([Hit(i, scores_I[i]) for i in sorted(free, key=lambda i: (-scores_I[i], i))[:k]])
     return results
 
@@ -159,7 +159,7 @@ def test_the_batch_does_not_matter(kind, monkeypatch):
         monkeypatch.setattr(index.faiss, "search", noting)
     together, asked_together = index.search(queries_QD, 10, exclude), set(asked)
     asked.clear()
-    alone = [index.search(queries_QD[[row]], 10, [shut])[0] for row, shut in enumerate(exclude)]
+    alone = [index.search(queries_QD[[row]], 10, [excluded])[0] for row, excluded in enumerate(exclude)]
     assert together == alone
     assert asked_together == set(asked)
 
@@ -178,7 +178,7 @@ def test_all_there_is_and_no_more(kind):
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
-def test_where_faiss_falls_short_more_is_asked_and_at_last_everything(kind, monkeypatch):
+def test_if_faiss_finds_too_few_more_are_fetched_and_at_last_all_compared(kind, monkeypatch):
     items_ID, queries_QD = clustered(2000)
     index = Index.build(items_ID, kind)
     search, asked = index.faiss.search, []
@@ -313,11 +313,11 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record.update(format_version=2),
+        lambda record: record.update(format_version=1),
         lambda record: record.update(kind="hnsw"),
         lambda record: record.update(kind=["exact"]),
         lambda record: record.update(items=7),
-        lambda record: record.update(longest="very"),
+        lambda record: record.update(max_norm="very"),
         lambda record: record.update(files=[]),
         lambda record: record.update(files={}),
         lambda record: record.pop("width"),
@@ -343,7 +343,7 @@ def test_records_that_are_none(tmp_path):
         Index.load(tmp_path)
 
 
-# what a user can mend
+# errors that a user can fix
 
 
 def test_without_faiss(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from deeprec.config import ExploreConfig, preference_weight_of
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
+from deeprec.errors import DeepRecError
 from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
 from deeprec.retrieval.retriever import Hit, Query, phrases_of, top_hits
 from deeprec.testing import RetrieverContract, toy_dataset
@@ -42,7 +43,7 @@ class TestTransitionContract(RetrieverContract):
         return TransitionRetriever.fit(toy_dataset(n_items=n_items).train_sequences(), n_items)
 
 
-def test_a_semicolon_or_a_line_break_parts_phrases():
+def test_a_semicolon_or_a_line_break_separates_phrases():
     assert phrases_of(" war;drama ;; \n1990s\n") == ["war", "drama", "1990s"]
     assert phrases_of("sci-fi, or war. at sea\tin  space") == ["sci-fi, or war. at sea\tin  space"]
     assert phrases_of("") == phrases_of(" ;\n") == []
@@ -55,10 +56,16 @@ def test_any_phrases_are_found_again(phrases, separator):
     assert phrases_of("; ".join(expected)) == expected
 
 
-def test_a_query_is_trusted_as_an_exploration_is_by_default():
-    """So that `deeprec trm recommend`, `explore` and whoever asks in Python hear alike."""
+def test_queries_and_explorations_have_the_same_default_weight():
+    """So that `deeprec trm recommend`, `explore` and Python give the same answers."""
     assert Query(items(1), "war").preference_weight == preference_weight_of(ExploreConfig()) > 0
     assert Query(items(1), "war") != Query(items(1), "war", preference_weight=0.5)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_preference_weight_out_of_bounds_is_refused(weight):
+    with pytest.raises(DeepRecError, match="preference weight is between 0 and 1"):
+        Query(items(1), "war", preference_weight=weight)
 
 
 def positions(scores, k, exclude=()):

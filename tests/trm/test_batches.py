@@ -1,9 +1,10 @@
-"""Training batches on sequences whose items tell their places, against a naive loop."""
+"""Training batches on sequences whose items tell their positions, against a naive loop."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.testing import toy_dataset
+from deeprec.trm import batches as batches_module
+from deeprec.trm import preferences
 from deeprec.trm.batches import Batches
 from deeprec.trm.preferences import PHRASES, PhraseTable
 
 
 def numbered(lengths):
-    """Sequences in which every place has an item of its own, so that an item tells its place."""
+    """Sequences in which every position has an item of its own, so that an item tells its position."""
     starts_U1 = np.cumsum([0, *lengths])
     return Sequences(np.arange(starts_U1[-1], dtype=np.int32), starts_U1)
 
@@ -34,6 +37,15 @@ def own_phrases(n_items):
 
 def batches_of(sequences, **options):
     return Batches(sequences, own_phrases(int(sequences.items_N.max(initial=-1)) + 1), TRMConfig(**options))
+
+
+@contextmanager
+def constants(**values):
+    """Of `batches` and `preferences`, while an epoch is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setattr(batches_module if hasattr(batches_module, name) else preferences, name, value)
+        yield
 
 
 def contents(batches):
@@ -69,18 +81,20 @@ def test_every_target_comes_once_an_epoch_after_what_was_before_it(lengths, hist
     sequences = numbered(lengths)
     padding = sum(lengths)
     targets = Counter()
-    for batch in batches_of(sequences, history=history, batch_positions=batch_positions, seed=seed).epoch(number):
+    with constants(BATCH_POSITIONS=batch_positions):
+        batches = list(batches_of(sequences, history=history, seed=seed).epoch(number))
+    for batch in batches:
         assert batch.inputs_BT.dtype == batch.targets_N.dtype == torch.int64
         assert batch.inputs_BT.shape == batch.real_BT.shape
         assert batch.inputs_BT.shape[1] <= history
         assert torch.equal(batch.real_BT, batch.inputs_BT != padding)
         assert batch.real_BT[:, 0].all()
-        assert batch.real_BT.any(0).all()  # no place that is padding in every row
+        assert batch.real_BT.any(0).all()  # no position that is padding in every row
         assert not (batch.real_BT[:, 1:] & ~batch.real_BT[:, :-1]).any()  # padded on the right only
         assert batch.phrases_NL.shape == (batch.targets_N.numel(), PHRASES)
         assert batch.targets_N.numel() == batch.real_BT.sum()
         targets.update(batch.targets_N.tolist())
-        # Items are places, so a window is a run of numbers, and each is followed by its target.
+        # Items are positions, so a window is a run of numbers, and each is followed by its target.
         assert torch.equal(batch.inputs_BT[batch.real_BT] + 1, batch.targets_N)
         for inputs_T, real_T in zip(batch.inputs_BT, batch.real_BT, strict=True):
             window = inputs_T[real_T].tolist()
@@ -94,61 +108,67 @@ def test_every_target_comes_once_an_epoch_after_what_was_before_it(lengths, hist
 @given(
     lengths=LENGTHS,
     history=st.integers(1, 7),
-    window=st.integers(1, 6),
+    lookahead=st.integers(1, 6),
     ahead=st.booleans(),
     number=st.integers(0, 3),
 )
-def test_a_preference_is_of_the_place_it_stands_at(lengths, history, window, ahead, number):
+def test_a_preference_is_of_its_own_position(lengths, history, lookahead, ahead, number):
     """Of the next items or of the last twenty, in both cases of the same user's, and in the order of the targets."""
     sequences = numbered(lengths)
-    options = {"history_preference": 0.0 if ahead else 1.0, "preference_dropout": 0.0, "exact_preference": 0.0}
-    for batch in batches_of(sequences, history=history, preference_window=window, **options).epoch(number):
+    shares = {"FREQUENT_SHARE": 0.0 if ahead else 1.0, "PREFERENCE_DROPOUT": 0.0, "EXACT_SHARE": 0.0}
+    with constants(LOOKAHEAD=lookahead, **shares):
+        batches = list(batches_of(sequences, history=history).epoch(number))
+    for batch in batches:
         for target, rows_L in zip(batch.targets_N.tolist(), batch.phrases_NL.tolist(), strict=True):
-            said = [row for row in rows_L if row != sum(lengths)]
-            assert said
-            assert {user_of(sequences, item) for item in said} == {user_of(sequences, target)}
+            items = [row for row in rows_L if row != sum(lengths)]
+            assert items
+            assert {user_of(sequences, item) for item in items} == {user_of(sequences, target)}
             if ahead:
-                assert target <= min(said) <= max(said) < target + window
+                assert target <= min(items) <= max(items) < target + lookahead
             else:
-                assert target - 20 <= min(said) <= max(said) < target
+                assert target - 20 <= min(items) <= max(items) < target
 
 
 @settings(max_examples=60)
 @given(lengths=LENGTHS, history=st.integers(1, 9), batch_positions=st.integers(1, 60), number=st.integers(0, 3))
-def test_batches_hold_about_as_many_places_as_asked(lengths, history, batch_positions, number):
-    """A window more or less; the places that are left over make one smaller batch."""
-    batches = batches_of(numbered(lengths), history=history, batch_positions=batch_positions)
-    sizes = sorted(batch.targets_N.numel() for batch in batches.epoch(number))
+def test_batches_have_about_as_many_positions_as_asked(lengths, history, batch_positions, number):
+    """A window more or less; the rest makes one smaller batch."""
+    with constants(BATCH_POSITIONS=batch_positions):
+        batches = batches_of(numbered(lengths), history=history)
+        sizes, steps = sorted(batch.targets_N.numel() for batch in batches.epoch(number)), batches.steps
     assert sizes[0] > 0
     assert sizes[-1] <= batch_positions + history
     assert all(size >= batch_positions - history for size in sizes[1:])
     if batch_positions >= history:
-        assert abs(len(sizes) - batches.steps) <= 1
+        assert abs(len(sizes) - steps) <= 1
 
 
-def test_little_of_a_batch_is_padding():
+def test_little_of_a_batch_is_padding(monkeypatch):
     """Windows of all lengths up to 50: in random order two fifths would be."""
+    monkeypatch.setattr(batches_module, "BATCH_POSITIONS", 1024)
     lengths = np.random.default_rng(0).integers(2, 52, 2000)
     cells = positions = 0
-    for batch in batches_of(numbered(lengths), history=50, batch_positions=1024).epoch(0):
+    for batch in batches_of(numbered(lengths), history=50).epoch(0):
         cells += batch.real_BT.numel()
         positions += batch.targets_N.numel()
     assert positions == (lengths - 1).sum()
     assert positions / cells > 0.85
 
 
-def test_long_and_short_windows_alternate():
+def test_long_and_short_windows_alternate(monkeypatch):
     """Windows of a batch are alike, but batches are shuffled: no epoch begins with the long ones."""
+    monkeypatch.setattr(batches_module, "BATCH_POSITIONS", 256)
     lengths = [40] * 100 + [5] * 1000
-    widths = [batch.inputs_BT.shape[1] for batch in batches_of(numbered(lengths), batch_positions=256).epoch(0)]
+    widths = [batch.inputs_BT.shape[1] for batch in batches_of(numbered(lengths)).epoch(0)]
     assert len(widths) > 20
     assert widths != sorted(widths, reverse=True)
     assert 5 < np.mean(widths[: len(widths) // 2]) < 38
 
 
-def test_an_epoch_follows_from_the_seed_and_its_number():
+def test_an_epoch_follows_from_the_seed_and_its_number(monkeypatch):
+    monkeypatch.setattr(batches_module, "BATCH_POSITIONS", 16)
     sequences = numbered([30, 40, 12, 9])
-    options = {"history": 5, "batch_places": 16}
+    options = {"history": 5}
     batches = batches_of(sequences, **options)
     epochs = [contents(batches.epoch(number)) for number in range(3)]
     assert contents(batches.epoch(1)) == epochs[1]

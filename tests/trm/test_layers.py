@@ -25,7 +25,7 @@ def problem(n, scale=1.0, seed=0):
 def ours(users_ND, items_ID, targets_N, dtype):
     users_ND, items_ID = users_ND.clone().requires_grad_(), items_ID.clone().requires_grad_()
     loss = catalogue_loss(users_ND, items_ID, targets_N, dtype)
-    (3 * loss).backward()  # so that what comes from behind counts
+    (3 * loss).backward()  # so that the incoming gradient counts
     return loss.detach(), users_ND.grad, items_ID.grad
 
 
@@ -85,7 +85,7 @@ def test_huge_logits_do_not_overflow(sign):
 
 
 def test_a_step_against_the_gradient_lowers_the_loss():
-    """In bfloat16 as it trains: fifty steps learn 64 users by heart."""
+    """In bfloat16, as in training: fifty steps fit 64 users."""
     users_ND, items_ID, targets_N = problem(64)
     users_ND.requires_grad_()
     optimizer = torch.optim.Adam([users_ND], lr=0.3)
@@ -124,7 +124,7 @@ def test_the_share_that_is_dropped(rate):
     assert abs(float(dropped.double().mean()) - 1) < 4 * (share / (1 - share) / x.numel()) ** 0.5
 
 
-def test_neighbours_are_dropped_independently():
+def test_values_are_dropped_independently():
     torch.manual_seed(2)
     kept = (Dropout(0.5)(torch.ones(100_000)) != 0).double().numpy()
     for distance_ in (1, 4, 8):
@@ -163,7 +163,7 @@ def test_only_what_is_kept_has_a_gradient():
 
 @pytest.mark.parametrize("rate", [0.99, 0.999])
 def test_any_rate_below_one_keeps_some(rate):
-    """`trm.dropout` takes any number below 1."""
+    """The layer takes any rate below 1."""
     torch.manual_seed(4)
     dropped = Dropout(rate)(torch.ones(20_000))
     assert torch.isfinite(dropped).all()
@@ -173,7 +173,7 @@ def test_any_rate_below_one_keeps_some(rate):
 # The block
 
 
-def test_a_block_reads_no_later_place_and_no_other_row():
+def test_a_block_reads_no_later_position_and_no_other_row():
     torch.manual_seed(5)
     block = Block(8, 2, 0.5).eval()
     x_BTD = torch.randn(2, 6, 8)
@@ -185,7 +185,7 @@ def test_a_block_reads_no_later_place_and_no_other_row():
     torch.testing.assert_close(one_BTD[1], two_BTD[1])
 
 
-def test_a_block_reads_the_places_before():
+def test_a_block_reads_earlier_positions():
     torch.manual_seed(5)
     block = Block(8, 2, 0.5).eval()
     x_BTD = torch.randn(1, 6, 8)

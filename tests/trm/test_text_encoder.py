@@ -66,9 +66,9 @@ def test_similar_sentences_are_closer(encoder):
     assert cosines[0, 1] > cosines[1, 2] + 0.2
 
 
-def test_known_texts_are_not_read_again(encoder, monkeypatch):
+def test_cached_texts_are_not_encoded_again(encoder, monkeypatch):
     first_ND = encoder.encode(TEXTS)
-    monkeypatch.setattr(encoder, "_learn", lambda texts: pytest.fail(f"read again: {texts}"))
+    monkeypatch.setattr(encoder, "_run", lambda texts: pytest.fail(f"encoded again: {texts}"))
     np.testing.assert_array_equal(encoder.encode([*TEXTS, *TEXTS])[len(TEXTS) :], first_ND)
 
 
@@ -96,16 +96,16 @@ def blocks(monkeypatch):
 
 
 @pytest.fixture
-def learned(monkeypatch):
-    """How many texts the model reads, call by call."""
+def encoded(monkeypatch):
+    """How many texts the model encodes, call by call."""
     counts = []
-    learn = TextEncoder._learn
+    run = TextEncoder._run
 
     def counting(self, texts, *args):
         counts.append(len(texts))
-        return learn(self, texts, *args)
+        return run(self, texts, *args)
 
-    monkeypatch.setattr(TextEncoder, "_learn", counting)
+    monkeypatch.setattr(TextEncoder, "_run", counting)
     return counts
 
 
@@ -119,40 +119,40 @@ def test_many_texts_are_the_same_as_few(folder, encoder, blocks, tmp_path):
     np.testing.assert_allclose(TextEncoder(folder).encode(texts), expected_ND, atol=1e-5)
 
 
-def test_the_next_start_reads_the_files(folder, blocks, learned, tmp_path):
+def test_the_next_start_reads_the_files(folder, blocks, encoded, tmp_path):
     cache = tmp_path / "not" / "there"
     first_ND = TextEncoder(folder, cache).encode(MANY)
-    assert learned == [8, 8, 6]
+    assert encoded == [8, 8, 6]
     assert len(list(cache.iterdir())) == 3
     again_ND = TextEncoder(folder, cache).encode(MANY)
-    assert learned == [8, 8, 6]
+    assert encoded == [8, 8, 6]
     np.testing.assert_array_equal(again_ND, first_ND)
     again_ND *= 0  # the caller's own
     np.testing.assert_array_equal(TextEncoder(folder, cache).encode(MANY), first_ND)
 
 
-def test_texts_at_the_end_cost_themselves_only(folder, blocks, learned, tmp_path):
+def test_texts_at_the_end_cost_themselves_only(folder, blocks, encoded, tmp_path):
     first_ND = TextEncoder(folder, tmp_path).encode(MANY[:20])
     grown_ND = TextEncoder(folder, tmp_path).encode(MANY)
-    assert learned == [8, 8, 4, 6]
+    assert encoded == [8, 8, 4, 6]
     np.testing.assert_array_equal(grown_ND[:16], first_ND[:16])
 
 
-def test_what_was_asked_before_does_not_change_the_blocks(folder, blocks, learned, tmp_path):
+def test_what_was_asked_before_does_not_change_the_blocks(folder, blocks, encoded, tmp_path):
     TextEncoder(folder, tmp_path).encode(MANY)
     other = TextEncoder(folder, tmp_path)
     other.encode(MANY[:3])
     other.encode(MANY)
-    assert learned == [8, 8, 6, 3]
+    assert encoded == [8, 8, 6, 3]
 
 
-def test_other_texts_and_other_encoders_have_other_files(folder, blocks, learned, tmp_path):
+def test_other_texts_and_other_encoders_have_other_files(folder, blocks, encoded, tmp_path):
     TextEncoder(folder, tmp_path).encode(MANY[:10])
     TextEncoder(folder, tmp_path).encode([*MANY[:9], "another"])
     other = TextEncoder(folder, tmp_path)
     other._origin = ["other weights"]
     other.encode(MANY[:10])
-    assert learned == [8, 2, 2, 8, 2]
+    assert encoded == [8, 2, 2, 8, 2]
 
 
 def test_an_encoder_is_known_by_its_files(folder, tmp_path):
@@ -167,7 +167,7 @@ def test_an_encoder_is_known_by_its_files(folder, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "zeros", "nan", "shape", "dtype"])
-def test_damaged_files_are_encoded_anew(folder, blocks, learned, tmp_path, damage):
+def test_damaged_files_are_encoded_anew(folder, blocks, encoded, tmp_path, damage):
     first_ND = TextEncoder(folder, tmp_path).encode(MANY)
     for path in tmp_path.iterdir():
         whole_MD = np.load(path)
@@ -181,12 +181,12 @@ def test_damaged_files_are_encoded_anew(folder, blocks, learned, tmp_path, damag
         else:
             np.save(path, whole_MD[1:] if damage == "shape" else whole_MD.astype(np.float64))
     np.testing.assert_array_equal(TextEncoder(folder, tmp_path).encode(MANY), first_ND)
-    assert learned == [8, 8, 6] * 2
+    assert encoded == [8, 8, 6] * 2
     TextEncoder(folder, tmp_path).encode(MANY)
-    assert learned == [8, 8, 6] * 2
+    assert encoded == [8, 8, 6] * 2
 
 
-def test_a_killed_encoding_goes_on(folder, blocks, learned, tmp_path):
+def test_a_killed_encoding_goes_on(folder, blocks, encoded, tmp_path):
     def kill(done, total):
         if done > 8:
             raise KeyboardInterrupt
@@ -194,7 +194,7 @@ def test_a_killed_encoding_goes_on(folder, blocks, learned, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         TextEncoder(folder, tmp_path).encode(MANY, kill)
     TextEncoder(folder, tmp_path).encode(MANY)
-    assert learned == [8, 8, 8, 6]
+    assert encoded == [8, 8, 8, 6]
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(folder, blocks, tmp_path):
@@ -222,26 +222,26 @@ def test_few_texts_leave_nothing_on_disk(folder, blocks, tmp_path):
 
 def test_progress(folder, blocks, tmp_path):
     for encoder in (TextEncoder(folder, tmp_path), TextEncoder(folder, tmp_path)):
-        heard = []
-        encoder.encode([*MANY, *MANY], lambda *counts, heard=heard: heard.append(counts))
-        assert [total for _, total in heard] == [22] * len(heard)
-        dones = [done for done, _ in heard]
+        calls = []
+        encoder.encode([*MANY, *MANY], lambda *counts, calls=calls: calls.append(counts))
+        assert [total for _, total in calls] == [22] * len(calls)
+        dones = [done for done, _ in calls]
         assert dones == sorted(set(dones))
         assert {8, 16, 22} <= set(dones)
 
 
-def test_the_last_texts_are_remembered(folder, learned, monkeypatch):
-    monkeypatch.setattr(module, "_REMEMBERED", 3)
+def test_the_last_texts_are_cached(folder, encoded, monkeypatch):
+    monkeypatch.setattr(module, "_CACHED", 3)
     encoder = TextEncoder(folder)
     encoder.encode(["a", "b", "c"])
     encoder.encode(["a"])
-    encoder.encode(["d"])  # b was asked for longest ago
+    encoder.encode(["d"])  # b was used longest ago
     assert list(encoder._known) == ["c", "a", "d"]
-    assert learned == [3, 1]
-    vectors_ND = encoder.encode([*MANY[:5], "a", *MANY[:5]])  # more than are remembered
+    assert encoded == [3, 1]
+    vectors_ND = encoder.encode([*MANY[:5], "a", *MANY[:5]])  # more than are cached
     assert len(encoder._known) == 3
     np.testing.assert_array_equal(vectors_ND[:5], vectors_ND[6:])
-    assert learned == [3, 1, 5]
+    assert encoded == [3, 1, 5]
 
 
 def test_the_loaded_encoder_keeps_its_files_in_the_cache(folder, blocks, monkeypatch, tmp_path):

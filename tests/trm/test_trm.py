@@ -9,10 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 
 import processes
 from deeprec.config import TRMConfig
-from deeprec.data.catalog import ItemIdx
+from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.retrieval.baselines import PopularityRetriever
-from deeprec.retrieval.cooccurrence import REACH
+from deeprec.retrieval.cooccurrence import WINDOW, CoOccurrence
 from deeprec.retrieval.index import Index
 from deeprec.retrieval.retriever import Query
 from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
@@ -32,41 +33,37 @@ from deeprec.trm import training
 from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
-from deeprec.trm.trm import TRM
+from deeprec.trm.trm import FORMAT_VERSION, TRM
+from stand_ins import HashedWords
 
-CONFIG = TRMConfig(
-    width=16,
-    layers=1,
-    heads=2,
-    dropout=0.1,
-    history=6,
-    epochs=20,
-    patience=20,
-    batch_positions=96,
-    learning_rate=0.01,
-    averaging=0.9,
-    history_preference=0.1,
-    exact_preference=1.0,
-)
-SHORT = CONFIG.model_copy(update={"epochs": 4, "batch_places": 160})
+CONFIG = TRMConfig(width=16, layers=1, history=6, epochs=20, learning_rate=0.01)
+SHORT = CONFIG.model_copy(update={"epochs": 4})
+CONSTANTS = {
+    "network.DROPOUT": 0.1,
+    "training.PATIENCE": 20,
+    "training.AVERAGED_EPOCHS": 0.9,
+    "batches.BATCH_POSITIONS": 96,
+    "preferences.FREQUENT_SHARE": 0.1,
+    "preferences.EXACT_SHARE": 1.0,
+}
+"""What so small a data set needs."""
 
 
-class Words:
-    """Stands in for MiniLM: hashed bags of words, so that texts which share words are similar."""
+def set_constants(patch):
+    for name, value in CONSTANTS.items():
+        patch.setattr(f"deeprec.trm.{name}", value)
 
-    width = 24
 
-    def encode(self, texts):
-        vectors_ND = np.zeros((len(texts), self.width), dtype=np.float32)
-        for row, text in enumerate(texts):
-            for word in text.replace(".", " ").replace(";", " ").split() or [""]:
-                vectors_ND[row] += np.random.default_rng(zlib.crc32(word.lower().encode())).normal(size=self.width)
-        return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+@pytest.fixture(scope="module", autouse=True)
+def constants():
+    with pytest.MonkeyPatch.context() as patch:
+        set_constants(patch)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Two would wait for each other longer than such small matrices take."""
+    """Two threads would wait for each other longer than such small matrices take."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -80,12 +77,12 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def trm(dataset):
-    return TRM.fit(dataset, CONFIG, Words())
+    return TRM.fit(dataset, CONFIG, HashedWords())
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(TextEncoder, "load", lambda **_: Words())
+    monkeypatch.setattr(TextEncoder, "load", lambda **_: HashedWords())
 
 
 def items(*numbers):
@@ -104,18 +101,18 @@ def new_items(first=40, genres=GENRES):
     return catalog_of([(genre,) for genre in genres], years=[1985] * len(genres), first=first)
 
 
-class Listening:
-    """Every query with a preference, half believed."""
+class Conditioned:
+    """Every query with a preference of weight 0.5."""
 
     def __init__(self, trm):
         self.trm = trm
 
     def retrieve(self, queries, k):
-        heard = [dataclasses.replace(query, preference="War; 1990s", preference_weight=0.5) for query in queries]
-        return self.trm.retrieve(heard, k)
+        conditioned = [dataclasses.replace(query, preference="War; 1990s", preference_weight=0.5) for query in queries]
+        return self.trm.retrieve(conditioned, k)
 
 
-@pytest.mark.parametrize("state", ["trained", "listening", "grown", "loaded", "grown and loaded", "hnsw"])
+@pytest.mark.parametrize("state", ["trained", "conditioned", "grown", "loaded", "grown and loaded", "hnsw"])
 class TestContract(RetrieverContract):
     @pytest.fixture
     def n_items(self, state):
@@ -124,12 +121,12 @@ class TestContract(RetrieverContract):
     @pytest.fixture
     def retriever(self, state, trm, tmp_path, stand_in):
         found = copy_of(trm)
-        if state == "listening":
-            return Listening(trm)
+        if state == "conditioned":
+            return Conditioned(trm)
         if state == "hnsw":
             pytest.importorskip("faiss")
             config = trm.config.model_copy(update={"index": "hnsw"})
-            found = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.cooccurrence)
+            found = TRM.from_network(trm.model, trm.catalog, trm.encoder, config, trm.cooccurrence)
             assert found.index.kind == "hnsw"
         if "grown" in state:
             found.add_items(new_items())
@@ -163,17 +160,14 @@ def genre_share(trm, queries, genre, k=8):
     return np.mean([item % len(GENRES) == GENRES.index(genre) for item in found])
 
 
-def test_a_preference_raises_the_share_of_its_genre_as_far_as_it_is_trusted(dataset, trm):
+def test_a_preference_raises_the_share_of_its_genre_by_its_weight(dataset, trm):
     histories = [task.history for task in dataset.tasks("test")[:40]]
-    shares = {
-        preference_weight: np.array(
-            [
-                genre_share(trm, [Query(h, genre, preference_weight=preference_weight) for h in histories], genre)
-                for genre in GENRES
-            ]
-        )
-        for preference_weight in (0.0, 0.25, 1.0)
-    }
+
+    def shares_at(weight):
+        queries = {genre: [Query(h, genre, preference_weight=weight) for h in histories] for genre in GENRES}
+        return np.array([genre_share(trm, queries[genre], genre) for genre in GENRES])
+
+    shares = {weight: shares_at(weight) for weight in (0.0, 0.25, 1.0)}
     assert (shares[1.0] > shares[0.0] + 0.2).all()
     assert (shares[0.0] < shares[0.25]).all()
     assert (shares[0.25] <= shares[1.0]).all()  # all films of a genre may be found already
@@ -185,39 +179,35 @@ def test_a_preference_matters_to_a_user_without_history(trm):
     assert np.mean([genre_share(trm, [Query((), genre, preference_weight=1.0)], genre) for genre in GENRES]) > 0.35
 
 
-def test_scores_move_steadily_from_no_trust_to_full_trust(dataset, trm):
+def test_scores_move_steadily_with_the_preference_weight(dataset, trm):
     histories = [task.history for task in dataset.tasks("test")[:8]]
-    preference_weights = (0.0, 0.25, 0.5, 0.75, 1.0)
-    queries = [
-        Query(history, "Horror; 1990s", preference_weight=preference_weight)
-        for history in histories
-        for preference_weight in preference_weights
-    ]
-    scores_HTI = trm.scores(queries).reshape(len(histories), len(preference_weights), -1)
-    moves_HTI = np.diff(scores_HTI, axis=1)
-    whole_HI = scores_HTI[:, -1] - scores_HTI[:, 0]
+    weights = (0.0, 0.25, 0.5, 0.75, 1.0)
+    queries = [Query(history, "Horror; 1990s", preference_weight=weight) for history in histories for weight in weights]
+    scores_HWI = trm.scores(queries).reshape(len(histories), len(weights), -1)
+    moves_HWI = np.diff(scores_HWI, axis=1)
+    whole_HI = scores_HWI[:, -1] - scores_HWI[:, 0]
     assert np.abs(whole_HI).max() > 0.5
-    assert (moves_HTI * np.sign(whole_HI)[:, None] > -1e-4).all()
+    assert (moves_HWI * np.sign(whole_HI)[:, None] > -1e-4).all()
     clear_HI = np.abs(whole_HI) > 0.1
-    assert (np.abs(moves_HTI) > 0.01)[np.broadcast_to(clear_HI[:, None], moves_HTI.shape)].all()
+    assert (np.abs(moves_HWI) > 0.01)[np.broadcast_to(clear_HI[:, None], moves_HWI.shape)].all()
 
 
-def test_without_trust_a_preference_is_none(dataset, trm):
-    """Exactly, and also beside a query whose preference is believed."""
+def test_a_preference_of_weight_zero_is_none(dataset, trm):
+    """Exactly, and also beside a query whose preference has a weight."""
     histories = [task.history for task in dataset.tasks("test")[:5]]
     blank = [Query(history) for history in histories]
     ignored = [Query(history, "War; 1990s", preference_weight=0.0) for history in histories]
     np.testing.assert_array_equal(trm.scores(ignored), trm.scores(blank))
     assert trm.retrieve(ignored, 9) == trm.retrieve(blank, 9)
-    believed = Query(histories[0], "War; 1990s")
-    beside = trm.scores([ignored[0], believed])
-    np.testing.assert_allclose(beside, [trm.scores(blank[:1])[0], trm.scores([believed])[0]], atol=1e-4)
-    assert np.abs(beside[0] - beside[1]).max() > 0.1
+    applied = Query(histories[0], "War; 1990s")
+    both = trm.scores([ignored[0], applied])
+    np.testing.assert_allclose(both, [trm.scores(blank[:1])[0], trm.scores([applied])[0]], atol=1e-4)
+    assert np.abs(both[0] - both[1]).max() > 0.1
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t ", ";", " ;\n; "])
 def test_a_blank_preference_is_none(dataset, trm, blank):
-    class Other(Words):
+    class Other(HashedWords):
         def encode(self, texts):
             return -super().encode(texts)
 
@@ -231,7 +221,7 @@ def test_a_blank_preference_is_none(dataset, trm, blank):
     assert np.abs(trm.scores(war) - other.scores(war)).max() > 0.01
 
 
-def test_the_order_of_phrases_is_nothing(trm):
+def test_the_order_of_phrases_has_no_effect(trm):
     history = items(3, 8, 21)
     orders = ("War; Drama; 1990s", "1990s;War\nDrama", " Drama;; 1990s ; War")
     one, *others = trm.scores([Query(history, preference) for preference in (*orders, "War")])
@@ -239,23 +229,38 @@ def test_the_order_of_phrases_is_nothing(trm):
     assert np.abs(others[2] - one).max() > 0.01
 
 
-def test_words_in_common_count_by_their_weight_from_a_tenth_of_trust_on(trm):
-    """What `trm.bm25` adds is the lexical score, so many times; nothing at trust 0, or without a preference."""
-    heard, deaf = copy_of(trm, bm25=2.0), copy_of(trm, bm25=0.0)
+def test_bm25_counts_in_full_from_a_preference_weight_of_a_tenth_on(trm):
+    """`trm.bm25` times BM25 is added; nothing at preference weight 0 or without a preference."""
+    with_bm25, without = copy_of(trm, bm25=2.0), copy_of(trm, bm25=0.0)
     for step in range(2):
         queries = [
-            Query(items(3, 8), said, preference_weight=t)
-            for said in ("Film 7; 1977", "")
-            for t in (0.0, 0.05, 0.1, 0.75)
+            Query(items(3, 8), preference, preference_weight=weight)
+            for preference in ("Film 7; 1977", "")
+            for weight in (0.0, 0.05, 0.1, 0.75)
         ]
-        found_QI = heard.bm25.scores([query.preference for query in queries]).toarray()
-        assert found_QI[0].any()
-        weights_Q = [0, 1, 2, 2, 0, 0, 0, 0]
-        expected_QI = np.array(weights_Q)[:, None] * found_QI
-        np.testing.assert_allclose(heard.scores(queries) - deaf.scores(queries), expected_QI, atol=1e-5)
-        if not step:  # and so it is with items that were added
-            heard.add_items(new_items())
-            deaf.add_items(new_items())
+        bm25_QI = with_bm25.bm25.scores([query.preference for query in queries]).toarray()
+        assert bm25_QI[0].any()
+        factors_Q = [0, 1, 2, 2, 0, 0, 0, 0]
+        expected_QI = np.array(factors_Q)[:, None] * bm25_QI
+        np.testing.assert_allclose(with_bm25.scores(queries) - without.scores(queries), expected_QI, atol=1e-5)
+        if not step:  # and the same with items that were added
+            with_bm25.add_items(new_items())
+            without.add_items(new_items())
+
+
+def test_a_preference_takes_up_to_half_of_the_co_occurrence_offsets(dataset, trm):
+    """By its weight times its novelty, between 0 and 1; without a preference they count in full."""
+    queries = [Query(task.history) for task in dataset.tasks("test")[:5]]
+    with_offsets, without = copy_of(trm, cooccurrence=1.0, bm25=0.0), copy_of(trm, cooccurrence=0.0, bm25=0.0)
+
+    def added(queries):
+        return with_offsets.scores(queries) - without.scores(queries)
+
+    offsets_QI = trm.cooccurrence.score_offsets([query.history for query in queries]).toarray()
+    np.testing.assert_allclose(added(queries), offsets_QI, atol=1e-5)
+    conditioned = [dataclasses.replace(query, preference="Noir", preference_weight=1.0) for query in queries]
+    shares = added(conditioned)[offsets_QI > 0.5] / offsets_QI[offsets_QI > 0.5]
+    assert ((shares > 0.499) & (shares < 0.8)).all()
 
 
 # What it answers
@@ -264,15 +269,15 @@ def test_words_in_common_count_by_their_weight_from_a_tenth_of_trust_on(trm):
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 def test_answers_are_the_best_of_all_scores(dataset, trm, weight, kind):
-    """What is asked of the index and of the neighbours is what comparing every item finds."""
+    """Index and score offsets together find what comparing every item finds."""
     if kind == "hnsw":
         pytest.importorskip("faiss")
-    config = trm.config.model_copy(update={"neighbours": weight, "index": kind})
-    trm_ = TRM.of(trm.model, trm.catalog, trm.encoder, config, trm.cooccurrence)
+    config = trm.config.model_copy(update={"cooccurrence": weight, "index": kind})
+    trm_ = TRM.from_network(trm.model, trm.catalog, trm.encoder, config, trm.cooccurrence)
     queries = [
-        Query(task.history, said, frozenset(task.history))
+        Query(task.history, preference, frozenset(task.history))
         for task in dataset.tasks("test")[:30]
-        for said in ("", "War")
+        for preference in ("", "War")
     ]
     scores_QI = trm_.scores(queries)
     assert (np.abs(scores_QI - copy_of(trm_, cooccurrence=0.0).scores(queries)).max() > 0.1) == bool(weight)
@@ -282,6 +287,133 @@ def test_answers_are_the_best_of_all_scores(dataset, trm, weight, kind):
         np.testing.assert_allclose(scores_I[[hit.item for hit in hits]], [hit.score for hit in hits], atol=1e-4)
 
 
+# Recommendations for many users
+
+
+def test_recommend_gives_a_row_for_each_item(trm):
+    """As `retrieve` with the history excluded."""
+    history = items(3, 8, 21)
+    table = trm.recommend({"ann": history}, k=4)
+    hits = trm.retrieve([Query(history, exclude=history)], 4)[0]
+    assert table.schema == {
+        "user": pl.String,
+        "item": pl.String,
+        "title": pl.String,
+        "rank": pl.Int64,
+        "score": pl.Float64,
+    }
+    assert table.rows() == [
+        ("ann", f"i{hit.item}", f"Film {hit.item} ({1970 + hit.item})", rank, hit.score)
+        for rank, hit in enumerate(hits, start=1)
+    ]
+
+
+def test_recommend_by_hand():
+    """Item vectors e_i * (i + 1) and a state of ones: scores are 1 to 8 without co-occurrence, so 8 is best."""
+    catalog = catalog_of([("War",)] * 8)
+    cooccurrence = CoOccurrence.fit(Sequences(np.array([0, 1], dtype=np.int32), np.array([0, 2])), 8)
+    config = CONFIG.model_copy(update={"width": 8, "cooccurrence": 1.0, "bm25": 0.0})
+
+    class Ones(PreferenceSASRec):
+        def encode(self, items_ID, rows_BT):
+            return torch.ones(*rows_BT.shape, items_ID.shape[1])
+
+        def condition(self, states_ND, preferences_NE, frequent_NE, preference_weight_N):
+            return states_ND, preference_weight_N
+
+    model = Ones(config, torch.zeros(8, HashedWords.width))
+    index = Index.build(np.diag(np.arange(1, 9, dtype=np.float32)))
+    trm = TRM(model, catalog, HashedWords(), config, index, cooccurrence)
+    # Item 1 followed 0 once: a share of 1 / (1 + 5), an offset of log(1 + 400 / 6), and half of it with a preference.
+    offset = np.log1p(400 / 6)
+
+    def scores(**options):
+        return {row["item"]: row["score"] for row in trm.recommend([["Film 0"]], k=3, **options).iter_rows(named=True)}
+
+    assert list(scores()) == ["i7", "i6", "i1"]
+    assert scores() == pytest.approx({"i7": 8, "i6": 7, "i1": 2 + offset})
+    half = scores(preference="War", preference_weight=1.0)
+    assert half == pytest.approx({"i7": 8, "i6": 7, "i5": 6})
+    assert 2 + offset / 2 < 6 < 2 + offset
+    by_default = trm.recommend([["Film 0"]], k=7, preference="War")
+    assert by_default.filter(pl.col("item") == "i1")["score"].item() == pytest.approx(2 + offset * (1 - 0.75 / 2))
+
+
+def test_recommend_takes_a_data_set_a_mapping_or_a_sequence(dataset, trm):
+    histories = [tuple(dataset.sequence(u).tolist()) for u in range(len(dataset.users))]
+    by_dataset = trm.recommend(dataset, k=3)
+    assert by_dataset["user"].unique(maintain_order=True).to_list() == list(dataset.users)
+    assert by_dataset.equals(trm.recommend(dict(zip(dataset.users, histories, strict=True)), k=3))
+    by_number = trm.recommend(histories, k=3)
+    assert by_number["user"].to_list() == [str(u) for u in range(len(histories)) for _ in range(3)]
+    assert by_number.drop("user").equals(by_dataset.drop("user"))
+
+
+def test_recommend_reads_titles_ids_and_numbers(trm):
+    """Of one history, mixed; an empty one is answered too."""
+    table = trm.recommend([["Film 3 (1973)", "i8", ItemIdx(21)], items(3, 8, 21), np.array([3, 8, 21]), []], k=5)
+    lists = [part.drop("user") for part in table.partition_by("user", maintain_order=True)]
+    assert len(lists) == 4
+    assert lists[0].equals(lists[1])
+    assert lists[0].equals(lists[2])
+    assert not lists[0].equals(lists[3])
+
+
+def test_recommend_can_give_the_history_too(trm):
+    history = items(*range(38))
+    assert sorted(trm.recommend([history])["item"]) == ["i38", "i39"]
+    everything = trm.recommend([history], k=50, exclude_history=False)
+    assert everything["rank"].to_list() == list(range(1, 41))
+    assert everything["score"].is_sorted(descending=True)
+
+
+def test_recommend_applies_the_preference(trm):
+    histories = [items(3, 8, 21), items(0, 1)]
+    queries = [Query(history, "Horror", history, 0.4) for history in histories]
+    table = trm.recommend(histories, k=5, preference="Horror", preference_weight=0.4)
+    assert table["score"].to_list() == [hit.score for hits in trm.retrieve(queries, 5) for hit in hits]
+    assert not table.equals(trm.recommend(histories, k=5))
+    default = trm.recommend(histories, k=5, preference="Horror")
+    assert default.equals(trm.recommend(histories, k=5, preference="Horror", preference_weight=0.75))
+
+
+def test_recommend_reports_progress_by_batch(trm):
+    calls = []
+    table = trm.recommend([items(n % 40) for n in range(300)], k=1, on_batch=lambda *counts: calls.append(counts))
+    assert calls == [(256, 300), (300, 300)]
+    assert len(table) == 300
+    alone = trm.recommend([items(299 % 40)], k=1)
+    assert table["item"][299] == alone["item"][0]
+    assert table["score"][299] == pytest.approx(alone["score"][0])
+    assert trm.recommend([]).is_empty()
+
+
+def test_recommend_reads_a_data_set_by_ids(trm):
+    """Whose catalogue may be in another order; an item that the TRM lacks is refused."""
+    other = toy_dataset(n_users=5)
+    frame = other.catalog.to_frame()
+    reversed_ = dataclasses.replace(other, catalog=Catalog.from_frame(frame.reverse()), items_N=39 - other.items_N)
+    assert trm.recommend(reversed_, k=3).equals(trm.recommend(other, k=3))
+    with pytest.raises(DeepRecError, match="no item with the id 'i40'"):
+        trm.recommend(toy_dataset(n_users=5, n_items=41))
+
+
+@pytest.mark.parametrize(
+    ("users", "options", "message"),
+    [
+        ([["Film 3", "Nothing"]], {}, "no item with the title or id 'Nothing'"),
+        (["Film 3"], {}, "A history is a list of titles or ids, not the text 'Film 3'"),
+        ([[40]], {}, "item number 40: the catalogue has 0 to 39"),
+        ([[-1]], {}, "item number -1"),
+        ([[1]], {"k": 0}, "at least 1, not 0"),
+        ([[1]], {"preference_weight": 1.5}, "between 0 and 1, not 1.5"),
+    ],
+)
+def test_recommend_refuses_what_it_cannot_read(trm, users, options, message):
+    with pytest.raises(DeepRecError, match=message):
+        trm.recommend(users, **options)
+
+
 def test_no_queries_no_scores(trm):
     assert trm.scores([]).shape == (0, 40)
     assert trm.ranks([], []).tolist() == []
@@ -289,7 +421,7 @@ def test_no_queries_no_scores(trm):
 
 def test_only_the_latest_items_are_read(trm):
     history = items(*range(30))
-    latest = history[-max(CONFIG.history, REACH) :]
+    latest = history[-max(CONFIG.history, WINDOW) :]
     long, short, other = trm.scores([Query(history), Query(latest), Query(history[-3:])])
     np.testing.assert_allclose(long, short, atol=1e-5)
     assert np.abs(short - other).max() > 0.01
@@ -343,11 +475,12 @@ def test_a_state_reads_no_later_item(trm):
     assert (states_BTD[0, 3] - states_BTD[1, 3]).abs().max() > 0.01
 
 
-def test_in_training_some_items_are_known_by_their_text_alone():
-    """They lose their ids, others in every step; in use none does."""
+def test_in_training_some_items_are_known_by_their_text_alone(monkeypatch):
+    """A random share loses the ids in each step; in use none does."""
+    monkeypatch.setattr("deeprec.trm.network.ID_DROPOUT", 0.25)
     torch.manual_seed(0)
     text_ID = torch.randn(2000, 5)
-    model = PreferenceSASRec(CONFIG.model_copy(update={"id_dropout": 0.25}), text_ID)
+    model = PreferenceSASRec(CONFIG, text_ID)
     with torch.no_grad():
         whole_ID = model.eval().items()
         assert torch.equal(model.items(), whole_ID)
@@ -374,23 +507,24 @@ def test_new_items_change_nothing_for_the_old_ones(dataset, trm):
 
 
 def test_new_items_are_found_by_a_preference_that_names_their_genre(dataset, trm):
-    """Of five new items, which differ in the genre and a number, the one that is asked for is mostly the best; it
-    stands among the ten best of 45 where neighbours, of which it has none, do not count.
+    """Of five new items that differ in genre and number, the one of the genre is mostly the best.
+
+    It is among the ten best of 45 without co-occurrence, of which it has none.
     """
     grown = copy_of(trm, cooccurrence=0.0)
     grown.add_items(new_items())
     histories = [task.history for task in dataset.tasks("test")[:40]]
-    found, positions = [], []
-    for position, genre in enumerate(GENRES):
+    found, ranks = [], []
+    for number, genre in enumerate(GENRES):
         queries = [Query(history, genre, frozenset(history), preference_weight=1.0) for history in histories]
-        found += [scores_I[40:].argmax() == position for scores_I in grown.scores(queries)]
-        positions += grown.ranks(queries, [40 + position] * len(queries)).tolist()
+        found += [scores_I[40:].argmax() == number for scores_I in grown.scores(queries)]
+        ranks += grown.ranks(queries, [40 + number] * len(queries)).tolist()
     assert np.mean(found) > 0.8
-    assert np.median(positions) < 10
+    assert np.median(ranks) < 10
 
 
 def test_new_items_can_be_a_history(trm):
-    """Who saw two new films of a genre gets more of it than who saw two of another."""
+    """A user of two new films of a genre gets more of that genre than a user of another one."""
     grown = copy_of(trm)
     grown.add_items(new_items(genres=("Horror", "Horror", "War", "War")))
     scores_2I = grown.scores([Query(items(40, 41)), Query(items(42, 43))])
@@ -532,6 +666,16 @@ def test_a_damaged_index_is_refused(tmp_path, trm, stand_in, damage):
     assert "holds a damaged or unfit TRM" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"format_version": FORMAT_VERSION - 1}, {"format_version": None, "edition": 5}])
+def test_a_trm_of_another_version_is_refused(tmp_path, trm, stand_in, change):
+    trm.save(tmp_path)
+    path = tmp_path / "trm.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    sentence = refused(tmp_path)
+    assert "trained by another version of DeepRec" in sentence
+    assert "train it again with `deeprec trm train --again`" in sentence
+
+
 def test_files_of_two_models_are_refused(tmp_path, trm, stand_in):
     trm.save(tmp_path)
     toy_dataset(n_items=20).catalog.to_frame().write_parquet(file_of(tmp_path, "catalog.parquet"))
@@ -572,7 +716,7 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, dataset, trm, stand_in
 
 
 def fit(dataset, checkpoint, config=SHORT, on_epoch=lambda epoch: None):
-    trm = TRM.fit(dataset, config, Words(), checkpoint=checkpoint, on_epoch=on_epoch)
+    trm = TRM.fit(dataset, config, HashedWords(), checkpoint=checkpoint, on_epoch=on_epoch)
     curve = trm.curve
     weights = {name: tensor.clone() for name, tensor in trm.model.state_dict().items()}
     return [(epoch.epoch, epoch.loss, epoch.ndcg) for epoch in curve], weights
@@ -609,9 +753,9 @@ def test_interrupted_and_resumed_is_as_unbroken(tmp_path, dataset, unbroken, las
     checkpoint = tmp_path / "last.safetensors"
     with pytest.raises(KeyboardInterrupt):
         fit(dataset, checkpoint, on_epoch=interrupt)
-    told = []
-    resumed = fit(dataset, checkpoint, on_epoch=lambda epoch: told.append(epoch.epoch))
-    assert told == list(range(last + 1, 5))
+    epochs = []
+    resumed = fit(dataset, checkpoint, on_epoch=lambda epoch: epochs.append(epoch.epoch))
+    assert epochs == list(range(last + 1, 5))
     assert_same(resumed, unbroken)
 
 
@@ -627,9 +771,11 @@ def fit_and_die_while_saving(checkpoint, epoch):
             os.truncate(path, Path(path).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training.save_file = half_save
     torch.set_num_threads(1)
-    fit(toy_dataset(n_users=120), Path(checkpoint))
+    with pytest.MonkeyPatch.context() as patch:
+        set_constants(patch)
+        patch.setattr(training, "save_file", half_save)
+        fit(toy_dataset(n_users=120), Path(checkpoint))
 
 
 def test_killed_while_saving_and_resumed_is_as_unbroken(tmp_path, dataset, unbroken):
@@ -638,9 +784,9 @@ def test_killed_while_saving_and_resumed_is_as_unbroken(tmp_path, dataset, unbro
     command = [sys.executable, "-c", code]
     died = subprocess.run(command, env=processes.environment(), capture_output=True, text=True, timeout=120)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    told = []
-    resumed = fit(dataset, checkpoint, on_epoch=lambda epoch: told.append(epoch.epoch))
-    assert told == [3, 4]
+    epochs = []
+    resumed = fit(dataset, checkpoint, on_epoch=lambda epoch: epochs.append(epoch.epoch))
+    assert epochs == [3, 4]
     assert_same(resumed, unbroken)
 
 
@@ -686,7 +832,7 @@ def test_a_finished_training_is_not_trained_on(tmp_path, dataset, unbroken, monk
     assert_same(fit(dataset, checkpoint), unbroken)
 
 
-def test_a_loss_that_explodes_is_refused(dataset):
+def test_a_loss_that_diverges_is_refused(dataset):
     with pytest.raises(DeepRecError, match=r"loss became .* lower trm.learning_rate"):
         fit(dataset, None, config=SHORT.model_copy(update={"learning_rate": 1e30}))
 
@@ -695,12 +841,12 @@ def test_a_loss_of_nan_keeps_the_checkpoint(tmp_path, dataset, unbroken, monkeyp
     checkpoint = tmp_path / "last.safetensors"
     run_epoch, losses = training._run_epoch, iter([None, None, float("nan")])
 
-    def spoilt(model, *rest):
+    def broken(model, *rest):
         loss = run_epoch(model, *rest)
         return loss if (forced := next(losses)) is None else forced
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_run_epoch", spoilt)
+        patch.setattr(training, "_run_epoch", broken)
         with pytest.raises(DeepRecError, match="loss became nan in epoch 3"):
             fit(dataset, checkpoint)
     assert_same(fit(dataset, checkpoint), unbroken)
@@ -714,8 +860,8 @@ def test_training_stops_when_validation_no_longer_improves(dataset, monkeypatch)
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return next(values)
 
-    config = CONFIG.model_copy(update={"patience": 2})
-    model, curve = training.train(dataset.train_sequences(), dataset.catalog, Words(), config, validate)
+    monkeypatch.setattr(training, "PATIENCE", 2)
+    model, curve = training.train(dataset.train_sequences(), dataset.catalog, HashedWords(), CONFIG, validate)
     assert [epoch.ndcg for epoch in curve] == [0.1, 0.3, 0.2, 0.3]
     weights = model.state_dict()
     assert weights.keys() == states[1].keys()
@@ -723,9 +869,9 @@ def test_training_stops_when_validation_no_longer_improves(dataset, monkeypatch)
     assert any(not torch.equal(weights[name], tensor) for name, tensor in states[3].items())
 
 
-@pytest.mark.parametrize("averaging", [0.0, 1.0])
-def test_what_is_kept_is_the_average_of_the_weights(dataset, monkeypatch, averaging):
-    """Or the weights themselves where it spans no time."""
+@pytest.mark.parametrize("averaged_epochs", [0.0, 1.0])
+def test_the_average_of_the_weights_is_kept(dataset, monkeypatch, averaged_epochs):
+    """Which is the weights themselves if it spans no epoch."""
     run_epoch, last = training._run_epoch, {}
 
     def spied(model, *rest):
@@ -734,13 +880,14 @@ def test_what_is_kept_is_the_average_of_the_weights(dataset, monkeypatch, averag
         return loss
 
     monkeypatch.setattr(training, "_run_epoch", spied)
-    _, kept = fit(dataset, None, SHORT.model_copy(update={"epochs": 1, "averaging": averaging}))
+    monkeypatch.setattr(training, "AVERAGED_EPOCHS", averaged_epochs)
+    _, kept = fit(dataset, None, SHORT.model_copy(update={"epochs": 1}))
     assert kept.keys() == last.keys()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in last.items()) == (averaging == 0)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in last.items()) == (averaged_epochs == 0)
 
 
 def test_training_stops_when_its_time_is_over(tmp_path, dataset):
-    """After the epoch that is under way; a resumed training has no more time than an unbroken one."""
+    """After the current epoch; a resumed training has no more time than an unbroken one."""
     config = SHORT.model_copy(update={"minutes": 1e-9})
     for _ in range(2):
         curve, _ = fit(dataset, tmp_path / "last.safetensors", config)
@@ -750,8 +897,8 @@ def test_training_stops_when_its_time_is_over(tmp_path, dataset):
 
 
 def test_training_without_any_preference(tmp_path, dataset):
-    """The weights that listen have nothing to learn from, and are kept in the checkpoint all the same."""
-    config = SHORT.model_copy(update={"epochs": 2, "preference_dropout": 1.0, "history_preference": 0.0})
+    """The weights that read preferences get no gradient, and the checkpoint holds them all the same."""
+    config = SHORT.model_copy(update={"epochs": 2, "preferences": False})
 
     def interrupt(epoch):
         raise KeyboardInterrupt
@@ -789,29 +936,11 @@ def test_validation_and_test_items_never_reach_training(dataset, unbroken):
 
 
 @pytest.mark.parametrize(
-    "shares",
-    [(0.5, 0.6), (1.0, 0.1), (0.0, 1.1), (-0.1, 0.5), (0.7, 0.4)],
-)
-def test_shares_of_preferences_that_make_no_whole_are_refused(shares):
-    names = ("preference_dropout", "history_preference")
-    with pytest.raises(ValidationError, match=r"sum to more than 1|less than or equal to 1|greater than or equal to 0"):
-        TRMConfig(**dict(zip(names, shares, strict=True)))
-
-
-@pytest.mark.parametrize("shares", [(1.0, 0.0), (0.3, 0.3), (0.0, 0.0), (0.45, 0.55)])
-def test_shares_of_preferences_up_to_a_whole_are_taken(shares):
-    dropped, history = shares
-    config = TRMConfig(preference_dropout=dropped, history_preference=history)
-    assert (config.preference_dropout, config.history_preference) == shares
-
-
-@pytest.mark.parametrize(
     "option",
     [
-        {"batch_places": 0},
-        {"id_dropout": 1.0},
-        {"preference_window": 0},
-        {"exact_preference": 1.5},
+        {"width": 7},
+        {"bm25": -0.1},
+        {"learning_rate": 0},
         {"index": "flat"},
         {"minutes": 0},
         {"batch_size": 16},
@@ -822,10 +951,10 @@ def test_options_out_of_bounds_are_refused(option):
         TRMConfig(**option)
 
 
-def test_a_trained_trm_knows_what_guesses_are_worth_and_keeps_it(stand_in, dataset, trm, tmp_path):
+def test_a_fitted_trm_has_a_calibrated_preference_weight_and_saves_it(stand_in, dataset, trm, tmp_path):
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
-    wanted = np.array([targets[task.id] for task in tasks])
-    assert trm.preference_weight == calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, wanted)
+    targets_Q = np.array([targets[task.id] for task in tasks])
+    assert trm.preference_weight == calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, targets_Q)
     assert trm.preference_weight in CANDIDATE_WEIGHTS
     trm.save(tmp_path)
     assert TRM.load(tmp_path).preference_weight == trm.preference_weight

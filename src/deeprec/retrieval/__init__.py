@@ -1,1 +1,1 @@
-"""What an explorer asks: retrievers, their index, and simple baselines."""
+"""Retrievers: what an explorer asks. Their interface, simple baselines, and the parts that the TRM scores with."""

@@ -13,11 +13,11 @@ from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.retrieval.retriever import Hit, Query, Retriever, top_hits
 
-MOST_ITEMS = 20_000  # two dense matrices of as many rows and columns are made
+MOST_ITEMS = 20_000  # EASE makes two dense matrices with a row and a column for each item
 
 
 class PopularityRetriever(Retriever):
-    """Items by their number of training interactions, whatever the query says."""
+    """Items by their number of training interactions (the score), whatever the query says."""
 
     def __init__(self, counts_I: NDArray[np.floating]) -> None:
         self.counts_I = counts_I
@@ -31,7 +31,10 @@ class PopularityRetriever(Retriever):
 
 
 class TransitionRetriever(Retriever):
-    """Items by how often they directly followed the query's last item in training, then by popularity."""
+    """Items by how often they directly followed the query's last item in training, then by popularity.
+
+    A score is that count plus a share below 1 of the most popular item's interactions.
+    """
 
     def __init__(self, counts_II: csr_array, counts_I: NDArray[np.floating]) -> None:
         self.counts_II = counts_II
@@ -56,28 +59,30 @@ class TransitionRetriever(Retriever):
 
 
 class EASERetriever(Retriever):
-    """Items by `weights_II[history].sum(0)`, each item of the history once. Order and preference count for nothing."""
+    """EASE (Steck, WWW 2019): items by `weights_II[history].sum(0)`, each item of the history counted once.
+
+    Order and preference have no effect.
+    """
 
     def __init__(self, weights_II: NDArray[np.float32]) -> None:
         self.weights_II = weights_II
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int, regularization: float) -> EASERetriever:
-        """Least squares with `regularization` times the squared weights, and no item explaining itself.
+        """Least squares with `regularization` times the squared weights, where no item predicts itself.
 
         Raises:
-            DeepRecError: the catalogue is too large for a dense matrix.
+            DeepRecError: the catalogue has more than `MOST_ITEMS` items.
         """
         if n_items > MOST_ITEMS:
             raise DeepRecError(f"EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}: leave it out.")
         users_N = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1))
-        seen_UI = csr_array(
-            (np.ones(sequences.items_N.size), (users_N, sequences.items_N)), shape=(len(sequences), n_items)
-        )
-        seen_UI.data[:] = 1.0  # an interaction that is repeated is one
+        ones_N, shape = np.ones(sequences.items_N.size), (len(sequences), n_items)
+        seen_UI = csr_array((ones_N, (users_N, sequences.items_N)), shape=shape)
+        seen_UI.data[:] = 1.0  # a repeated interaction counts once
         gram_II = (seen_UI.T @ seen_UI).toarray()
         gram_II[np.diag_indices(n_items)] += regularization
-        # Symmetric, so its transpose is itself, in the order that LAPACK inverts in place.
+        # The matrix is symmetric; its transpose has the memory order that LAPACK inverts in place.
         weights_II = inv(gram_II.T, overwrite_a=True, check_finite=False)
         weights_II /= -np.diag(weights_II)
         np.fill_diagonal(weights_II, 0.0)
@@ -90,6 +95,6 @@ class EASERetriever(Retriever):
         return top_hits(scores_BI, queries, k)
 
     def scores(self, history: Sequence[int]) -> NDArray[np.float32]:
-        """Of all items (I), those of the history too."""
+        """Scores (I,) of all items, those of the history too."""
         scores_I: NDArray[np.float32] = self.weights_II[sorted(set(history))].sum(0)
         return scores_I

@@ -1,4 +1,4 @@
-"""The vectors of all items and the best of them for a query: found exactly, or by FAISS in a large catalogue."""
+"""Item vectors and the best of them for a query, found exactly or, in a large catalogue, by FAISS."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from deeprec.assets.downloads import sha256_of
 from deeprec.errors import DeepRecError, one_line
-from deeprec.retrieval.retriever import Hit, pairs, rank, shortlist
+from deeprec.retrieval.retriever import Hit, flatten, rank, shortlist
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 
 _RECORD = "index.json"
-_FORMAT_VERSION = 1
-_SCORES = 1 << 25  # scores of an exact search that are in memory at once
-_PAIRS = 4096  # pairs of a query and an item that are scored at once: what fits in a processor's cache
-_LEAST_TRAINING = 256  # one vector for each value of a byte, the codes of `ivfpq`
+_FORMAT_VERSION = 2
+_SCORES = 1 << 25  # scores that an exact search holds in memory at once
+_PAIRS = 4096  # pairs of a query and an item that are scored at once: they fit in a processor's cache
+_MIN_TRAINING = 256  # one vector for each code of `ivfpq`, which is a byte
 
 
 class NoFaissError(DeepRecError):
@@ -35,25 +35,24 @@ class NoFaissError(DeepRecError):
 class Index:
     """Item vectors (I, D) and the best of them by inner product.
 
-    `exact` compares every item. `hnsw` (a graph) and `ivfpq` (lists of short codes) let FAISS name candidates, of
-    which few or none of the best are missing, and score those from the vectors. So a score is the same in every kind:
-    the inner product, summed in float64 and rounded to float32. It depends neither on the other queries of a batch nor
-    on the place of the item, and equal vectors tie.
+    `exact` compares every item. With `hnsw` (a graph) and `ivfpq` (lists of short codes) FAISS names candidates, which
+    lack few or none of the best, and the vectors score them. So every kind gives the same scores: inner products,
+    summed in float64 and rounded to float32. A score does not depend on the batch, and equal vectors tie.
 
     Attributes:
         kind: "exact", "hnsw" or "ivfpq".
         vectors_ID: float32; a file mapped into memory after `load`.
-        faiss: FAISS's own index, None where the kind is exact. `faiss.hnsw.efSearch` and `faiss.nprobe` (saved with
-            it) trade time for recall.
-        refine: candidates that `ivfpq` scores for each hit asked for, since its codes rank coarsely.
+        faiss: FAISS's own index, None for exact search. `faiss.hnsw.efSearch` and `faiss.nprobe`, which are saved with
+            it, trade time for recall.
+        refine: candidates that `ivfpq` scores for each hit, since its codes rank coarsely.
     """
 
-    def __init__(self, kind: Kind, vectors_ID: NDArray[np.float32], longest: float, faiss: Any = None) -> None:
+    def __init__(self, kind: Kind, vectors_ID: NDArray[np.float32], max_norm: float, faiss: Any = None) -> None:
         self.kind = kind
         self.vectors_ID = vectors_ID
         self.faiss = faiss
         self.refine = 4
-        self._longest = longest  # the greatest length of a vector, which bounds rounding errors
+        self._max_norm = max_norm  # of all vectors; it bounds rounding errors
         self._mapped = False
 
     @classmethod
@@ -64,10 +63,10 @@ class Index:
         *,
         exact_limit: int = 200_000,
     ) -> Index:
-        """An index of the vectors, which are not copied where they are float32 rows already.
+        """An index of vectors (I, D), which are not copied if they are float32 rows already.
 
         Args:
-            kind: "auto" is exact for at most `exact_limit` items, and hnsw for more where FAISS is installed.
+            kind: "auto" is exact for at most `exact_limit` items, and hnsw for more if FAISS is installed.
 
         Raises:
             DeepRecError: the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
@@ -77,18 +76,14 @@ class Index:
         if not vectors_ID.size:
             raise DeepRecError(f"An index needs vectors and was given {n_items} of width {width}: add items.")
         if kind == "auto":
-            # Without FAISS a large catalogue is searched exactly: slower, and right.
+            # Exact search of a large catalogue without FAISS is slow, but right.
             kind = "hnsw" if n_items > exact_limit and importlib.util.find_spec("faiss") else "exact"
-        if kind == "exact":
-            index = None
-        elif kind == "hnsw":
-            index = _graph(width)
-        else:
-            index = _coded_lists(n_items, width)
-        if index is not None:
+        index = None
+        if kind != "exact":
+            index = _hnsw(width) if kind == "hnsw" else _ivfpq(n_items, width)
             index.train(vectors_ID)
             index.add(vectors_ID)
-        return cls(kind, vectors_ID, _longest(vectors_ID), index)
+        return cls(kind, vectors_ID, _max_norm(vectors_ID), index)
 
     def __len__(self) -> int:
         return len(self.vectors_ID)
@@ -100,9 +95,12 @@ class Index:
     def search(
         self, vectors_QD: NDArray[np.floating] | Tensor, k: int, exclude: Sequence[Collection[int]] = ()
     ) -> list[list[Hit]]:
-        """For each query at most `k` hits, best first and equal scores by lower index, none excluded.
+        """For each query (Q, D) at most `k` hits, best first, equal scores by lower index.
 
-        Fewer than `k` come back only where there are no more. `exclude` has a collection for each query, or is empty.
+        Fewer than `k` come back only if there are no more. A score is the inner product.
+
+        Args:
+            exclude: items that are not returned: a collection for each query, or nothing.
 
         Raises:
             DeepRecError: the queries are no finite matrix of the items' width, or an excluded item is not in the index.
@@ -116,25 +114,25 @@ class Index:
         return self._scan(queries_QD, k, exclude) if self.faiss is None else self._approximate(queries_QD, k, exclude)
 
     def add(self, vectors_ND: NDArray[np.floating] | Tensor) -> None:
-        """Append items, whose indices follow those there are. Costs a copy of all vectors, so add many at once.
+        """Append items after the known ones. It copies all vectors, so add many at once.
 
-        The lists and codes of `ivfpq` are not fitted again: build anew where the catalogue changes its nature.
+        The lists and codes of `ivfpq` are not fitted again: build a new index when the catalogue has changed much.
 
         Raises:
             DeepRecError: the vectors are no finite matrix of the items' width.
         """
         vectors_ND = _matrix(vectors_ND, "new items", self.width)
         if self.faiss is not None:
-            if self._mapped:  # FAISS can't grow what it maps, and ends the process where it is asked to
+            if self._mapped:  # FAISS kills the process if a mapped index has to grow, so copy it
                 faiss = import_faiss(self.kind)
                 self.faiss = faiss.deserialize_index(faiss.serialize_index(self.faiss))
             self.faiss.add(vectors_ND)
         self.vectors_ID = np.concatenate([self.vectors_ID, vectors_ND])
-        self._longest = max(self._longest, _longest(vectors_ND))
+        self._max_norm = max(self._max_norm, _max_norm(vectors_ND))
         self._mapped = False
 
     def save(self, folder: Path) -> None:
-        """Write the index into a folder of its own, over what index is there; a kill leaves the old one or the new.
+        """Write the index into a folder of its own and replace one that is there; a kill leaves the old or the new.
 
         Raises:
             DeepRecError: the folder can't be written.
@@ -151,13 +149,13 @@ class Index:
                 "kind": self.kind,
                 "items": len(self),
                 "width": self.width,
-                "longest": self._longest,
+                "max_norm": self._max_norm,
                 "refine": self.refine,
                 "files": {n: {"size": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in names},
             }
             part = folder / f"{_RECORD}.part"
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, folder / _RECORD)  # from here on the folder holds this index and no other
+            os.replace(part, folder / _RECORD)  # now the folder holds this index
             for path in [*folder.glob("vectors-*.npy"), *folder.glob("faiss-*.bin")]:
                 if path.name not in names:
                     path.unlink()
@@ -168,9 +166,10 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path, *, read_all: bool = False) -> Index:
-        """A saved index, mapped into memory: what is searched is read when it is needed.
+        """A saved index, mapped into memory: parts are read when a search needs them.
 
-        Files are judged by their sizes and shapes, with `read_all` by their sha256 too (about a second a GB).
+        Args:
+            read_all: compare sha256 sums too, about a second a GB; otherwise sizes and shapes are checked.
 
         Raises:
             DeepRecError: the folder holds no index or a damaged one, or FAISS is needed and not installed.
@@ -181,7 +180,7 @@ class Index:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format_version"] != _FORMAT_VERSION:
-                raise ValueError(f"it is of edition {record['format_version']!r} instead of {_FORMAT_VERSION}")
+                raise ValueError(f"it has the format version {record['format_version']!r} instead of {_FORMAT_VERSION}")
             for name, file in record["files"].items():
                 if (size := (folder / name).stat().st_size) != file["size"]:
                     raise ValueError(f"{name} has {size:,} bytes instead of {file['size']:,}")
@@ -195,14 +194,14 @@ class Index:
 
     @classmethod
     def _map(cls, record: dict[str, Any], paths: list[Path]) -> Index:
-        # Copy on write: torch wants memory that may be written, and the file stays as it is.
+        # Copy on write: torch wants writable memory, and the file must not change.
         vectors_ID = np.asarray(np.load(paths[0], mmap_mode="c"))
         shape, kind = (record["items"], record["width"]), record["kind"]
         if vectors_ID.shape != shape or vectors_ID.dtype != np.float32:
             raise ValueError(f"{vectors_ID.dtype} {vectors_ID.shape} in {paths[0].name} instead of float32 {shape}")
         if kind not in ("exact", "hnsw", "ivfpq") or len(paths) != 1 + (kind != "exact"):
             raise ValueError(f"kind {kind!r} with {len(paths)} files")
-        index = cls(kind, vectors_ID, float(record["longest"]))
+        index = cls(kind, vectors_ID, float(record["max_norm"]))
         if kind != "exact":
             faiss = import_faiss(kind)
             index.faiss = faiss.read_index(str(paths[1]), faiss.IO_FLAG_MMAP_IFC)
@@ -213,9 +212,9 @@ class Index:
         return index
 
     def _scan(self, queries_QD: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]]) -> list[list[Hit]]:
-        """Compare every item, in float32; what could be among the best but for rounding is then scored."""
-        # |error| <= D u |query| |item| for a float32 sum in any order, twice for two scores; as much again to be safe.
-        margin_Q = 4 * self.width * 2.0**-24 * self._longest * np.linalg.norm(queries_QD, axis=1)
+        """Compare every item in float32, then score all that may be among the best in exact arithmetic."""
+        # |error| <= D u |query| |item| for a float32 sum in any order; twice for two scores, and twice to be safe.
+        margin_Q = 4 * self.width * 2.0**-24 * self._max_norm * np.linalg.norm(queries_QD, axis=1)
         items_ID = torch.from_numpy(self.vectors_ID)
         hits: list[list[Hit]] = []
         step = max(_SCORES // len(self), 1)
@@ -230,36 +229,35 @@ class Index:
     def _approximate(
         self, queries_QD: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]]
     ) -> list[list[Hit]]:
-        """Ask FAISS for more than `k` candidates as long as they are too few, then compare every item."""
+        """Fetch candidates from FAISS, four times as many while there are too few hits, at last compare every item."""
         results: list[list[Hit]] = [[]] * len(queries_QD)
-        # How many candidates a query asks for depends on itself alone, or its answer would depend on the others. Few
-        # different numbers let many queries ask together.
-        asking: dict[int, list[int]] = {}
-        for row, shut in enumerate(exclude):
-            fetch = k * (self.refine if self.kind == "ivfpq" else 1) + len(shut)
-            asking.setdefault((fetch // 32 + 1) * 32, []).append(row)
-        while asking:
-            fetch, rows = asking.popitem()
-            everything = 4 * fetch > len(self)
-            own = queries_QD[rows], k, [exclude[row] for row in rows]
-            for row, hits in zip(rows, self._scan(*own) if everything else self._ask(*own, fetch), strict=True):
+        # The number of candidates depends on the query alone, or its answer would depend on the others. It is rounded,
+        # so that many queries share a number and are searched together.
+        rows_by_fetch: dict[int, list[int]] = {}
+        for row, excluded in enumerate(exclude):
+            fetch = k * (self.refine if self.kind == "ivfpq" else 1) + len(excluded)
+            rows_by_fetch.setdefault((fetch // 32 + 1) * 32, []).append(row)
+        while rows_by_fetch:
+            fetch, rows = rows_by_fetch.popitem()
+            scan = 4 * fetch > len(self)
+            batch = queries_QD[rows], k, [exclude[row] for row in rows]
+            for row, hits in zip(rows, self._scan(*batch) if scan else self._fetch(*batch, fetch), strict=True):
                 results[row] = hits
-                if len(hits) < k and not everything:
-                    asking.setdefault(4 * fetch, []).append(row)
+                if len(hits) < k and not scan:
+                    rows_by_fetch.setdefault(4 * fetch, []).append(row)
         return results
 
-    def _ask(
+    def _fetch(
         self, queries_QD: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]], fetch: int
     ) -> list[list[Hit]]:
         items_QF = np.sort(self.faiss.search(queries_QD, fetch)[1], axis=1)
         rows_N, items_N = np.repeat(np.arange(len(queries_QD)), fetch), items_QF.ravel()
-        shut_rows, shut_items = self._excluded(exclude)
-        shut_M = np.sort(shut_rows * len(self) + shut_items)
-        keys_N = rows_N * len(self) + items_N
-        free_N = np.append(shut_M, -1)[np.searchsorted(shut_M, keys_N)] != keys_N  # np.isin takes five times as long
-        free_N &= items_N >= 0  # FAISS fills up with -1
+        excluded_rows, excluded_items = self._excluded(exclude)
+        excluded_M = np.sort(excluded_rows * len(self) + excluded_items)
+        # FAISS fills up with -1.
+        allowed_N = (items_N >= 0) & ~contains(excluded_M, rows_N * len(self) + items_N)
         scores_N = np.full(len(items_N), -np.inf, dtype=np.float32)
-        scores_N[free_N] = self.inner(queries_QD, rows_N[free_N], items_N[free_N])
+        scores_N[allowed_N] = self.inner(queries_QD, rows_N[allowed_N], items_N[allowed_N])
         scores_QF = scores_N.reshape(items_QF.shape)
         rows_N, positions_N = shortlist(scores_QF, k)
         return rank(len(queries_QD), rows_N, items_QF[rows_N, positions_N], scores_QF[rows_N, positions_N], k)
@@ -267,7 +265,7 @@ class Index:
     def inner(
         self, queries_QD: NDArray[np.float32], rows_N: NDArray[np.int64], items_N: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Scores (N,) of pairs of a query and an item."""
+        """Inner products (N,) of pairs of a query and an item."""
         scores_N = np.empty(len(items_N), dtype=np.float32)
         for start in range(0, len(items_N), _PAIRS):
             part = slice(start, start + _PAIRS)
@@ -277,13 +275,21 @@ class Index:
         return scores_N
 
     def _excluded(self, exclude: Sequence[Collection[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows_N, items_N = pairs(exclude)
+        rows_N, items_N = flatten(exclude)
         if items_N.size and not (items_N.min() >= 0 and items_N.max() < len(self)):
             raise DeepRecError(
                 f"Items {items_N.min()} to {items_N.max()} are to be excluded from an index of {len(self)} items: "
                 "use the index that was built for this catalogue."
             )
         return rows_N, items_N
+
+
+def contains(sorted_M: NDArray[np.int64], keys_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which keys are among the sorted numbers; five times as fast as `np.isin`."""
+    positions_N = np.searchsorted(sorted_M, keys_N)
+    found_N: NDArray[np.bool_] = positions_N < sorted_M.size
+    found_N[found_N] = sorted_M[positions_N[found_N]] == keys_N[found_N]
+    return found_N
 
 
 def _matrix(vectors: NDArray[np.floating] | Tensor, what: str, width: int | None = None) -> NDArray[np.float32]:
@@ -299,24 +305,24 @@ def _matrix(vectors: NDArray[np.floating] | Tensor, what: str, width: int | None
     return matrix
 
 
-def _longest(vectors_ND: NDArray[np.float32]) -> float:
+def _max_norm(vectors_ND: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND).max(initial=0)))
 
 
-def _graph(width: int) -> Any:
-    """Half precision halves the memory and is faster; what is found is scored in full anyway."""
+def _hnsw(width: int) -> Any:
+    """In half precision, which is smaller and faster; candidates are scored in full precision anyway."""
     faiss = import_faiss("hnsw")
     index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, 32, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
     return index
 
 
-def _coded_lists(n_items: int, width: int) -> Any:
-    """Lists by spherical k-means, and a byte for four components or, where D is no multiple of four, for more."""
+def _ivfpq(n_items: int, width: int) -> Any:
+    """Lists by spherical k-means; a byte codes four components, or more if the width is no multiple of four."""
     faiss = import_faiss("ivfpq")
-    if n_items < _LEAST_TRAINING:
+    if n_items < _MIN_TRAINING:
         raise DeepRecError(
-            f"An ivfpq index learns its codes from at least {_LEAST_TRAINING} vectors and was given {n_items}: "
+            f"An ivfpq index learns its codes from at least {_MIN_TRAINING} vectors and was given {n_items}: "
             "choose the kind exact."
         )
     size = max(size for size in range(1, max(width // 4, 1) + 1) if width % size == 0)
@@ -324,17 +330,13 @@ def _coded_lists(n_items: int, width: int) -> Any:
     index = faiss.IndexIVFPQ(centres, width, int(2 * n_items**0.5), size, 8, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = 32
     for clustering in (index.cp, index.pq.cp):
-        # A sample and few rounds: the default takes several times as long and finds no more.
+        # A sample and few rounds: the default takes several times as long for the same recall.
         clustering.niter, clustering.min_points_per_centroid, clustering.max_points_per_centroid = 10, 1, 64
     return index
 
 
 def import_faiss(kind: Kind) -> Any:
-    """The module.
-
-    Raises:
-        NoFaissError: it is not installed.
-    """
+    """FAISS's module, or NoFaissError if it can't be imported."""
     try:
         return importlib.import_module("faiss")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What an explorer asks: anything that answers queries with ranked items. And two simple ones."""
+"""The interface of retrievers, which answer queries with ranked items, and helpers to rank scores."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from deeprec.errors import DeepRecError
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question to a retriever.
+    """What a retriever is asked.
 
     Attributes:
         history: the user's items, oldest first; may be empty, and of a user never seen before.
-        preference: what to look for, in words; empty for none.
-        exclude: items that must not be returned (usually the history, and what was shown already).
-        trust: how far the preference is believed: 0 ignores it, 1 takes it for as good as those of the training.
-            A retriever may have no use for it.
+        preference: what to look for, in words: phrases separated by `;`. Empty for none.
+        exclude: items that must not be returned (usually the history and what was shown already).
+        preference_weight: how far the preference moves the ranking, from 0 (not at all) to 1 (as in training).
+
+    Raises:
+        DeepRecError: the preference weight is not between 0 and 1.
     """
 
     history: tuple[ItemIdx, ...]
@@ -36,7 +38,7 @@ class Query:
 
     def __post_init__(self) -> None:
         if not 0 <= self.preference_weight <= 1:
-            raise DeepRecError(f"A query's trust is between 0 and 1, not {self.preference_weight}.")
+            raise DeepRecError(f"A preference weight is between 0 and 1, not {self.preference_weight}.")
 
 
 def queries_of(
@@ -44,27 +46,29 @@ def queries_of(
     preferences: Iterable[str] | None = None,
     preference_weight: float = DEFAULT_PREFERENCE_WEIGHT,
 ) -> list[Query]:
-    """What each task asks for, with its preference where there are any, the history excluded."""
-    said = [""] * len(tasks) if preferences is None else preferences
+    """A query for each task that excludes its history, with the task's preference where there are any."""
+    texts = [""] * len(tasks) if preferences is None else preferences
     return [
         Query(task.history, text, frozenset(task.history), preference_weight)
-        for task, text in zip(tasks, said, strict=True)
+        for task, text in zip(tasks, texts, strict=True)
     ]
 
 
 def phrases_of(preference: str) -> list[str]:
-    """The phrases of a preference: `;` or a new line parts them."""
+    """The phrases of a preference, which `;` or a new line separates."""
     return [phrase for part in re.split(r"[;\n]", preference) if (phrase := part.strip())]
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
+    """A retrieved item. Scores are the retriever's own, and comparable within one query only."""
+
     item: ItemIdx
     score: float
 
 
 class Retriever(Protocol):
-    """Subclass it, and inherit the contract tests of `deeprec.testing.RetrieverContract`.
+    """Anything that retrieves items. Subclass it, and inherit its tests, `deeprec.testing.RetrieverContract`.
 
     Attributes:
         catalog: the items that are retrieved; None where an explorer must be given them.
@@ -77,15 +81,14 @@ class Retriever(Protocol):
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, none excluded and none twice.
 
-        Fewer than `k` come back only where the catalogue has no more. The answer to a query does not depend on
-        the other queries of the batch.
+        Fewer than `k` come back only where the catalogue has no more. An answer does not depend on the other queries.
         """
         ...
 
 
 def top_hits(scores_BI: NDArray[np.floating], queries: Sequence[Query], k: int) -> list[list[Hit]]:
-    """The `k` best items of each row, excluded ones left out, equal scores by lower index. Overwrites scores."""
-    scores_BI[pairs([query.exclude for query in queries])] = -np.inf
+    """The `k` best items of each query but the excluded ones, equal scores by lower index. Overwrites scores."""
+    scores_BI[flatten([query.exclude for query in queries])] = -np.inf
     rows_N, items_N = shortlist(scores_BI, k)
     return rank(len(queries), rows_N, items_N, scores_BI[rows_N, items_N], k)
 
@@ -93,17 +96,17 @@ def top_hits(scores_BI: NDArray[np.floating], queries: Sequence[Query], k: int) 
 def shortlist(
     scores_BI: NDArray[np.floating], k: int, margin_B: NDArray[np.floating] | float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and item (N,), in rising order, of all scores that the k-th best of their row exceeds by at most a margin."""
+    """Rows and items (N,), ascending, of all scores that are at most a margin below the k-th best of their row."""
     B, I = scores_BI.shape  # noqa: E741
     count = min(k, I)
     if not count * B:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    # The k-th best of the maxima of some groups is at most the k-th best score, and nearly that where groups are many.
+    # The k-th best of the groups' maxima is a lower bound of the k-th best score, and close to it with many groups.
     groups = 8 * count
     depth = max(I // groups, 1)
     peaks_BG = scores_BI[:, : depth * groups].reshape(B, depth, -1).max(axis=1)
     least_B = np.partition(peaks_BG, -count, axis=1)[:, -count] - margin_B
-    # Excluded items score -inf and stay below, also where fewer than k are left.
+    # Excluded items score -inf, so they stay below even if fewer than k others are left.
     least_B = np.maximum(least_B, np.finfo(scores_BI.dtype).min).astype(scores_BI.dtype)
     # Several times as fast as np.nonzero of the matrix.
     return np.divmod(np.flatnonzero(scores_BI >= least_B[:, None]), I)
@@ -112,7 +115,7 @@ def shortlist(
 def rank(
     n_rows: int, rows_N: NDArray[np.int64], items_N: NDArray[np.int64], scores_N: NDArray[np.floating], k: int
 ) -> list[list[Hit]]:
-    """Hits of every row, from pairs in rising order."""
+    """The `k` best hits of every row, from pairs of row and item in ascending order."""
     order_N = np.lexsort((-scores_N, rows_N))  # stable: ties keep the order of the items
     starts = np.searchsorted(rows_N, np.arange(n_rows + 1))
     order_N = order_N[np.arange(len(order_N)) - starts[rows_N] < k]
@@ -121,8 +124,8 @@ def rank(
     return [hits[start:end] for start, end in pairwise([0, *ends])]
 
 
-def pairs(collections: Sequence[Collection[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and item (N,) of everything in the collections."""
+def flatten(collections: Sequence[Collection[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and items (N,) of all that the collections hold."""
     sizes = [len(collection) for collection in collections]
     items_N = np.fromiter(chain.from_iterable(collections), dtype=np.int64, count=sum(sizes))
     return np.repeat(np.arange(len(sizes)), sizes), items_N

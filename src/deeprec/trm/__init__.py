@@ -1,1 +1,1 @@
-"""The traditional recommendation model (TRM) that listens to a preference, and what else can retrieve."""
+"""The TRM, a sequential recommender that a preference in words conditions: network, training, calibration."""

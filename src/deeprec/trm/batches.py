@@ -16,16 +16,19 @@ from deeprec.errors import DeepRecError
 from deeprec.trm.preferences import PhraseTable, PreferenceSampler
 
 BATCH_POSITIONS = 2048
-"""Training positions a step."""
+"""Training positions in a step."""
 _ALIKE = 8
-"""Windows whose lengths differ by less than this may share a batch: little of it is padding then."""
+"""Windows whose lengths differ by less than this may share a batch, so that little of it is padding."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """Rows of inputs (B, T), padded on the right with the number of items; and for the N real places among them, in
-    the order of `real_BT`, what follows (N), the rows of phrases (N, L) of the preference that may be heard, and of the
-    history's themes."""
+    """Training positions, N of them in B rows.
+
+    inputs_BT: items, padded on the right with the number of items. real_BT: which are no padding. In the order of
+    `real_BT`, targets_N: the next items; phrases_NL: rows of the phrase table that make the preference; frequent_NL:
+    those of the history's frequent phrases.
+    """
 
     inputs_BT: Tensor
     real_BT: Tensor
@@ -37,12 +40,14 @@ class Batch:
 class Batches:
     """The training batches of an epoch.
 
-    Sequences are cut into windows at borders that move from epoch to epoch. Everything of an epoch follows from the
-    seed and its number, so that a resumed training sees what an unbroken one would.
+    Sequences are cut into windows at borders that move from epoch to epoch. All randomness follows from the seed and
+    the epoch's number, so that a resumed training sees what an unbroken one would.
+
+    Raises:
+        DeepRecError: no user has two training interactions.
     """
 
     def __init__(self, sequences: Sequences, phrase_table: PhraseTable, config: TRMConfig) -> None:
-        self.items_N = sequences.items_N.astype(np.int64)
         self.starts_U1 = sequences.starts_U1
         self.n_items = len(phrase_table.items_IL)
         self.config = config
@@ -58,6 +63,7 @@ class Batches:
         return max(1, round(inputs / BATCH_POSITIONS))
 
     def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0: every item but each sequence's first is a target once."""
         rng = np.random.default_rng([self.config.seed, 2, number])
         begins_W, lengths_W, users_W = self._windows(rng)
         order_W = rng.permutation(begins_W.size)
@@ -65,27 +71,28 @@ class Batches:
         ends_W = np.cumsum(lengths_W[order_W])
         cuts = np.searchsorted(ends_W, np.arange(BATCH_POSITIONS, ends_W[-1], BATCH_POSITIONS), "right")
         groups = [group for group in np.split(order_W, cuts) if group.size]
+        items_N = self.sampler.items_N
         for group in rng.permutation(len(groups)):
             rows = groups[group]
             steps_BT = np.arange(lengths_W[rows].max()) + np.zeros_like(rows)[:, None]
             real_BT = steps_BT < lengths_W[rows, None]
             positions_N = (begins_W[rows, None] + steps_BT)[real_BT]
             inputs_BT = np.full(real_BT.shape, self.n_items)
-            inputs_BT[real_BT] = self.items_N[positions_N]
+            inputs_BT[real_BT] = items_N[positions_N]
             users_N = np.broadcast_to(users_W[rows, None], real_BT.shape)[real_BT]
             yield Batch(
                 torch.from_numpy(inputs_BT),
                 torch.from_numpy(real_BT),
-                torch.from_numpy(self.items_N[positions_N + 1]),
+                torch.from_numpy(items_N[positions_N + 1]),
                 self.sampler.draw(rng, positions_N, users_N),
                 self.sampler.frequent_N3[positions_N],
             )
 
     def _windows(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """First place, number of inputs and user of each window; windows hold at most `history` inputs."""
+        """First position, number of inputs and user of each window; windows hold at most `history` inputs."""
         T, users_U = self.config.history, self.users_U
         starts_U, inputs_U = self.starts_U1[users_U], np.diff(self.starts_U1)[users_U] - 1
-        # A sequence that fits is one window; a longer one begins inside its first, which is cut short.
+        # A sequence that fits is one window; of a longer one the first window is shortened at random.
         shifts_U = np.where(inputs_U > T, rng.integers(0, T, users_U.size), 0)
         counts_U = -(-(inputs_U + shifts_U) // T)
         users_W = np.repeat(np.arange(users_U.size), counts_U)

@@ -1,4 +1,4 @@
-"""How far a guess at what a user wants is worth believing, which differs from one catalogue to the next."""
+"""The preference weight that fits guessed preferences, which differs between catalogues."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from deeprec.retrieval.retriever import Query, queries_of
 from deeprec.trm.preferences import recent_titles
 
 CANDIDATE_WEIGHTS = (0.02, 0.1, 0.4)
-_USERS = 4000
-"""Asked at most, each at every trust."""
+_MAX_USERS = 4000
 _ROUNDING = 1e-12
-"""What one user gains alone is one standard error."""
+"""A gain of one user alone is exactly one standard error, but for rounding."""
 
 Ranks = Callable[[Sequence[Query], NDArray[np.int64]], NDArray[np.int64]]
 
@@ -25,25 +24,22 @@ Ranks = Callable[[Sequence[Query], NDArray[np.int64]], NDArray[np.int64]]
 def calibrate_preference_weight(
     ranks: Ranks, catalog: Catalog, tasks: Sequence[Task], targets_U: NDArray[np.int64]
 ) -> float:
-    """Of `TRUSTS` the one at which the last titles of a history, as a preference, rank its next item best.
+    """The candidate weight at which a history's last titles, as a preference, rank its next item best by NDCG@10.
 
-    They stand for what a small model says of a history. The lowest trust is taken that is not behind the best by more
-    than one standard error: with few users little is believed. (The rule is that of Breiman et al., Classification and
-    Regression Trees, 1984, 3.4.3; our error is that of the difference, paired by user.)
+    The titles stand for the guesses of a small language model. The lowest weight within one standard error of the best
+    is taken (Breiman et al., Classification and Regression Trees, 1984, 3.4.3; our error is that of the difference,
+    paired by user), so few users give a low weight.
 
     Args:
-        ranks: the 0-based places of targets, as `TRM.ranks`.
-        tasks, targets_U: of the validation; of many, some evenly spread.
+        ranks: gives 0-based ranks of targets, as `TRM.ranks`.
+        tasks, targets_U: of validation; of more than 4,000, an evenly spaced part is used.
     """
-    step = -(-len(tasks) // _USERS)
+    step = -(-len(tasks) // _MAX_USERS)
     tasks, targets_U = tasks[::step], targets_U[::step]
-    said = ["; ".join(recent_titles(catalog, task.history)) for task in tasks]
-    gains_TU = np.array(
-        [
-            ndcg_at(ranks(queries_of(tasks, said, preference_weight), targets_U), 10)
-            for preference_weight in CANDIDATE_WEIGHTS
-        ]
+    preferences = ["; ".join(recent_titles(catalog, task.history)) for task in tasks]
+    ndcg_WU = np.array(
+        [ndcg_at(ranks(queries_of(tasks, preferences, weight), targets_U), 10) for weight in CANDIDATE_WEIGHTS]
     )
-    behind_TU = gains_TU[gains_TU.mean(axis=1).argmax()] - gains_TU
-    errors_T = behind_TU.std(axis=1) / np.sqrt(len(tasks) - 1) if len(tasks) > 1 else np.inf
-    return CANDIDATE_WEIGHTS[int(np.argmax(behind_TU.mean(axis=1) <= errors_T + _ROUNDING))]
+    behind_WU = ndcg_WU[ndcg_WU.mean(axis=1).argmax()] - ndcg_WU
+    errors_W = behind_WU.std(axis=1) / np.sqrt(len(tasks) - 1) if len(tasks) > 1 else np.inf
+    return CANDIDATE_WEIGHTS[int(np.argmax(behind_WU.mean(axis=1) <= errors_W + _ROUNDING))]

@@ -1,4 +1,4 @@
-"""What the network and its training are made of where PyTorch's own parts cost more than the arithmetic."""
+"""The network's block, and faster replacements of PyTorch's dropout and cross-entropy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _ROWS = 256
-"""Users whose logits over the whole catalogue are held at once: a block that stays in the cache."""
+"""Users whose logits over the catalogue are held at once, so that they stay in the processor's cache."""
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks come from random bytes, which a processor makes faster than PyTorch's own.
+    """Dropout whose masks come from random bytes, which a processor draws faster than PyTorch's own masks.
 
-    The rate is rounded to 1/256; kept values are scaled by the rate that is really used.
+    The rate is rounded to 1/256, and kept values are scaled by the rounded rate.
     """
 
     def __init__(self, rate: float) -> None:
@@ -32,7 +32,7 @@ class Dropout(nn.Module):
 
 
 class _CatalogueLoss(torch.autograd.Function):
-    """Makes the gradients of a block of rows while its logits are at hand, so that none of them are kept."""
+    """Computes the gradients of a block of rows together with its logits, which then need not be kept."""
 
     @staticmethod
     def forward(ctx: Any, users_ND: Tensor, items_ID: Tensor, targets_N: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,23 +66,23 @@ class _CatalogueLoss(torch.autograd.Function):
 
 
 def catalogue_loss(users_ND: Tensor, items_ID: Tensor, targets_N: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean cross-entropy of the targets under the softmax of `users @ items.T` over all items.
+    """Mean cross-entropy (nats, a scalar) of the targets under the softmax of `users_ND @ items_ID.T`.
 
-    `F.cross_entropy` without ever holding N x I logits. `dtype` is that of the matrix products, to which logits are
-    rounded; sums and exponentials are float32. It can be differentiated once.
+    `F.cross_entropy` without N x I logits in memory. Matrix products are in `dtype`, sums and exponentials in float32.
+    It can be differentiated once.
     """
     loss: Tensor = _CatalogueLoss.apply(users_ND, items_ID, targets_N, dtype)
     return loss
 
 
 def product_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it faster than float32, else float32."""
+    """bfloat16 if the processor multiplies it faster than float32, else float32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward, causal."""
+    """Causal self-attention and feed-forward, both pre-norm."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The TRM of a configuration in its run folder: loaded, resumed, or trained from the start."""
+"""The TRM of a configuration from its run folder: loaded, resumed or trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeprec.trm.trm import FORMAT_VERSION, TRM
 
 
 def trm_origin(dataset: Dataset) -> dict[str, Any]:
-    """What decides a TRM beside the configuration, as its run's manifest records it."""
+    """What decides a TRM besides the configuration, as the manifest of its run records it."""
     return {"dataset": dataset.fingerprint, "text": dataset.text_digest, "format_version": FORMAT_VERSION}
 
 
@@ -33,7 +33,7 @@ def load_or_train_trm(
 
     Args:
         runs: folder of the run folders.
-        again: train even where a finished run exists.
+        again: train even if a finished run exists.
 
     Raises:
         DeepRecError: the training failed, or the encoder can't be fetched.
@@ -46,7 +46,7 @@ def load_or_train_trm(
         encoder = TextEncoder.load(offline=offline)
     with progress.phase("encode the items' text", len(dataset.catalog), unit="item texts encoded") as advance:
         encoder.encode(dataset.catalog.texts(), advance)
-        advance(len(dataset.catalog), len(dataset.catalog))  # fewer texts than items where some are equal
+        advance(len(dataset.catalog), len(dataset.catalog))  # the encoder counts equal texts once
     run = known or Run.create(runs, None, config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
     if known is None:
         run.record(**origin)

@@ -1,4 +1,4 @@
-"""Sentences to unit vectors by MiniLM-L6 (mean of the token states), batched and remembered, many of them on disk."""
+"""Text vectors by MiniLM-L6 (mean of the token states), batched and cached in memory and on disk."""
 
 from __future__ import annotations
 
@@ -20,39 +20,37 @@ from deeprec.assets.downloads import sha256_of
 
 _MAX_TOKENS = 128
 _BATCH_TOKENS = 4096
-_REMEMBERED = 100_000  # texts in memory: 150 MB
-_BULK = 512  # so many new texts are the catalogue's or those of a training, and fewer a user's
+_CACHED = 100_000  # texts in memory: 150 MB
+_BULK = 512  # new texts of one call from which on they are cached on disk: those of a catalogue, not of a user
 _BLOCK = 4096  # texts in a file: what a kill loses at most
-_FORMAT_VERSION = 1  # raise when the same texts get other vectors
+_FORMAT_VERSION = 1  # raise it when the same texts get other vectors
 
 
 class TextEncoder:
-    """Texts in, unit vectors (len, width) in float32 out. Repeated texts cost a look-up.
+    """Texts in, unit vectors (len, width) in float32 out. Vectors do not depend on the batch beyond float rounding.
 
-    Vectors do not depend on the batch beyond float rounding: each text is padded only beside texts of its length.
-
-    The last 100,000 texts are remembered, but for those of calls with 512 new texts or more. These are encoded in
-    blocks of 4,096, and each block is kept as a file of `cache`, named by the sha256 of its texts and of the encoder's
-    files. So a call that was killed goes on where it stopped, and texts that are added at the end cost themselves only.
-    Whatever lies in the folder can be removed at any time.
+    The last 100,000 texts are cached in memory, but for those of calls with 512 new texts or more. These are encoded in
+    blocks of 4,096, and each block becomes a file of `cache`, named by the sha256 of its texts and of the encoder's
+    files. So an interrupted call resumes, and texts that are added at the end cost themselves only. The files can be
+    removed at any time.
     """
 
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
-        """The encoder in `folder`; without `cache` nothing is kept on disk."""
+        """The encoder in `folder`; without `cache` nothing is written to disk."""
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         self.width: int = self.model.config.hidden_size
         self.folder = folder
         self.cache = cache
-        self._known: dict[str, NDArray[np.float32]] = {}  # the one used last stands last
+        self._known: dict[str, NDArray[np.float32]] = {}  # the most recently used comes last
         self._lock = threading.Lock()
 
     @classmethod
     def load(cls, *, offline: bool = False) -> TextEncoder:
-        """The MiniLM asset, fetched where it is not in the cache; vectors are kept beside it in `text-vectors`.
+        """The MiniLM asset, fetched if the cache lacks it; vectors are cached beside it in `text-vectors`.
 
         Raises:
-            DeepRecError: it can't be had.
+            DeepRecError: it can't be fetched.
         """
         from deeprec import assets
 
@@ -61,12 +59,12 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[str], on_batch: Callable[[int, int], None] = lambda done, total: None
     ) -> NDArray[np.float32]:
-        """Unit vectors (len, width), the caller's own.
+        """Unit vectors (len, width), a copy.
 
         Args:
-            on_batch: hears, where many texts are new, how many different texts are done, and of how many.
+            on_batch: called with the number of distinct texts done, and of all, while many new ones are encoded.
         """
-        with self._lock:  # several threads of a server share what is known
+        with self._lock:  # threads of a server share the encoder
             return self._encode(texts, on_batch)
 
     def _encode(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
@@ -79,13 +77,11 @@ class TextEncoder:
             rows = {text: row for row, text in enumerate(distinct)}
             return vectors_ND[[rows[text] for text in texts]]
         if new:
-            self._known.update(zip(new, self._learn(new), strict=True))
+            self._known.update(zip(new, self._run(new), strict=True))
         for text in distinct:
             self._known[text] = self._known.pop(text)
-        vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
-        for row, text in enumerate(texts):
-            vectors_ND[row] = self._known[text]
-        while len(self._known) > _REMEMBERED:
+        vectors_ND = np.array([self._known[text] for text in texts], np.float32).reshape(-1, self.width)
+        while len(self._known) > _CACHED:
             del self._known[next(iter(self._known))]
         return vectors_ND
 
@@ -103,7 +99,7 @@ class TextEncoder:
             file = self._file(block)
             kept_MD = _read(file, (len(block), self.width)) if file else None
             if kept_MD is None:
-                kept_MD = self._learn(block, advance)
+                kept_MD = self._run(block, advance)
                 if file:
                     _write(file, kept_MD)
             else:
@@ -112,13 +108,13 @@ class TextEncoder:
         return vectors_ND
 
     @torch.inference_mode()
-    def _learn(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
         ids = self.tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
         order = sorted(range(len(texts)), key=lambda position: len(ids[position]))
         start = 0
         while start < len(order):
-            # Sorted by length, so the last text of a batch is the longest.
+            # Sorted by length: the last text of a batch is the longest, and padding is short.
             end = start + 1
             while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _BATCH_TOKENS:
                 end += 1
@@ -134,9 +130,9 @@ class TextEncoder:
 
     @cached_property
     def _origin(self) -> list[str]:
-        """What the vectors come from besides the texts."""
+        """What decides the vectors besides the texts."""
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        return [f"edition {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
+        return [f"format {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
 
     def _file(self, texts: Sequence[str]) -> Path | None:
         if self.cache is None:
@@ -146,7 +142,7 @@ class TextEncoder:
 
 
 def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The vectors of a file, mapped; None where there is none or a damaged one."""
+    """The vectors of a file, mapped; None if it is missing or damaged."""
     try:
         vectors_ND = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -162,6 +158,6 @@ def _write(file: Path, vectors_ND: NDArray[np.float32]) -> None:
         with part.open("wb") as opened:
             np.save(opened, vectors_ND)
         os.replace(part, file)
-    except OSError:  # a full or closed disk costs the time of the next start, and nothing now
+    except OSError:  # without the file the next start encodes again, so a full disk is no error
         with suppress(OSError):
             part.unlink()

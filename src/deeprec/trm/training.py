@@ -1,4 +1,4 @@
-"""Training the TRM: every next item at once, with a preference at some places that hints at what comes."""
+"""Training the TRM to predict every next item at once, at most positions with a preference that hints at it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,66 @@ PATIENCE = 5
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One line of the training curve."""
+    """A point of the training curve.
+
+    Attributes:
+        epoch: counted from 1.
+        loss: mean cross-entropy of the next items, in nats.
+        ndcg: validation NDCG@10.
+        seconds: of training, without `validation_seconds`.
+    """
 
     epoch: int
     loss: float
     ndcg: float
     seconds: float
-    """of training"""
     validation_seconds: float
+
+
+@dataclass
+class _State:
+    """All that a checkpoint holds."""
+
+    model: PreferenceSASRec
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor]
+    curve: list[Epoch]
+
+    def save(self, path: Path, config: TRMConfig) -> None:
+        """One file, put in place at once: a kill leaves the last whole one."""
+        parts = {"model": self.model.state_dict(), "average": self.average.state_dict(), "best": self.best}
+        tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state[parameter]
+            tensors |= {f"adam.{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        metadata = {"curve": json.dumps([asdict(epoch) for epoch in self.curve]), "config": config.model_dump_json()}
+        part = path.with_suffix(".part")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+        os.replace(part, path)
+
+    def restore(self, path: Path, config: TRMConfig) -> None:
+        """Raises DeepRecError if the file is damaged or of another configuration."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if json.loads(metadata["config"]) != config.model_dump(mode="json"):
+                raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
+            parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "best": {}, "adam": {}}
+            for name, tensor in tensors.items():
+                part, _, key = name.partition(".")
+                parts[part][key] = tensor
+            self.model.load_state_dict(parts["model"])
+            self.average.load_state_dict(parts["average"])
+            for name, parameter in self.model.named_parameters():
+                state = {key: parts["adam"][f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = state
+            self.best, self.curve = parts["best"], [Epoch(**epoch) for epoch in json.loads(metadata["curve"])]
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DeepRecError(
+                f"{path} is a damaged checkpoint ({one_line(error)}): remove it to start anew."
+            ) from None
 
 
 def train(
@@ -54,28 +106,30 @@ def train(
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> tuple[PreferenceSASRec, list[Epoch]]:
-    """Train until the validation stops improving, or epochs or minutes end; returns the best model and the curve.
+    """Train until validation stops improving, or epochs or minutes end; returns the best model and the curve.
 
     Args:
-        validate: gives NDCG@10 of a model; called after every epoch.
-        checkpoint: a file that is written after every epoch; a training that finds one goes on from it.
+        validate: gives the NDCG@10 of a model; called after every epoch.
+        checkpoint: a file that is written after every epoch; a training that finds it resumes.
+
+    Raises:
+        DeepRecError: nothing to train on, the loss diverged, or the checkpoint does not fit.
     """
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
-    phrase_table = PhraseTable.of(catalog, encoder)
+    phrase_table = PhraseTable.build(catalog, encoder)
     torch.manual_seed(config.seed)
     model = PreferenceSASRec(config, text_ID)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     batches = Batches(sequences, phrase_table, config)
-    # The average is what is validated and kept: it varies less from step to step than the weights do.
+    # The average is validated and kept: it varies less from step to step than the weights.
     decay = 1 - 1 / max(1.0, AVERAGED_EPOCHS * batches.steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.module.text_ID = text_ID  # one for both
-    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    curve: list[Epoch] = []
+    average.module.text_ID = text_ID  # shared, not copied
+    state = _State(model, average, optimizer, _copy(model), [])
     if checkpoint is not None and checkpoint.exists():
-        best, curve = _restore(checkpoint, model, average, optimizer, config)
-    while not _ended(curve, config):
-        number = len(curve)
+        state.restore(checkpoint, config)
+    while not _ended(state.curve, config):
+        number = len(state.curve)
         torch.manual_seed(config.seed * 1_000_003 + number)
         started = time.perf_counter()
         loss = _run_epoch(model, average, optimizer, batches.epoch(number), phrase_table)
@@ -87,14 +141,18 @@ def train(
             )
         ndcg = validate(cast(PreferenceSASRec, average.module))
         validation_seconds = time.perf_counter() - started - seconds
-        if ndcg > max((epoch.ndcg for epoch in curve), default=-1.0):
-            best = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
-        curve.append(Epoch(number + 1, loss, ndcg, seconds, validation_seconds))
+        if ndcg > max((epoch.ndcg for epoch in state.curve), default=-1.0):
+            state.best = _copy(average.module)
+        state.curve.append(Epoch(number + 1, loss, ndcg, seconds, validation_seconds))
         if checkpoint is not None:
-            _save(checkpoint, model, average, optimizer, best, curve, config)
-        on_epoch(curve[-1])
-    model.load_state_dict(best)
-    return model.eval(), curve
+            state.save(checkpoint, config)
+        on_epoch(state.curve[-1])
+    model.load_state_dict(state.best)
+    return model.eval(), state.curve
+
+
+def _copy(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def _ended(curve: Sequence[Epoch], config: TRMConfig) -> bool:
@@ -114,6 +172,7 @@ def _run_epoch(
     batches: Iterator[Batch],
     phrase_table: PhraseTable,
 ) -> float:
+    """The mean loss over all training positions."""
     model.train()
     dtype = product_dtype()
     total, positions = 0.0, 0
@@ -131,49 +190,3 @@ def _run_epoch(
         total += float(loss.detach()) * users_ND.shape[0]
         positions += users_ND.shape[0]
     return total / max(positions, 1)
-
-
-def _save(
-    path: Path,
-    model: PreferenceSASRec,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    curve: Sequence[Epoch],
-    config: TRMConfig,
-) -> None:
-    """One file, put in place at once: a kill leaves the last whole one."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        tensors |= {f"adam.{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-    metadata = {"curve": json.dumps([asdict(epoch) for epoch in curve]), "config": config.model_dump_json()}
-    part = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
-    os.replace(part, path)
-
-
-def _restore(
-    path: Path,
-    model: PreferenceSASRec,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    config: TRMConfig,
-) -> tuple[dict[str, Tensor], list[Epoch]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if json.loads(metadata["config"]) != config.model_dump(mode="json"):
-            raise DeepRecError(f"{path} was written with another [trm] configuration: remove it to start anew.")
-        model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
-        average.load_state_dict({name[8:]: t for name, t in tensors.items() if name.startswith("average.")})
-        for name, parameter in model.named_parameters():
-            state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = state
-        best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best.")}
-        return best, [Epoch(**epoch) for epoch in json.loads(metadata["curve"])]
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DeepRecError(f"{path} is a damaged checkpoint ({one_line(error)}): remove it to start anew.") from None

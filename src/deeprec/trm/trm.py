@@ -1,4 +1,4 @@
-"""The TRM as users meet it: trained from a data set, saved in a folder, asked as a retriever."""
+"""The TRM as users meet it: fitted to a data set, saved in a folder, asked as a retriever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,40 +21,47 @@ from safetensors.numpy import save_file as np_save_file
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_array
 
-from deeprec.config import TRMConfig
-from deeprec.data.catalog import Catalog
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, TRMConfig
+from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.errors import DeepRecError, one_line
 from deeprec.evaluation.metrics import ndcg_at
 from deeprec.retrieval.bm25 import BM25
 from deeprec.retrieval.cooccurrence import CoOccurrence
-from deeprec.retrieval.index import Index, NoFaissError, import_faiss
-from deeprec.retrieval.retriever import Hit, Query, Retriever, pairs, queries_of, rank
+from deeprec.retrieval.index import Index, NoFaissError, contains, import_faiss
+from deeprec.retrieval.retriever import Hit, Query, Retriever, flatten, queries_of, rank
 from deeprec.trm.calibration import calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.preferences import encode_preferences, frequent_phrases
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
 
+FORMAT_VERSION = 6
+"""Of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed."""
 _BATCH = 256
 _IDS = "ids.weight"
 _RECORD = "trm.json"
-_STAMP = "trm-"
-"""Of the folders beside it that hold what is saved."""
-_GIVES_WAY = 0.5
-"""Of what neighbours add, the part that a preference takes away which is wholly heard."""
-_TAKEN_AT_WORD = 0.1
-"""The trust from which on a preference's words count in full: that an item bears them is no guess."""
-FORMAT_VERSION = 5
-"""Of saved TRMs; raise it when those of before can't be loaded, or trainings with them not gone on with."""
+_FILES = "trm-"
+"""Prefix of the folder, beside the record, that holds the saved files."""
+_MAX_REDUCTION = 0.5
+"""Share of the co-occurrence offset that a fully applied preference removes."""
+_FULL_BM25_WEIGHT = 0.1
+"""Preference weight from which on BM25 counts in full: a shared word is a fact, not a guess."""
+
+History = Sequence[str | ItemIdx]
+"""Items by title, id or position in the catalogue, oldest first."""
 
 
 class TRM(Retriever):
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen.
 
     Attributes:
-        trust: how far a guess at a preference is worth believing on this catalogue, as its validation users have it.
+        preference_weight: the weight (0..1) that suits guessed preferences on this catalogue, calibrated on validation
+            users; None without a calibration.
+        curve: the epochs of the training; empty after `load`.
     """
+
+    catalog: Catalog
 
     def __init__(
         self,
@@ -79,14 +86,14 @@ class TRM(Retriever):
 
     @property
     def bm25(self) -> BM25:
-        """Of the catalogue; made when a preference first asks for it, for that takes a while in a large one."""
+        """Of the catalogue. Made when first needed, since a large catalogue takes a while."""
         with self._lock:
             if self._bm25 is None:
                 self._bm25 = BM25(self.catalog)
             return self._bm25
 
     @classmethod
-    def of(
+    def from_network(
         cls,
         model: PreferenceSASRec,
         catalog: Catalog,
@@ -94,7 +101,7 @@ class TRM(Retriever):
         config: TRMConfig,
         cooccurrence: CoOccurrence,
     ) -> TRM:
-        """The TRM of a trained network, with the index of its item vectors."""
+        """The TRM of a trained network, with an index of its item vectors."""
         with torch.inference_mode():
             vectors_ID = model.eval().items()
         return cls(model, catalog, encoder, config, Index.build(vectors_ID, config.index), cooccurrence)
@@ -109,12 +116,12 @@ class TRM(Retriever):
         checkpoint: Path | None = None,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> TRM:
-        """Train on all but the last two interactions of each user; the second last validates and calibrates.
+        """Train on the training interactions; the validation targets choose the epoch and calibrate.
 
         Args:
             config: default: `TRMConfig()`.
-            encoder: of item texts and preferences; default: MiniLM, fetched where the cache lacks it.
-            checkpoint: a file that is written after every epoch; a training that finds one goes on from it.
+            encoder: of item texts and preferences; default: MiniLM, fetched if the cache lacks it.
+            checkpoint: a file that is written after every epoch; a training that finds it resumes.
             on_epoch: called after every epoch.
 
         Returns:
@@ -128,57 +135,123 @@ class TRM(Retriever):
         if not tasks:
             raise DeepRecError(f"{dataset.name}: no user has the 3 interactions that training and validation need.")
         if config.index in ("hnsw", "ivfpq"):
-            import_faiss(config.index)  # now, and not after the training
+            import_faiss(config.index)  # fails now and not after the training
         encoder = encoder or TextEncoder.load()
         queries = queries_of(tasks)
-        wanted = np.array([targets[task.id] for task in tasks])
+        targets_Q = np.array([targets[task.id] for task in tasks])
         sequences = dataset.train_sequences()
-        cooccurrence = CoOccurrence.of(sequences, len(dataset.catalog))
+        cooccurrence = CoOccurrence.fit(sequences, len(dataset.catalog))
+        exact = config.model_copy(update={"index": "exact"})
 
         def validate(model: PreferenceSASRec) -> float:
-            with torch.inference_mode():
-                exact = Index.build(model.eval().items(), "exact")
-            ranks_Q = cls(model, dataset.catalog, encoder, config, exact, cooccurrence).ranks(queries, wanted)
-            return float(ndcg_at(ranks_Q, 10).mean())
+            trm = cls.from_network(model, dataset.catalog, encoder, exact, cooccurrence)
+            return float(ndcg_at(trm.ranks(queries, targets_Q), 10).mean())
 
         model, curve = train(sequences, dataset.catalog, encoder, config, validate, checkpoint, on_epoch)
-        trm = cls.of(model, dataset.catalog, encoder, config, cooccurrence)
+        trm = cls.from_network(model, dataset.catalog, encoder, config, cooccurrence)
         trm.curve = tuple(curve)
-        trm.preference_weight = calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, wanted)
+        trm.preference_weight = calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, targets_Q)
         return trm
 
+    def recommend(
+        self,
+        users: Dataset | Mapping[str, History] | Sequence[History],
+        k: int = 10,
+        *,
+        preference: str = "",
+        preference_weight: float | None = None,
+        exclude_history: bool = True,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> pl.DataFrame:
+        """The `k` best items for each user.
+
+        Args:
+            users: a data set, of which each user's whole sequence is the history; histories by user; or a sequence of
+                histories, whose users are "0", "1" and so on.
+            preference: in words, the same for all users.
+            preference_weight: how far the preference moves the ranking (0..1); default: 0.75.
+            exclude_history: leave out the items of the history.
+            on_batch: called with the number of users done, and of all.
+
+        Returns:
+            A frame, best items first: user (str), item (id, str), title (str), rank (1..k, int), score (float). A
+            score is an inner product plus score offsets, comparable within one user's list only. A user has fewer than
+            `k` rows only if the catalogue has no more items.
+
+        Raises:
+            DeepRecError: the catalogue lacks an item of a history, or `k` or the weight is out of bounds.
+        """
+        if k < 1:
+            raise DeepRecError(f"k is the number of items to recommend, at least 1, not {k}.")
+        weight = DEFAULT_PREFERENCE_WEIGHT if preference_weight is None else preference_weight
+        histories = self._histories(users)
+        names = list(histories)
+        rows: list[tuple[str, str, str, int, float]] = []
+        for start in range(0, len(names), _BATCH):
+            batch = names[start : start + _BATCH]
+            queries = [
+                Query(histories[name], preference, frozenset(histories[name] if exclude_history else ()), weight)
+                for name in batch
+            ]
+            for name, hits in zip(batch, self.retrieve(queries, k), strict=True):
+                rows += [
+                    (name, self.catalog.ids[hit.item], self.catalog.titles[hit.item], position, hit.score)
+                    for position, hit in enumerate(hits, start=1)
+                ]
+            on_batch(start + len(batch), len(names))
+        schema = {"user": pl.String, "item": pl.String, "title": pl.String, "rank": pl.Int64, "score": pl.Float64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+    def _histories(self, users: Dataset | Mapping[str, History] | Sequence[History]) -> dict[str, tuple[ItemIdx, ...]]:
+        if isinstance(users, Dataset):
+            # By id: the TRM may have been fitted to other data.
+            items = [self.catalog.index(item) for item in users.catalog.ids]
+            return {
+                user: tuple(items[item] for item in users.sequence(u).tolist()) for u, user in enumerate(users.users)
+            }
+        if not isinstance(users, Mapping):
+            users = {str(number): history for number, history in enumerate(users)}
+        return {str(user): tuple(map(self._item, _no_text(history))) for user, history in users.items()}
+
+    def _item(self, name: str | ItemIdx) -> ItemIdx:
+        if isinstance(name, str):
+            return self.catalog.find(name)
+        if not 0 <= name < len(self.catalog):
+            raise DeepRecError(f"A history has the item number {name}: the catalogue has 0 to {len(self.catalog) - 1}.")
+        return ItemIdx(int(name))
+
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        """See `Retriever`."""
+        """See `Retriever`. A score is an inner product plus score offsets, comparable within one query only."""
         hits = []
         for start in range(0, len(queries), _BATCH):
-            batch = queries[start : start + _BATCH]
-            hits += self._retrieve(batch, k)
+            hits += self._retrieve(queries[start : start + _BATCH], k)
         return hits
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        """The best by vectors alone, and all that have a bonus: what the index does not miss can't be better."""
+        """The best of what the index finds and of all items with an offset; no other item can be better."""
         users_QD, offsets_QI = self._condition(queries)
         exclude = [query.exclude for query in queries]
-        found = self.index.search(users_QD, k, exclude)
+        hits = self.index.search(users_QD, k, exclude)
         if not offsets_QI.nnz:
-            return found
-        n_items = len(self.index)
-        # A pair of row and item is one number, so that pairs can be looked up among sorted ones.
-        rows_N, items_N = pairs([[hit.item for hit in hits] for hits in found])
-        found_N = rows_N * n_items + items_N
-        rows_N, items_N = pairs(exclude)
-        shut_N = np.sort(rows_N * n_items + items_N)
-        near_N = np.repeat(np.arange(len(queries)), np.diff(offsets_QI.indptr)) * n_items + offsets_QI.indices
-        open_N, others_N = ~_among(near_N, shut_N), found_N[~_among(found_N, near_N)]
-        keys_N = np.concatenate([near_N[open_N], others_N])
-        offsets_N = np.concatenate([offsets_QI.data[open_N], np.zeros(others_N.size)])
+            return hits
+        found_N, excluded_N = self._keys([[hit.item for hit in found] for found in hits]), self._keys(exclude)
+        offset_N = np.repeat(np.arange(len(queries)), np.diff(offsets_QI.indptr)) * len(self.index) + offsets_QI.indices
+        allowed_N = ~contains(np.sort(excluded_N), offset_N)
+        others_N = found_N[~contains(offset_N, found_N)]
+        keys_N = np.concatenate([offset_N[allowed_N], others_N])
+        offsets_N = np.concatenate([offsets_QI.data[allowed_N], np.zeros(others_N.size)])
         order_N = np.argsort(keys_N, kind="stable")
-        rows_N, items_N = np.divmod(keys_N[order_N], n_items)
+        rows_N, items_N = np.divmod(keys_N[order_N], len(self.index))
         scores_N = self.index.inner(users_QD, rows_N, items_N) + offsets_N[order_N]
         return rank(len(queries), rows_N, items_N, scores_N, k)
 
+    def _keys(self, items: Sequence[Collection[ItemIdx]]) -> NDArray[np.int64]:
+        """One number for each pair of row and item, so that pairs can be looked up."""
+        rows_N, items_N = flatten(items)
+        return rows_N * len(self.index) + items_N
+
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """The 0-based place (Q,) of each query's target in the full ranking; -1 where it is excluded."""
+        """The 0-based rank (Q,) of each query's target among all items; -1 if it is excluded."""
         ranks = []
         for start in range(0, len(queries), _BATCH):
             batch = queries[start : start + _BATCH]
@@ -192,7 +265,7 @@ class TRM(Retriever):
         return np.array(ranks, dtype=np.int64)
 
     def scores(self, queries: Sequence[Query]) -> NDArray[np.float32]:
-        """Scores (Q, I) of all items, nothing excluded."""
+        """Scores (Q, I) of all items, excluded ones too: inner products plus score offsets."""
         users_QD, offsets_QI = self._condition(queries)
         scores_QI: NDArray[np.float32] = (
             torch.from_numpy(users_QD) @ torch.from_numpy(self.index.vectors_ID).T
@@ -203,47 +276,52 @@ class TRM(Retriever):
 
     @torch.inference_mode()
     def _condition(self, queries: Sequence[Query]) -> tuple[NDArray[np.float32], csr_array]:
-        """User vectors (Q, D) in the space of the item vectors, and what is added to the scores (Q, I): by neighbours,
-        the less, the more of a preference is heard, and by the words of the preference.
+        """User vectors (Q, D) in the space of the item vectors, and score offsets (Q, I).
+
+        Co-occurrence offsets shrink as far as the preference is applied; BM25 offsets come from its words.
         """
-        histories = [query.history[-self.config.history :] for query in queries]
+        states_QD = self._encode([query.history[-self.config.history :] for query in queries])
+        preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
+        frequent_QE, _ = encode_preferences(
+            self.encoder,
+            [
+                "; ".join(frequent_phrases(self.catalog, query.history)) if given else ""
+                for query, given in zip(queries, given_Q.tolist(), strict=True)
+            ],
+        )
+        weight_Q = torch.tensor([query.preference_weight for query in queries]) * given_Q
+        users_QD, applied_Q = self.model.condition(states_QD, preferences_QE, frequent_QE, weight_Q)
+        # Without a weight nothing is looked up.
+        histories = [query.history if self.config.cooccurrence else () for query in queries]
+        offsets_QI = self.cooccurrence.score_offsets(histories)
+        _scale_rows(offsets_QI, self.config.cooccurrence * (1 - _MAX_REDUCTION * applied_Q.numpy()))
+        if self.config.bm25 and weight_Q.any():
+            bm25_QI = self.bm25.scores([query.preference for query in queries])
+            _scale_rows(bm25_QI, self.config.bm25 * np.minimum(1, weight_Q.numpy() / _FULL_BM25_WEIGHT))
+            offsets_QI = offsets_QI + bm25_QI  # both have sorted indices, so the sum has them too
+        return users_QD.numpy(), offsets_QI
+
+    def _encode(self, histories: Sequence[Sequence[ItemIdx]]) -> torch.Tensor:
+        """The network's states (Q, D) after the last item of each history."""
         # An empty history reads one padding item, whose vector is zero.
         lengths_Q = torch.tensor([max(len(history), 1) for history in histories], dtype=torch.long)
-        rows_QT = np.full((len(queries), int(lengths_Q.max()) if queries else 1), len(self.index))
+        rows_QT = np.full((len(histories), int(lengths_Q.max()) if histories else 1), len(self.index))
         for row, history in enumerate(histories):
             rows_QT[row, : len(history)] = history
-        # Only the vectors that the histories name: the others may lie in a file.
-        named, rows = np.unique(rows_QT, return_inverse=True)
-        named_ND = torch.from_numpy(self.index.vectors_ID[named[named < len(self.index)]])
-        states_QTD = self.model.encode(named_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
-        states_QD = states_QTD[torch.arange(len(queries)), lengths_Q - 1]
-        preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
-        said = [
-            "; ".join(frequent_phrases(self.catalog, query.history)) if given else ""
-            for query, given in zip(queries, given_Q.tolist(), strict=True)
-        ]
-        frequent_QE, _ = encode_preferences(self.encoder, said)
-        preference_weight_Q = torch.tensor([query.preference_weight for query in queries]) * given_Q
-        users_QD, applied_Q = self.model.condition(states_QD, preferences_QE, frequent_QE, preference_weight_Q)
-        # Where they weigh nothing, none are looked for.
-        offsets_QI = self.cooccurrence.score_offsets(
-            [query.history if self.config.cooccurrence else () for query in queries]
-        )
-        _weigh(offsets_QI, self.config.cooccurrence * (1 - _GIVES_WAY * applied_Q.numpy()))
-        if self.config.bm25 and preference_weight_Q.any():
-            shared_QI = self.bm25.scores([query.preference for query in queries])
-            _weigh(shared_QI, self.config.bm25 * np.minimum(1, preference_weight_Q.numpy() / _TAKEN_AT_WORD))
-            offsets_QI = offsets_QI + shared_QI  # in rising order, as both are
-        return users_QD.numpy(), offsets_QI
+        # Only the vectors of the histories' items: the others may lie in a file.
+        items, rows = np.unique(rows_QT, return_inverse=True)
+        items_ND = torch.from_numpy(self.index.vectors_ID[items[items < len(self.index)]])
+        states_QTD = self.model.encode(items_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
+        return states_QTD[torch.arange(len(histories)), lengths_Q - 1]
 
     @torch.inference_mode()
     def add_items(self, items: Catalog) -> None:
-        """Make items retrievable that training never saw: their vectors come from their text alone.
+        """Make items retrievable that training never saw, by vectors from their text alone.
 
-        They take the indices after those there are. Nothing is trained; `Index.add` says what it costs.
+        They follow the known items of the catalogue. Nothing is trained; the cost is that of `Index.add`.
 
         Raises:
-            DeepRecError: an id is in the catalogue already.
+            DeepRecError: the catalogue has an id already.
         """
         known = set(self.catalog.ids)
         for item in items.ids:
@@ -258,69 +336,68 @@ class TRM(Retriever):
             self.catalog, self._bm25 = Catalog.from_frame(frame), None
 
     def save(self, folder: Path) -> None:
-        """Weights, item vectors with their index, and the catalogue: all that recommending needs.
+        """Write weights, index, co-occurrence and catalogue: all that recommending needs.
 
-        Over what TRM is there; a kill leaves the old one or the new.
+        A TRM that is there is replaced; a kill leaves the old one or the new.
 
         Raises:
             DeepRecError: the folder can't be written.
         """
-        stamp = _STAMP + secrets.token_hex(4)
+        stamp = _FILES + secrets.token_hex(4)
         files = folder / stamp
         try:
             files.mkdir(parents=True)
             weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
             save_file(weights, files / "model.safetensors")
-            np_save_file(self.cooccurrence.parts(), files / "cooccurrence.safetensors")
+            np_save_file(self.cooccurrence.to_arrays(), files / "cooccurrence.safetensors")
             self.index.save(files / "index")
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
-            config = self.config.model_dump(mode="json")
             record = {
                 "format_version": FORMAT_VERSION,
                 "files": stamp,
-                "config": config,
+                "config": self.config.model_dump(mode="json"),
                 "preference_weight": self.preference_weight,
             }
             part = folder / f"{_RECORD}.part"
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, folder / _RECORD)  # from here on the folder holds this TRM and no other
+            os.replace(part, folder / _RECORD)  # now the folder holds this TRM
         except (DeepRecError, OSError, SafetensorError) as error:
             shutil.rmtree(files, ignore_errors=True)
-            if isinstance(error, DeepRecError):  # the index has said what is wrong
+            if isinstance(error, DeepRecError):  # of the index, in a sentence
                 raise
             raise DeepRecError(
                 f"The TRM can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
             ) from None
-        for old in folder.glob(_STAMP + 8 * "[0-9a-f]"):
+        for old in folder.glob(_FILES + 8 * "[0-9a-f]"):
             if old.name != stamp:
-                shutil.rmtree(old, ignore_errors=True)  # what is mapped of it lives on in memory
+                shutil.rmtree(old, ignore_errors=True)  # a file that is mapped stays readable
 
     @classmethod
     def load(cls, folder: Path, *, offline: bool = False) -> TRM:
-        """A saved TRM with its catalogue; no data set is needed to recommend for any history.
+        """A saved TRM with its catalogue, ready to recommend without a data set.
+
+        Args:
+            offline: fail if the cache lacks the text encoder.
 
         Raises:
-            DeepRecError: the folder holds no TRM, or a damaged one.
+            DeepRecError: the folder holds no TRM, a damaged one, or one of another version of DeepRec.
         """
         try:
-            record = json.loads(_there(folder / _RECORD).read_text(encoding="utf-8"))
+            record = json.loads(_existing(folder / _RECORD).read_text(encoding="utf-8"))
             if record.get("format_version") != FORMAT_VERSION:
                 raise ValueError("it was trained by another version of DeepRec")
             files = folder / record["files"]
             config, preference_weight = TRMConfig.model_validate(record["config"]), record["preference_weight"]
-            catalog = Catalog.from_frame(pl.read_parquet(_there(files / "catalog.parquet")))
-            state = load_file(_there(files / "model.safetensors"))
-            # The index holds the item vectors; the ids that they were made of are needed in training only.
+            catalog = Catalog.from_frame(pl.read_parquet(_existing(files / "catalog.parquet")))
+            state = load_file(_existing(files / "model.safetensors"))
+            # The index has the item vectors; only training needs the ids that they are made of.
             model = PreferenceSASRec(config, torch.empty(0, state["text.weight"].shape[1]))
             model.load_state_dict(state | {_IDS: torch.empty(0, config.width)})
-            cooccurrence = CoOccurrence.from_parts(np_load_file(_there(files / "cooccurrence.safetensors")))
+            cooccurrence = CoOccurrence.from_arrays(np_load_file(_existing(files / "cooccurrence.safetensors")))
             index = Index.load(files / "index")
-            if cooccurrence.shares_II.shape[0] != len(catalog):
-                raise ValueError(
-                    f"neighbours of {cooccurrence.shares_II.shape[0]} items, {len(catalog)} in the catalogue"
-                )
-            if len(catalog) != len(index):
-                raise ValueError(f"{len(index)} items in the index, {len(catalog)} in the catalogue")
+            sizes = len(catalog), len(index), cooccurrence.shares_II.shape[0]
+            if len(set(sizes)) > 1:
+                raise ValueError("{} items in the catalogue, {} in the index, {} in the co-occurrence".format(*sizes))
             if index.width != config.width:
                 raise ValueError(f"vectors of width {index.width} in the index, {config.width} in the model")
         except FileNotFoundError as error:
@@ -330,7 +407,7 @@ class TRM(Retriever):
             ) from None
         except NoFaissError:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever a damaged file makes its reader raise)
+        except Exception as error:  # noqa: BLE001 (readers of damaged files raise anything)
             raise DeepRecError(
                 f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
                 "train it again with `deeprec trm train --again`."
@@ -338,20 +415,18 @@ class TRM(Retriever):
         return cls(model, catalog, TextEncoder.load(offline=offline), config, index, cooccurrence, preference_weight)
 
 
-def _there(path: Path) -> Path:
+def _no_text(history: History) -> History:
+    if isinstance(history, str):
+        raise DeepRecError(f"A history is a list of titles or ids, not the text {history!r}: put it into a list.")
+    return history
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "missing", str(path))
     return path
 
 
-def _weigh(scores_QI: csr_array, weights_Q: NDArray[np.floating]) -> None:
-    """Multiplies each row, in place."""
+def _scale_rows(scores_QI: csr_array, weights_Q: NDArray[np.floating]) -> None:
+    """In place."""
     scores_QI.data *= np.repeat(weights_Q, np.diff(scores_QI.indptr))
-
-
-def _among(keys_N: NDArray[np.int64], sorted_M: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which keys are among sorted ones; several times as fast as the set functions of NumPy."""
-    positions_N = np.searchsorted(sorted_M, keys_N)
-    found_N: NDArray[np.bool_] = positions_N < sorted_M.size
-    found_N[found_N] = sorted_M[positions_N[found_N]] == keys_N[found_N]
-    return found_N
