@@ -21,14 +21,15 @@ from typing import Any
 
 import pytest
 
-import deeprec.assets as assets
+from deeprec import assets
 from deeprec.assets import Asset, downloads
+from deeprec.assets import cache as asset_cache
 from deeprec.assets.downloads import File, Hub, Source, WebArchive, Wheel
 from deeprec.errors import DeepRecError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(BODY).hexdigest()
-SOURCE_ROOT = Path(assets.__file__).resolve().parents[1]
+SOURCE_ROOT = Path(assets.__file__).resolve().parents[2]
 
 
 class Server:
@@ -118,7 +119,7 @@ def page_of(repository: str) -> str:
 
 def define(monkeypatch: pytest.MonkeyPatch, *sources: Source, **more: Any) -> None:
     asset = Asset("toy", "data set", "CC0-1.0", "tests", sources, **({"room": 1} | more))
-    monkeypatch.setattr(assets, "ASSETS", {"toy": asset})
+    monkeypatch.setattr(asset_cache, "ASSETS", {"toy": asset})
 
 
 def litter(cache: Path) -> list[str]:
@@ -137,12 +138,13 @@ def child(server: Server, cache: Path, script: str, **environment: str) -> subpr
     """A process of its own with the asset `toy` from the hub page good/model, running `script`."""
     prelude = f"""
         import os, sys
-        import deeprec.assets as assets
-        from deeprec.assets import Asset
+        from deeprec import assets
+        from deeprec.assets import Asset, cache
+        from deeprec.errors import DeepRecError
         from deeprec.assets.downloads import File, Hub, Wheel
         source = Hub("good/model", "r1", {len(BODY)}, (File("weights.bin", "{DIGEST}"),))
         define = lambda source: {{"toy": Asset("toy", "data set", "CC0-1.0", "tests", (source,), 1)}}
-        assets.ASSETS = define(source)
+        cache.ASSETS = define(source)
     """
     variables = {"PYTHONPATH": str(SOURCE_ROOT), "DEEPREC_CACHE": str(cache), "HF_ENDPOINT": server.url}
     return subprocess.Popen(
@@ -441,7 +443,7 @@ def test_a_copy_altered_later_is_reported_and_fetched_again(
     assert litter(cache) == ["toy"]
 
 
-def test_a_new_checksum_or_edition_in_the_table_makes_the_copy_outdated(
+def test_a_new_checksum_or_format_version_in_the_table_makes_the_copy_outdated(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.serve(page_of("good/model"), BODY)
@@ -453,6 +455,20 @@ def test_a_new_checksum_or_edition_in_the_table_makes_the_copy_outdated(
     assert assets.statuses()[0].state == "altered"
     define(monkeypatch, hub("renamed/model"))  # the same files from elsewhere
     assert assets.statuses()[0].state == "ready"
+
+
+def test_a_copy_of_an_earlier_version_without_format_version_is_ready(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.serve(page_of("good/model"), BODY)
+    define(monkeypatch, hub())
+    path = assets.fetch("toy") / "asset.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("format_version") == 1
+    path.write_text(json.dumps(manifest | {"unknown": 1}))
+    assert assets.verify("toy").state == "ready"
+    define(monkeypatch, hub(), format_version=2)
+    assert assets.verify("toy").state == "altered"
 
 
 def test_a_missing_module_is_told_before_the_download(
@@ -499,7 +515,7 @@ def test_a_full_disk_is_one_clear_sentence_and_leaves_nothing(server: Server, ca
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
             assets.fetch("toy")
-        except assets.DeepRecError as error:
+        except DeepRecError as error:
             print(error)
     """
     out, err = child(server, cache, script).communicate(timeout=60)
@@ -552,7 +568,7 @@ def test_processes_at_once_fetch_once(server: Server, cache: Path) -> None:
 def test_without_locks_each_fetches_and_none_spoils_the_other(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assets, "_acquire", lambda lock, asset: False)
+    monkeypatch.setattr(asset_cache, "_acquire", lambda lock, asset: False)
     server.serve(page_of("good/model"), BODY, pause=0.002)
     define(monkeypatch, hub())
     found: list[Path] = []
@@ -661,10 +677,10 @@ def test_pip_interrupted_leaves_nothing(event: str, server: Server, cache: Path,
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         files = (File("weights.bin", "0", "toy_weights/weights.bin"),)
-        assets.ASSETS = define(Wheel("toy-weights==1.0", 10_000, files))
+        cache.ASSETS = define(Wheel("toy-weights==1.0", 10_000, files))
         try:
             assets.fetch("toy")
-        except assets.DeepRecError as error:
+        except DeepRecError as error:
             print(error)
     """
     process = child(server, cache, script, EVENT=event, PIP_FIND_LINKS=f"{server.url}/")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deeprec.config import Config, dump_config, load_config, parse_config
+from deeprec.config import USUAL_COLUMNS, Config, Section, dump_config, load_config, parse_config, renamed, subsection
 from deeprec.errors import DeepRecError
 
 
@@ -117,8 +118,8 @@ def test_an_unknown_key_in_a_file_names_the_file(toml):
     [
         ("trm.width=wide", "trm.width"),
         ("trm.width=4", "trm.width"),
-        ("trm.width=65", "trm"),
-        ("trm.dropout=1.0", "trm.dropout"),
+        ("trm.width=65", "trm.width"),
+        ("trm.bm25=-0.1", "trm.bm25"),
         ("eval.cutoffs=[]", "eval.cutoffs"),
         ("eval.cutoffs=[0, 5]", "eval.cutoffs"),
         ("eval.cutoffs=[5, 5]", "eval.cutoffs"),
@@ -128,7 +129,6 @@ def test_an_unknown_key_in_a_file_names_the_file(toml):
         ("explore.top_p=0", "explore.top_p"),
         ("data.format=parquet", "data.format"),
         ("data.columns.user=3", "data.columns.user"),
-        ("eval.confidence=95", "eval.confidence"),
         ("eval.split=train", "eval.split"),
         ("trm=3", "trm"),
         ("data.columns=who", "data.columns"),
@@ -161,9 +161,132 @@ def test_a_folder_is_not_a_file(tmp_path):
 def test_an_unknown_key_of_a_stage_is_named_with_its_siblings():
     stage = '{name = "a", share = 0.1, steps = 1, rewards = {hit = 1.0}, pace = 1}'
     with pytest.raises(
-        DeepRecError, match=r"'train.stages.0.pace' .*: horizon, learning_rate, name, rewards, share, steps"
+        DeepRecError, match=r"'train.stages.0.pace' .*: advantage_normalisation, learning_rate, name, rewards, share, "
     ):
         load_config(None, [f"train.stages=[{stage}]"])
+
+
+RENAMED = {
+    "trm.neighbours": "trm.cooccurrence",
+    "trm.lexical": "trm.bm25",
+    "explore.trust": "explore.preference_weight",
+    "train.reach": "train.max_target_rank",
+    "train.samples": "train.group_size",
+    "train.updates": "train.updates_per_step",
+    "train.rows": "train.micro_batch_size",
+    "train.negative": "train.negative_advantage_weight",
+    "train.warm_start.share": "train.sft.share",
+    "train.warm_start.tasks": "train.sft.demonstrations",
+    "train.warm_start.beside": "train.sft.extra_datasets",
+    "train.warm_start.learning_rate": "train.sft.learning_rate",
+    "train.warm_start.batch_size": "train.sft.batch_size",
+}
+CONSTANT = {
+    "data": "title_chars",
+    "trm": "heads dropout patience batch_places weight_decay averaging id_dropout preference_dropout "
+    "history_preference preference_window exact_preference",
+    "policy": "timeout retries",
+    "rewards": "format_penalty invocation_step invocation_calls diversity_scale hit_value rank_step pointwise_scale",
+    "train": "per_user top_p clip_low clip_high grad_norm replacements save_every",
+    "eval": "bootstrap confidence seed processes",
+    "serve": "queue queries untrained",
+}
+GONE = ["explore.horizon", "rewards.foresight_scale", "policy.price_read", "policy.price_written"]
+
+
+def refusal(tree):
+    with pytest.raises(DeepRecError) as caught:
+        parse_config(tree, where="here")
+    message = str(caught.value)
+    assert re.fullmatch(r"[^\n]*[^.\n]\.", message), message
+    assert not re.search(r"\. [A-Z]", message), message
+    return message
+
+
+def nested(key, value=1):
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_refused_with_its_new_name(old, new):
+    assert refusal(nested(old)) == f"Configuration key {old!r} (here) is now {new}."
+    assert new in leaf_keys(Config)
+
+
+@pytest.mark.parametrize("key", [f"{section}.{key}" for section, keys in CONSTANT.items() for key in keys.split()])
+def test_a_key_that_is_a_constant_now_is_refused_with_its_value(key):
+    assert re.match(rf"Configuration key '{re.escape(key)}' \(here\) is a constant now: [\w-]", refusal(nested(key)))
+
+
+@pytest.mark.parametrize("key", GONE)
+def test_a_key_that_is_gone_is_refused_with_the_reason(key):
+    assert re.match(rf"Configuration key '{re.escape(key)}' \(here\) is gone: \w", refusal(nested(key)))
+
+
+def test_old_keys_of_stages_and_whole_sections_are_refused():
+    stage = {"name": "a", "share": 0.1, "steps": 1, "rewards": {"hit": 1.0}}
+    stages = [stage, stage | {"whitening": "group"}]
+    found = refusal({"train": {"stages": stages}})
+    assert found == "Configuration key 'train.stages.1.whitening' (here) is now advantage_normalisation."
+    assert "is now advantage_normalisation in each of train.stages" in refusal({"train": {"whitening": "group"}})
+    assert "is gone" in refusal({"train": {"stages": [stage | {"horizon": 2}]}})
+    assert "'train.stages.0.rewards.foresight' (here) is gone" in refusal(
+        {"train": {"stages": [stage | {"rewards": {"foresight": 1.0}}]}}
+    )
+    assert "'rewards' (here) is gone" in refusal({"rewards": {}})
+    assert "'train.warm_start' (here) is now train.sft" in refusal({"train": {"warm_start": {}}})
+
+
+def test_an_old_key_is_refused_wherever_it_stands(toml):
+    with pytest.raises(DeepRecError, match=r"'explore\.trust' \(from --set\) is now explore\.preference_weight\.$"):
+        load_config(overrides=["explore.trust=0.5"])
+    with pytest.raises(DeepRecError, match=r"'train\.rows' \(from .*run\.toml\) is now train\.micro_batch_size\.$"):
+        load_config(toml("[train]\nrows = 4\n"))
+
+
+def test_no_key_is_both_old_and_known():
+    known = set(leaf_keys(Config))
+    assert not known & {*renamed.RENAMED, *renamed.CONSTANT, *renamed.GONE}
+    assert len({*renamed.RENAMED, *renamed.CONSTANT, *renamed.GONE}) == sum(
+        map(len, (renamed.RENAMED, renamed.CONSTANT, renamed.GONE))
+    )
+
+
+def fields(section: type[Section], prefix: str = ""):
+    """Name and field of every key that holds a value; a stage's stand there once."""
+    for name, field in section.model_fields.items():
+        if (below := subsection(field.annotation)) is not None:
+            yield from fields(below, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def leaf_keys(section: type[Section]) -> list[str]:
+    return [name for name, _ in fields(section)]
+
+
+def test_there_are_at_most_80_keys():
+    keys = leaf_keys(Config)
+    assert {"data.columns.user", "train.stages.rewards", "serve.port"} <= set(keys)
+    assert len(set(keys)) == len(keys)
+    assert 60 < len(keys) <= 80
+
+
+@pytest.mark.parametrize(("key", "field"), list(fields(Config)))
+def test_every_key_says_what_it_means(key, field):
+    assert field.description
+    assert not field.description.endswith(".")
+    # A default that the description names must be told where the value itself is none.
+    assert ("default: " in field.description) == (not field.is_required() and field.default is None)
+
+
+def test_usual_columns_are_named_in_the_descriptions():
+    columns = Config().data.columns
+    for role, names in USUAL_COLUMNS.items():
+        assert getattr(columns, role) is None
+        assert " or ".join(names) in type(columns).model_fields[role].description
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.toml")), ids=lambda path: path.stem)

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+import deeprec
 from deeprec.assets import fetch
 from deeprec.config import DataConfig
-from deeprec.data.catalog import ItemId
+from deeprec.data.catalog import ItemId, without_year
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
@@ -101,7 +102,8 @@ def test_ml_1m_text_and_order() -> None:
     dataset = load(shared("ml-1m"))
     said = dataset.describe()
     assert (said["with_year"], said["with_categories"]) == (1.0, 1.0)
-    assert dataset.catalog.title_report().distinct_without_year == 3376
+    named = zip(dataset.catalog.titles, dataset.catalog.years, strict=True)
+    assert len({without_year(title, year) for title, year in named}) == 3376
     assert dataset.times_N is None
     assert ids_of(dataset, 0)[:3] == ["3186", "1270", "1721"]
 
@@ -115,11 +117,11 @@ def test_ml_latest_small_text_and_times() -> None:
 
 def test_amazon_scientific_text_and_repeats() -> None:
     folder = shared("amazon-scientific-2018")
-    dataset = load(folder, repeats="keep", title_chars=1000)
+    dataset = load(folder, repeats="keep")
     said = dataset.describe()
     assert said["repeats"] == 291
     assert (round(said["with_brand"], 4), round(said["with_categories"], 4)) == (0.9966, 0.9694)
-    assert (round(said["with_description"], 4), said["distinct_titles"]) == (0.9544, 4347)
+    assert (round(said["with_description"], 4), said["distinct_titles"]) == (0.9544, 4259)
     glue = dataset.catalog.index(ItemId("B0000223UV"))
     assert dataset.catalog.phrases(glue) == ("Tapes, Adhesives & Sealants", "Urethane Adhesives", "Gorilla")
     assert len(load(folder).items_N) == 59_427 - 291
@@ -379,6 +381,34 @@ def test_offline_and_a_folder_need_no_asset(tmp_path: Path, monkeypatch: pytest.
     assert asked == []
     assert load("some-asset", offline=True).name == "some-asset"
     assert asked == [("some-asset", True)]
+
+
+def test_a_source_can_be_a_name_a_folder_a_file_or_a_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "user_id,item_id,time\n" + "".join(
+        f"u{user},{item},{user + item}\n" for user in range(5) for item in range(1, 5)
+    )
+    folder = put(tmp_path / "shop", interactions__csv=rows, items__csv=ITEMS)
+    monkeypatch.setattr("deeprec.assets.fetch", lambda name, offline=False: folder)
+    expected = load_dataset(DataConfig(source=str(folder)))
+    assert len(expected.users) == 5
+    for source in (folder, str(folder), folder / "interactions.csv", "shop"):
+        assert same(load_dataset(source), expected)
+    assert same(deeprec.load_dataset(folder), expected)
+
+
+def test_a_toml_names_source_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = put(tmp_path, shop__csv=TABLE) / "shop.csv"
+    columns = "".join(f'{role} = "{name}"\n' for role, name in NAMED.items())
+    put(tmp_path, shop__toml=f"[data]\nsource = '{table}'\nuser_core = 1\nitem_core = 1\n[data.columns]\n{columns}")
+    expected = load(table, columns=NAMED)
+    assert same(load_dataset(tmp_path / "shop.toml"), expected)
+    monkeypatch.chdir(tmp_path)
+    assert same(load_dataset("shop.toml"), expected)
+    with pytest.raises(DeepRecError, match=r"no configuration file .*gone\.toml"):
+        load_dataset("gone.toml")
+    put(tmp_path, wrong__toml="[data]\nsauce = 1\n")
+    with pytest.raises(DeepRecError, match=r"'data\.sauce' \(from wrong\.toml\)"):
+        load_dataset("wrong.toml")
 
 
 def test_the_item_file_can_be_named(tmp_path: Path) -> None:

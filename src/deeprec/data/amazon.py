@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from deeprec.data.files import Raw, open_lines, read_fields, require
-from deeprec.data.report import LINE, BadKind, Ledger, shorten
+from deeprec.data.files import Raw, open_lines, read_fields, take
+from deeprec.data.report import LINE, BadKind, Ledger
 from deeprec.errors import DeepRecError
 
 _ID = re.compile(rb'"parent_asin"\s*:\s*"([^"\\]*)"')
@@ -37,12 +37,7 @@ def read_amazon2023(path: Path, items: Path, ledger: Ledger) -> Raw:
     """
     mend = "give the rating table of the 5-core files, or set data.format to 'table'"
     ratings = read_fields(path, ",", ledger, quoted=True)
-    interactions = ratings.select(
-        LINE,
-        user=require(ratings, ("user_id",), "user", path.name, mend),
-        item=require(ratings, ("parent_asin",), "item", path.name, mend),
-        order=require(ratings, ("timestamp",), "time", path.name, mend),
-    )
+    interactions = take(ratings, path.name, mend, user="user_id", item="parent_asin", order="timestamp")
     return Raw(
         interactions_file=path.name,
         items_file=items.name,
@@ -79,7 +74,7 @@ def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFra
         pl.lit(True),
         BadKind.JSON,
         path.name,
-        lambda row: f"not a JSON object with a parent_asin, {shorten(row['text'])}",
+        lambda row: f"not a JSON object with a parent_asin, {row['text']}",
     )
     return pl.DataFrame(rows, schema=_SCHEMA)
 

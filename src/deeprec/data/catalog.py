@@ -21,8 +21,9 @@ ItemId = NewType("ItemId", str)
 UserId = NewType("UserId", str)
 """A user's id in the source."""
 ItemIdx = NewType("ItemIdx", int)
-"""An item's place in its Catalog, 0..n-1."""
+"""An item's position in its Catalog, 0..n-1."""
 
+TITLE_CHARS = 80
 DESCRIPTION_CHARS = 1000
 TEXT_DESCRIPTION_CHARS = 300
 COMMON_SHARE = 0.5
@@ -36,11 +37,11 @@ _EXAMPLES = 5
 
 
 def neutralise(text: str) -> str:
-    """Item text made safe to stand in a prompt.
+    """Item text made safe for a prompt.
 
-    Control characters and line breaks become spaces; format characters (bidi marks, zero-width characters)
-    and lone surrogates go; angle brackets become '‹' and '›', so that no protocol tag and no special token
-    written with them survives; whitespace is collapsed. Idempotent.
+    Control characters and line breaks become spaces. Format characters (bidi marks, zero-width characters) and lone
+    surrogates go. Angle brackets become '‹' and '›', so that no protocol tag and no special token survives.
+    Whitespace is collapsed. Idempotent.
     """
     if not text.isprintable():
         text = "".join(map(_neutral_char, text))
@@ -59,8 +60,8 @@ def _neutral_char(char: str) -> str:
 def normalise_title(text: str) -> str:
     """The form in which titles are compared. Idempotent.
 
-    Neutralised, NFKC and case folded (Unicode's NFKC_Casefold), whitespace collapsed, surrounding quotes and
-    trailing punctuation stripped, unless nothing else is there.
+    Neutralised, NFKC and case folded (Unicode's NFKC_Casefold), whitespace collapsed; surrounding quotes and
+    trailing punctuation stripped, unless nothing else remains.
     """
     folded = unicodedata.normalize("NFD", neutralise(text)).casefold()
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).casefold())
@@ -86,23 +87,17 @@ class Resolution:
 class TitleReport:
     """How well titles name items. Counts are of items; examples are display titles.
 
-    empty: the source has no title ('Untitled item {id}' stands in). duplicated: another item has exactly this
-    title. ambiguous: the title resolves to several items (the duplicated ones, and those that only
-    normalisation makes equal). ambiguous_without_year: the title without its year means several items.
-    distinct: different display titles; distinct_without_year: the same after taking the years off.
+    Attributes:
+        distinct: different display titles.
+        empty: items without a title in the source; 'Untitled item {id}' stands in.
+        ambiguous: items whose title resolves to several.
     """
 
-    items: int
     distinct: int
-    distinct_without_year: int
     empty: int
     empty_examples: tuple[str, ...]
-    duplicated: int
-    duplicated_examples: tuple[str, ...]
     ambiguous: int
     ambiguous_examples: tuple[str, ...]
-    ambiguous_without_year: int
-    ambiguous_without_year_examples: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +119,13 @@ class Catalog:
         return len(self.ids)
 
     def index(self, item: ItemId) -> ItemIdx:
-        """The place of an item.
+        """The position of an item.
 
         Raises:
             DeepRecError: no item has this id.
         """
         try:
-            return self._places[item]
+            return self._positions[item]
         except KeyError:
             close = _close(item, self.ids)
             hint = f"did you mean {' or '.join(map(repr, close))}" if close else "use an id of the item file"
@@ -139,15 +134,14 @@ class Catalog:
     def resolve(self, text: str, within: Collection[ItemIdx] | None = None) -> Resolution:
         """The item that a title names, by normalised exact match and never by substring.
 
-        Tried in order, the first that matches anything deciding: full titles in `within`, titles without
-        their year in `within`, full titles in the catalogue, titles without their year in the catalogue.
-        Several matches at the deciding step are AMBIGUOUS.
+        It is looked for among the full titles in `within`, then among the titles without their year in `within`, then
+        likewise in the whole catalogue. The first step that matches anything decides: one match is FOUND, several are
+        AMBIGUOUS.
         """
         key = normalise_title(text)
-        steps = [self._by_title.get(key, ()), self._by_yearless.get(key, ())]
-        if within is not None:
-            pool = within
-            steps = [tuple(item for item in step if item in pool) for step in steps] + steps
+        full = [self._by_title.get(key, ()), self._by_yearless.get(key, ())]
+        near = [] if within is None else [tuple(item for item in step if item in within) for step in full]
+        steps = near + full
         for matches in steps:
             if len(matches) == 1:
                 return Resolution(matches[0], ResolutionStatus.FOUND)
@@ -163,18 +157,18 @@ class Catalog:
         """The item that a person names, by its title or its id.
 
         Args:
-            id_first: where one item's id is another's title, the id counts (programs speak in ids).
+            id_first: where one item's id is another's title, the id counts.
 
         Raises:
-            DeepRecError: it is neither, or the title of several items; the sentence suggests others.
+            DeepRecError: it is neither, or the title of several items; the message suggests others.
         """
-        if id_first and name in self._places:
-            return self._places[ItemId(name)]
+        if id_first and name in self._positions:
+            return self._positions[ItemId(name)]
         found = self.resolve(name).item
         if found is not None:
             return found
-        if name in self._places:
-            return self._places[ItemId(name)]
+        if name in self._positions:
+            return self._positions[ItemId(name)]
         same = self.namesakes(name) or self._by_yearless.get(normalise_title(name), ())
         if same:
             ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
@@ -187,8 +181,8 @@ class Catalog:
     def phrases(self, item: ItemIdx) -> tuple[str, ...]:
         """Short preferences that the item's own text supports: its categories, its decade, its brand.
 
-        Categories of more than half of the catalogue are left out: the root of a shop's category path tells
-        nothing about an item. Decades are always given.
+        Categories of more than half of the catalogue are left out: the root of a shop's category path says
+        nothing about an item. Decades always stay.
         """
         year, brand = self.years[item], self.brands[item]
         phrases = [category for category in self.categories[item] if category not in self._common]
@@ -215,28 +209,15 @@ class Catalog:
         return [self.text(ItemIdx(item)) for item in range(len(self))]
 
     def title_report(self) -> TitleReport:
-        names = Counter(self.titles)
-        keys = [normalise_title(title) for title in self.titles]
-        yearless = [without_year(title, year) for title, year in zip(self.titles, self.years, strict=True)]
-        yearless_keys = [normalise_title(title) for title in yearless]
-        key_counts, yearless_counts = Counter(keys), Counter(yearless_keys)
-        triples = list(zip(self.titles, keys, yearless_keys, strict=True))
-        empty = [t for t, i in zip(self.titles, self.ids, strict=True) if t == _untitled(i)]
-        duplicated = [t for t in self.titles if names[t] > 1]
-        ambiguous = [t for t, key, _ in triples if key_counts[key] > 1]
-        yearless_ambiguous = [t for t, _, key in triples if yearless_counts[key] > 1]
+        """Empty titles, and titles that several items share, normalised."""
+        empty = [title for title, item in zip(self.titles, self.ids, strict=True) if title == _untitled(item)]
+        shared = [title for title in self.titles if len(self.namesakes(title)) > 1]
         return TitleReport(
-            items=len(self),
-            distinct=len(names),
-            distinct_without_year=len(set(yearless)),
+            distinct=len(set(self.titles)),
             empty=len(empty),
             empty_examples=_first(empty),
-            duplicated=len(duplicated),
-            duplicated_examples=_first(duplicated),
-            ambiguous=len(ambiguous),
-            ambiguous_examples=_first(ambiguous),
-            ambiguous_without_year=len(yearless_ambiguous),
-            ambiguous_without_year_examples=_first(yearless_ambiguous),
+            ambiguous=len(shared),
+            ambiguous_examples=_first(shared),
         )
 
     def to_frame(self) -> pl.DataFrame:
@@ -263,14 +244,9 @@ class Catalog:
             raise DeepRecError(
                 f"A saved catalogue lacks the column {missing[0]!r}: save the run again with this version."
             )
-        return cls(
-            ids=tuple(frame["id"].to_list()),
-            titles=tuple(frame["title"].to_list()),
-            years=tuple(frame["year"].to_list()),
-            brands=tuple(frame["brand"].to_list()),
-            categories=tuple(tuple(row) for row in frame["categories"].to_list()),
-            descriptions=tuple(frame["description"].to_list()),
-        )
+        columns = {name: frame[name].to_list() for name in _SCHEMA}
+        columns["categories"] = list(map(tuple, columns["categories"]))
+        return cls(*map(tuple, columns.values()))
 
     @cached_property
     def long_title(self) -> int:
@@ -279,7 +255,7 @@ class Catalog:
         return lengths[len(lengths) * 19 // 20] if lengths else 0
 
     @cached_property
-    def _places(self) -> dict[ItemId, ItemIdx]:
+    def _positions(self) -> dict[ItemId, ItemIdx]:
         return {item: ItemIdx(position) for position, item in enumerate(self.ids)}
 
     @cached_property
@@ -315,13 +291,12 @@ def build_catalog(
     brands: Sequence[str],
     categories: Sequence[Sequence[str]],
     descriptions: Sequence[str],
-    title_chars: int,
+    title_chars: int = TITLE_CHARS,
 ) -> Catalog:
     """A Catalog from raw item text; all sequences are aligned.
 
-    Text is neutralised; a title is cut to `title_chars` characters at a word and gets its ' (year)';
-    categories that say nothing ('unknown', '(no genres listed)') are dropped; descriptions are cut to 1,000
-    characters.
+    Text is neutralised. A title is cut to `title_chars` characters at a word and gets its ' (year)'. Categories that
+    say nothing ('unknown', '(no genres listed)') are dropped, and descriptions cut to 1,000 characters.
     """
     display = [
         _display_title(item, title, year, title_chars) for item, title, year in zip(ids, titles, years, strict=True)
@@ -353,7 +328,7 @@ def _untitled(item: str) -> str:
 
 
 def without_year(title: str, year: int | None) -> str:
-    """A title less the `(year)` at its end; as it is where nothing else would be left."""
+    """A title without the `(year)` at its end, unless nothing else would remain."""
     if year is None:
         return title
     return title.removesuffix(f"({year})").rstrip() or title
@@ -376,7 +351,7 @@ def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _close(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the known that are spelt nearly so. Strangers may ask: 0.02 s in 100,000 titles."""
+    """Up to three of the known names that are spelt almost like this one; 0.02 s in 100,000 titles."""
     return [found for found, _, _ in process.extract(name, list(known), scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 
 

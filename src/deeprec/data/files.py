@@ -1,4 +1,4 @@
-"""Files to frames of strings: decompression, decoding, lines, fields, quoting, with every bad row located."""
+"""Files to frames of strings: decompression, decoding, lines, fields, quotes; every bad row keeps its line number."""
 
 from __future__ import annotations
 
@@ -124,11 +124,7 @@ def read_fields(
         chunk = chunk.with_columns(found=pl.Series([len(row) for row in cells], dtype=pl.UInt32))
         even = [row for row in cells if len(row) == width]
         chunk = ledger.drop(
-            chunk,
-            pl.col("found") == 0,
-            BadKind.QUOTE,
-            path.name,
-            lambda row: f"misplaced quote, {shorten(row['text'])}",
+            chunk, pl.col("found") == 0, BadKind.QUOTE, path.name, lambda row: f"misplaced quote, {row['text']}"
         )
         chunk = _drop_uneven(chunk, width, path.name, ledger)
         frame = pl.DataFrame(even, schema=dict.fromkeys(names, pl.String), orient="row")
@@ -177,6 +173,17 @@ def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, men
     close = [near for name in wanted for near in difflib.get_close_matches(name, bare, n=1, cutoff=0.6)]
     hint = f", perhaps {bare[close[0]]!r} is meant" if close else ""
     raise DeepRecError(f"{file} has no {what} column {names[0]!r} (its columns: {', '.join(found)}){hint}: {mend}.")
+
+
+def take(frame: pl.DataFrame, file: str, mend: str, **columns: str) -> pl.DataFrame:
+    """`#line` and the columns of a fixed layout, by what each holds (user="userId").
+
+    Raises:
+        DeepRecError: as `require`.
+    """
+    whats = {"order": "time"}
+    named = {role: require(frame, (name,), whats.get(role, role), file, mend) for role, name in columns.items()}
+    return frame.select(LINE, **named)
 
 
 def split_categories(column: str, separator: str | None, frame: pl.DataFrame) -> pl.Expr:
@@ -231,7 +238,7 @@ def _read_lines(path: Path, encoding: str, has_header: bool, ledger: Ledger) -> 
         pl.col(LINE).is_in(broken),
         BadKind.ENCODING,
         path.name,
-        lambda row: f"not {encoding} text, {shorten(row['text'])}",
+        lambda row: f"not {encoding} text, {row['text']}",
     )
 
 
@@ -272,7 +279,7 @@ def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger)
         pl.col("number").is_in(unclosed),
         BadKind.QUOTE,
         file,
-        lambda row: f"a quote is opened and never closed, {shorten(row['text'])}",
+        lambda row: f"a quote is opened and never closed, {row['text']}",
     )
     if done >= 0:
         lines = lines.group_by("row", maintain_order=True).agg(
@@ -299,7 +306,7 @@ def _drop_uneven(rows: pl.DataFrame, width: int, file: str, ledger: Ledger) -> p
         pl.col("found") != width,
         BadKind.FIELDS,
         file,
-        lambda row: f"{row['found']} fields instead of {width}, {shorten(row['text'])}",
+        lambda row: f"{row['found']} fields instead of {width}, {row['text']}",
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from deeprec.data.files import Raw, read_fields, require
+from deeprec.data.files import Raw, read_fields, take
 from deeprec.data.report import LINE, Ledger
 from deeprec.errors import DeepRecError
 
@@ -37,19 +37,9 @@ def read_movielens(path: Path, items: Path, ledger: Ledger) -> Raw:
     elif path.name == "ratings.csv":
         mend = "give the file as GroupLens ships it, or set data.format to 'table'"
         ratings = read_fields(path, ",", ledger, quoted=True)
-        interactions = ratings.select(
-            LINE,
-            user=require(ratings, ("userId",), "user", path.name, mend),
-            item=require(ratings, ("movieId",), "item", path.name, mend),
-            order=require(ratings, ("timestamp",), "time", path.name, mend),
-        )
+        interactions = take(ratings, path.name, mend, user="userId", item="movieId", order="timestamp")
         movies = read_fields(items, ",", ledger, quoted=True)
-        movies = movies.select(
-            LINE,
-            item=require(movies, ("movieId",), "item", items.name, mend),
-            title=require(movies, ("title",), "title", items.name, mend),
-            genres=require(movies, ("genres",), "genres", items.name, mend),
-        )
+        movies = take(movies, items.name, mend, item="movieId", title="title", genres="genres")
         genres = pl.col("genres").str.split("|")
     else:
         raise DeepRecError(

@@ -1,4 +1,4 @@
-"""What a load found: bad rows by kind with places, and what was mended or filtered."""
+"""What a load found: bad rows by kind, each with its line, and what was repaired or filtered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deeprec.errors import DeepRecError
 
 EXAMPLES = 3
 LINE = "#line"
-"""The column of places in a file; no user's column has this name."""
+"""The column of line numbers; no column of a user's file keeps this name."""
 
 
 class BadKind(StrEnum):
@@ -49,7 +49,7 @@ _MEND = {
 
 @dataclass(frozen=True, slots=True)
 class BadRows:
-    """Rows of one file dropped for one reason; `examples` are the first few, each with its place."""
+    """Rows of one file dropped for one reason; `examples` are the first few, each with its line."""
 
     kind: BadKind
     file: str
@@ -62,8 +62,8 @@ class LoadReport:
     """What happened between the files and the Dataset.
 
     `rows` counts the rows read of each file. `repeats` counts the interactions in which a user meets an item
-    again at another time; they are not bad rows and `repeats_kept` names the rule that was applied to them.
-    `notes` are sentences about what was mended instead of dropped.
+    again at another time; they are no bad rows, and `repeats_kept` names the rule that was applied to them.
+    `notes` are sentences about what was repaired instead of dropped.
     """
 
     rows: dict[str, int]
@@ -81,16 +81,16 @@ class LoadReport:
 
     def lines(self) -> list[str]:
         """The report as sentences for a terminal."""
-        told = [f"{file}: {count:,} rows read" for file, count in self.rows.items()]
-        told += [f"{bad.count:,} dropped, {bad.kind}: {'; '.join(bad.examples)}" for bad in self.bad]
+        lines = [f"{file}: {count:,} rows read" for file, count in self.rows.items()]
+        lines += [f"{bad.count:,} dropped, {bad.kind}: {'; '.join(bad.examples)}" for bad in self.bad]
         if self.repeats:
-            told.append(f"{self.repeats:,} repeats of a user and an item (data.repeats: {self.repeats_kept})")
+            lines.append(f"{self.repeats:,} repeats of a user and an item (data.repeats: {self.repeats_kept})")
         if self.filtered_interactions:
-            told.append(
+            lines.append(
                 f"{self.filtered_users:,} users, {self.filtered_items:,} items and "
                 f"{self.filtered_interactions:,} interactions below data.user_core or data.item_core"
             )
-        return told + list(self.notes)
+        return lines + list(self.notes)
 
 
 class Ledger:
@@ -102,24 +102,20 @@ class Ledger:
         self.notes: list[str] = []
 
     def drop(
-        self,
-        frame: pl.DataFrame,
-        is_bad: pl.Expr,
-        kind: BadKind,
-        file: str,
-        say: Callable[[dict[str, Any]], str],
+        self, frame: pl.DataFrame, is_bad: pl.Expr, kind: BadKind, file: str, say: Callable[[dict[str, Any]], str]
     ) -> pl.DataFrame:
-        """`frame` without its bad rows, which are counted, the first ones told with their places.
+        """`frame` without its bad rows; the report counts them and quotes the first ones with their lines.
 
-        `frame` has a column `#line`; in a column `span`, if there, stands how many lines a row takes up, and
-        a bad row counts as that many.
+        `frame` has a column `#line`, and where rows take up several lines a column `span`: a bad row counts as that
+        many. `say` words what is wrong with a row, whose strings come to it quoted and shortened.
         """
         marked = frame.with_columns(is_bad.fill_null(True).alias("_bad"))
         bad = marked.filter("_bad").drop("_bad")
         if bad.is_empty():
             return frame
         count = int(bad["span"].sum()) if "span" in bad.columns else bad.height
-        examples = tuple(f"{position(file, row[LINE])}: {say(row)}" for row in bad.head(EXAMPLES).to_dicts())
+        first = ({name: _shorten(cell) for name, cell in row.items()} for row in bad.head(EXAMPLES).to_dicts())
+        examples = tuple(f"{position(file, row[LINE])}: {say(row)}" for row in first)
         before = self._bad.get((file, kind), BadRows(kind, file, 0, ()))
         self._bad[file, kind] = BadRows(kind, file, before.count + count, (before.examples + examples)[:EXAMPLES])
         return marked.filter(~pl.col("_bad")).drop("_bad")
@@ -153,3 +149,7 @@ def position(file: str, line: int) -> str:
 def shorten(cell: str, chars: int = 40) -> str:
     """A cell's content for a message: quoted, escaped, short."""
     return repr(cell if len(cell) <= chars else cell[: chars - 1] + "…")
+
+
+def _shorten(cell: Any) -> Any:
+    return shorten(cell) if isinstance(cell, str) else cell

@@ -1,4 +1,4 @@
-"""From a configured source to a Dataset: find the files, read their format, judge the rows, filter, code."""
+"""From a source to a Dataset: find the files, read their format, judge the rows, filter, number users and items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deeprec.config import DataConfig
+from deeprec.config import DataConfig, load_config
 from deeprec.data.amazon import read_amazon2023
 from deeprec.data.catalog import UserId, build_catalog
 from deeprec.data.dataset import Dataset, k_core
@@ -26,20 +26,24 @@ _ITEM_STEMS = ("items", "item", "movies", "products", "catalog", "catalogue")
 _INTERACTION_STEMS = ("interactions", "ratings", "events")
 
 
-def load_dataset(config: DataConfig, *, offline: bool = False) -> Dataset:
-    """Read `config.source` into a Dataset.
+def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> Dataset:
+    """Read interactions and item text into a Dataset.
 
     Each user's interactions are in the order of their times or positions, and equal times in the order of
     the file's rows. Users and items are numbered by their ids (shorter first, then alphabetically, so that
     whole numbers count up) whatever the order of the rows. Bad rows are dropped and reported up to
-    `max_bad_share` of a file. Then `repeats` are handled, then the cores. Times in milli- or microseconds
+    `max_bad_share` of a file. Then `repeats` are handled, then the cores. Times in milli-, micro- or nanoseconds
     become seconds.
 
-    `source` is a path, or the name of an asset, which may be downloaded unless `offline`.
+    Args:
+        source: an asset's name ("ml-100k"), a folder, an interaction file, a configuration file (`shop.toml`, whose
+            [data] section names the source, the columns and the rest), or that section itself.
+        offline: download no asset.
 
     Raises:
         DeepRecError: anything about the files that the user can mend.
     """
+    config = _data_config(source)
     path = Path(config.source).expanduser()
     name = path.resolve().name.partition(".")[0]
     try:
@@ -57,6 +61,13 @@ def load_dataset(config: DataConfig, *, offline: bool = False) -> Dataset:
         ) from error
 
 
+def _data_config(source: DataConfig | str | Path) -> DataConfig:
+    if isinstance(source, DataConfig):
+        return source
+    path = Path(source).expanduser()
+    return load_config(path).data if path.suffix == ".toml" else DataConfig(source=str(source))
+
+
 def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
     interactions = _find_interactions(path)
     form = _format_of(interactions) if config.format == "auto" else config.format
@@ -66,7 +77,7 @@ def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
     if items is None:
         raise DeepRecError(f"There is no item file beside {interactions}: name it with data.items.")
     if form == "recbole":
-        return read_recbole(interactions, items, config, ledger)
+        return read_recbole(interactions, items, ledger)
     if form == "movielens":
         return read_movielens(interactions, items, ledger)
     return read_amazon2023(interactions, items, ledger)
@@ -179,7 +190,6 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         brands=text["brand"].to_list(),
         categories=[row or [] for row in text["categories"].to_list()],
         descriptions=text["description"].to_list(),
-        title_chars=config.title_chars,
     )
     titles = catalog.title_report()
     if titles.empty:
@@ -232,7 +242,7 @@ def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
         ~pl.col("item").is_first_distinct(),
         BadKind.REPEATED_ITEM,
         file,
-        lambda row: f"item {shorten(row['item'])} has a row already",
+        lambda row: f"item {row['item']} has a row already",
     )
     in_cell = pl.col("year").str.extract(r"^(\d{4})(?:\.0*|-.*)?$")
     in_title = pl.col("title").str.extract(r"\((\d{4})\)$") if raw.dated_titles else pl.lit(None, dtype=pl.String)
@@ -247,35 +257,31 @@ def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
 
 def _judge_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
     """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
-    file, rows = raw.interactions_file, raw.interactions
+    file, rows, timed = raw.interactions_file, raw.interactions, raw.ordered_by == "time"
     rows = ledger.drop(rows, pl.col("user") == "", BadKind.USER, file, lambda row: "the user is empty")
     rows = ledger.drop(rows, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item is empty")
-    if raw.ordered_by == "time":
-        kind, wanted = BadKind.TIME, "a number or a date"
-    else:
-        kind, wanted = BadKind.POSITION, "a number"
-    rows = rows.with_columns(number=_numbers(rows["order"], dates=raw.ordered_by == "time"))
+    wanted = "a number or a date" if timed else "a number"
     rows = ledger.drop(
-        rows,
+        rows.with_columns(number=_numbers(rows["order"], dates=timed)),
         pl.col("number").is_null(),
-        kind,
+        BadKind.TIME if timed else BadKind.POSITION,
         file,
-        lambda row: f"{raw.ordered_by} {shorten(row['order'])} is not {wanted}",
-    ).drop("order")
-    rows = rows.rename({"number": "order"})
+        lambda row: f"{raw.ordered_by} {row['order']} is not {wanted}",
+    )
+    rows = rows.drop("order").rename({"number": "order"})
     rows = ledger.drop(
         rows,
         ~pl.struct("user", "item", "order").is_first_distinct(),
         BadKind.DUPLICATE,
         file,
-        lambda row: f"user {shorten(row['user'])} and item {shorten(row['item'])} at this {raw.ordered_by} again",
+        lambda row: f"user {row['user']} and item {row['item']} at this {raw.ordered_by} again",
     )
     return ledger.drop(
         rows,
         ~pl.col("item").is_in(items["item"].implode()),
         BadKind.UNKNOWN_ITEM,
         file,
-        lambda row: f"item {shorten(row['item'])} is not in {raw.items_file}",
+        lambda row: f"item {row['item']} is not in {raw.items_file}",
     ).drop(LINE)
 
 

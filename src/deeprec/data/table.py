@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from deeprec.config import Columns, DataConfig
+from deeprec.config import USUAL_COLUMNS, Columns, DataConfig
 from deeprec.data.files import (
     Raw,
     contains,
@@ -21,16 +20,11 @@ from deeprec.data.files import (
 from deeprec.data.report import LINE, Ledger
 from deeprec.errors import DeepRecError
 
-_TIME = ("timestamp", "time", "date", "datetime")
-_POSITION = ("position",)
-_YEAR = ("release_year", "year")
-_GENRES = ("genres", "class", "genre")
-_CATEGORIES = ("categories", "category")
-_BRAND = ("brand", "store")
-_DESCRIPTION = ("description",)
+_GENRES = ("genres", "class", "genre")  # of RecBole's files, separated by spaces
+_NO_CATEGORIES = pl.lit(None, dtype=pl.List(pl.String))
 
 
-def read_recbole(path: Path, items: Path, config: DataConfig, ledger: Ledger) -> Raw:
+def read_recbole(path: Path, items: Path, ledger: Ledger) -> Raw:
     """`.inter` and `.item` files, tab separated, typed headers ('user_id:token'), no quoting.
 
     Order is by `timestamp`, else by `position`. Titles stand in `title` or `movie_title`; categories in
@@ -42,7 +36,7 @@ def read_recbole(path: Path, items: Path, config: DataConfig, ledger: Ledger) ->
     user = require(interactions, ("user_id",), "user", path.name, mend)
     item = require(interactions, ("item_id",), "item", path.name, mend)
     order = require(interactions, ("timestamp", "position"), "time or position", path.name, mend)
-    categories = pick(item_rows, (*_GENRES, *_CATEGORIES))
+    usual = {role: pick(item_rows, names) for role, names in USUAL_COLUMNS.items()}
     return Raw(
         interactions_file=path.name,
         items_file=items.name,
@@ -51,13 +45,11 @@ def read_recbole(path: Path, items: Path, config: DataConfig, ledger: Ledger) ->
             LINE,
             item=require(item_rows, ("item_id",), "item", items.name, mend),
             title=require(item_rows, ("title", "movie_title", "name"), "title", items.name, mend),
-            year=_text(pick(item_rows, _YEAR)),
-            brand=_text(pick(item_rows, _BRAND)),
-            description=_text(pick(item_rows, _DESCRIPTION)),
-            categories=_atomic_categories(item_rows, categories),
+            categories=_atomic_categories(item_rows, usual["categories"]),
+            **{role: _text(usual[role]) for role in ("year", "brand", "description")},
         ),
         ordered_by="time" if order == "timestamp" else "position",
-        dated_titles=pick(item_rows, _YEAR) is not None,
+        dated_titles=usual["year"] is not None,
     )
 
 
@@ -68,8 +60,8 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
     interactions = _read_any(path, ledger)
     user = _column(interactions, columns, "user", path.name)
     item = _column(interactions, columns, "item", path.name)
-    time = _optional(interactions, columns, "time", _TIME, path.name)
-    position = _optional(interactions, columns, "position", _POSITION, path.name)
+    time = _column(interactions, columns, "time", path.name)
+    position = _column(interactions, columns, "position", path.name)
     # A position that was asked for by name wins over a time that was merely found.
     order = position if columns.position and not columns.time else time or position
     if order is None:
@@ -85,18 +77,15 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
         )
     item_rows = interactions if items is None else _read_any(items, ledger)
     items_file = path.name if items is None else items.name
-    year = _optional(item_rows, columns, "year", _YEAR, items_file)
-    categories = _optional(item_rows, columns, "categories", (*_GENRES, *_CATEGORIES), items_file)
+    roles = ("item", "title", "year", "brand", "description", "categories")
+    named = {role: _column(item_rows, columns, role, items_file) for role in roles}
+    categories = named.pop("categories")
     text = item_rows.select(
         LINE,
-        item=_column(item_rows, columns, "item", items_file),
-        title=_column(item_rows, columns, "title", items_file),
-        year=_text(year),
-        brand=_text(_optional(item_rows, columns, "brand", _BRAND, items_file)),
-        description=_text(_optional(item_rows, columns, "description", _DESCRIPTION, items_file)),
-        categories=_NO_CATEGORIES
-        if categories is None
-        else split_categories(categories, columns.category_separator, item_rows),
+        categories=split_categories(categories, columns.category_separator, item_rows)
+        if categories
+        else _NO_CATEGORIES,
+        **{role: _text(name) for role, name in named.items()},
     )
     if items is None:
         text = text.filter(pl.col("item") != "").unique("item", keep="first", maintain_order=True)
@@ -106,11 +95,8 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
         interactions=interactions.select(LINE, user=user, item=item, order=order),
         items=text,
         ordered_by="position" if order == position else "time",
-        dated_titles=year is not None,
+        dated_titles=named["year"] is not None,
     )
-
-
-_NO_CATEGORIES = pl.lit(None, dtype=pl.List(pl.String))
 
 
 def separator_of(path: Path) -> str:
@@ -142,15 +128,12 @@ def _untyped(frame: pl.DataFrame, file: str) -> pl.DataFrame:
     return frame.rename(dict(zip(names, bare, strict=True)))
 
 
-def _column(frame: pl.DataFrame, columns: Columns, role: str, file: str) -> str:
-    return require(frame, (getattr(columns, role),), role, file, f"name it with data.columns.{role}")
-
-
-def _optional(frame: pl.DataFrame, columns: Columns, role: str, usual: Sequence[str], file: str) -> str | None:
-    """The configured column, which must be there, or else a column with a usual name."""
-    if getattr(columns, role) is not None:
-        return _column(frame, columns, role, file)
-    return pick(frame, usual)
+def _column(frame: pl.DataFrame, columns: Columns, role: str, file: str) -> str | None:
+    """The configured column, which must be there, or else one with a usual name, if there is one."""
+    name = getattr(columns, role)
+    if name is None:
+        return pick(frame, USUAL_COLUMNS[role])
+    return require(frame, (name,), role, file, f"name it with data.columns.{role}")
 
 
 def _text(column: str | None) -> pl.Expr:

@@ -1,0 +1,258 @@
+"""The cache: whole assets or nothing.
+
+Every asset has its own folder in the cache. It appears there complete or not at all: its files gather in a hidden
+folder beside it, are checked, and are renamed into their place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ValidationError
+
+from deeprec.assets.downloads import Source, SourceError, progress, sha256_of
+from deeprec.assets.table import ASSETS, Asset
+from deeprec.errors import DeepRecError
+
+MANIFEST = "asset.json"
+ABANDONED = 86_400.0  # seconds after which an unlocked leftover belongs to no running process
+
+
+@dataclass(frozen=True)
+class AssetStatus:
+    """What the cache holds of an asset. `size` is in bytes: on disk if it is ready, else to download."""
+
+    name: str
+    kind: str
+    licence: str
+    purpose: str
+    state: Literal["ready", "missing", "altered"]
+    folder: Path
+    size: int
+    source: str = ""
+    problem: str = ""
+
+
+class _Entry(BaseModel):
+    size: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """The file that marks a folder of the cache as whole. A cache of an earlier DeepRec has no `format_version`."""
+
+    asset: str
+    format_version: int = 1
+    source: str
+    licence: str
+    files: dict[str, _Entry]
+
+
+def cache_folder() -> Path:
+    """The folder of all assets: `DEEPREC_CACHE`, or else the platform's folder for caches."""
+    folder = os.environ.get("DEEPREC_CACHE") or platformdirs.user_cache_dir("deeprec")
+    return Path(folder).expanduser().absolute()
+
+
+def fetch(name: str, *, offline: bool = False, read_all: bool = False) -> Path:
+    """The ready folder of an asset, fetched first if the cache lacks it or its copy was altered.
+
+    A copy counts as whole by the sizes of its files, with `read_all` by their sha256 too. Nothing half done stays
+    behind.
+
+    Raises:
+        DeepRecError: the name is unknown; `offline`, and the cache cannot serve it; no source gives the published
+            files; or the cache cannot be written.
+    """
+    asset = _asset(name)
+    try:
+        return _fetch(asset, offline, read_all)
+    except OSError as error:  # sources word their own errors, so this one is the file system's
+        raise DeepRecError(
+            f"{name} cannot be kept in {cache_folder()} ({error.strerror or error}); make room there, mend its "
+            "permissions, or name another folder in DEEPREC_CACHE."
+        ) from error
+
+
+def locate(name: str) -> Path | None:
+    """The ready folder of an asset, or None where the cache lacks it; DeepRecError for an unknown name."""
+    status = _inspect(_asset(name))
+    return status.folder if status.state == "ready" else None
+
+
+def statuses() -> list[AssetStatus]:
+    """What the cache holds of each asset, by the sizes of its files."""
+    return [_inspect(asset) for asset in ASSETS.values()]
+
+
+def verify(name: str) -> AssetStatus:
+    """Like an entry of `statuses`, but by the sha256 of every file (a second or two a GB)."""
+    return _inspect(_asset(name), read_all=True)
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise DeepRecError(f"There is no asset {name!r}; the known ones are {', '.join(ASSETS)}.")
+    return ASSETS[name]
+
+
+def _fetch(asset: Asset, offline: bool, read_all: bool) -> Path:
+    status = _inspect(asset, read_all=read_all)
+    if status.state == "ready":
+        return status.folder
+    if offline:
+        lack = status.problem or f"{asset.name} is not in the cache {cache_folder()}"
+        raise DeepRecError(f"{lack}; run `deeprec assets get {asset.name}` once with a network.")
+    if status.state == "altered":
+        _say(f"{status.problem}; fetching it again")
+    _check_requirements(asset)
+    with _staging(asset) as staging:
+        if _inspect(asset, read_all=read_all).state == "ready":  # another process fetched it while we waited
+            return status.folder
+        _check_room(asset)
+        ready, source = _gather(asset, staging)
+        if asset.build is not None:
+            _say(f"preparing {asset.name} (once, about a minute)")
+            asset.build(ready)
+        _write_manifest(asset, source, ready)
+        if status.folder.exists():
+            status.folder.rename(staging / "old")
+        ready.rename(status.folder)
+    return status.folder
+
+
+def _inspect(asset: Asset, *, read_all: bool = False) -> AssetStatus:
+    folder = cache_folder() / asset.name
+
+    def status(state: Literal["ready", "missing", "altered"], **more: Any) -> AssetStatus:
+        more = {"size": asset.sources[0].size} | more
+        return AssetStatus(asset.name, asset.kind, asset.licence, asset.purpose, state, folder, **more)
+
+    if not folder.exists():
+        return status("missing")
+    try:
+        manifest = _Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return status("altered", problem=f"the cached {asset.name} lacks a readable {MANIFEST}")
+    sums = {(name, entry.sha256) for name, entry in manifest.files.items()}
+    published = any({(file.name, file.sha256) for file in source.files} <= sums for source in asset.sources)
+    if manifest.format_version != asset.format_version or not published:
+        return status("altered", problem=f"the cached {asset.name} is of another version of DeepRec")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            return status("altered", problem=f"the cached {asset.name} lacks its file {name}")
+        if (found := path.stat().st_size) != entry.size:
+            difference = f"{name} has {found:,} bytes instead of {entry.size:,}"
+            return status("altered", problem=f"the cached {asset.name} was altered ({difference})")
+        if read_all and sha256_of(path) != entry.sha256:
+            return status("altered", problem=f"the cached {asset.name} was altered ({name} fails its sha256)")
+    return status("ready", size=sum(entry.size for entry in manifest.files.values()), source=manifest.source)
+
+
+def _check_requirements(asset: Asset) -> None:
+    lacking = [module for module in asset.requires if importlib.util.find_spec(module) is None]
+    if lacking:
+        raise DeepRecError(
+            f"{asset.name} needs the modules {', '.join(lacking)}, which are not installed; "
+            "run `pip install --editable '.[local]'`."
+        )
+
+
+def _check_room(asset: Asset) -> None:
+    free = shutil.disk_usage(cache_folder()).free
+    if free < asset.room:
+        raise DeepRecError(
+            f"{asset.name} needs {asset.room / 1e6:,.0f} MB while it is fetched and {cache_folder()} has "
+            f"{free / 1e6:,.0f} MB free; make room there or name another folder in DEEPREC_CACHE."
+        )
+
+
+def _gather(asset: Asset, staging: Path) -> tuple[Path, Source]:
+    failures = []
+    for number, source in enumerate(asset.sources):
+        ready, work = staging / f"ready-{number}", staging / f"work-{number}"
+        ready.mkdir()
+        work.mkdir()
+        try:
+            with progress(f"{asset.name} from {source.label}", source.size) as report:
+                source.gather(ready, work, report)
+            return ready, source
+        except SourceError as error:
+            failures.append(f"{source.label} {error}")
+            if number + 1 < len(asset.sources):
+                _say(f"{failures[-1]}; trying the next source")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(ready, ignore_errors=True)
+    raise DeepRecError(
+        f"{asset.name} could not be fetched: {'; '.join(failures)}. Nothing was kept; check the network (or "
+        f"HF_ENDPOINT and pip's index) and run `deeprec assets get {asset.name}` again."
+    )
+
+
+def _write_manifest(asset: Asset, source: Source, ready: Path) -> None:
+    files = {
+        path.relative_to(ready).as_posix(): _Entry(size=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(ready.rglob("*"))
+        if path.is_file()
+    }
+    manifest = _Manifest(
+        asset=asset.name,
+        format_version=asset.format_version,
+        source=source.label,
+        licence=asset.licence,
+        files=files,
+    )
+    (ready / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _staging(asset: Asset) -> Iterator[Path]:
+    """A folder of this process in the cache, gone afterwards; leftovers of killed processes are removed first."""
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f".{asset.name}.lock").open("w") as lock:
+        alone = _acquire(lock, asset)
+        for leftover in cache.glob(f".{asset.name}.part-*"):
+            if alone or time.time() - leftover.stat().st_mtime > ABANDONED:
+                shutil.rmtree(leftover, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{asset.name}.part-", dir=cache))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _acquire(lock: IO[str], asset: Asset) -> bool:
+    """Wait until no other process fetches this asset; False where files cannot be locked.
+
+    The lock only saves a second download: without it both fetch, each in its own folder, and the last rename wins.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _say(f"waiting for another process that is fetching {asset.name}")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

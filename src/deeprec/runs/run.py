@@ -1,0 +1,349 @@
+"""A run's folder: resolved configuration, manifest, metrics and traces as JSON lines, checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from deeprec.config import Config, dump_config, load_config
+from deeprec.errors import DeepRecError, one_line
+from deeprec.runs.environment import commit, hardware, versions
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class JsonLines:
+    """A file of one JSON object a line, appended to and safe against the writer's sudden death.
+
+    Every append reaches the operating system before it returns, so kill -9 tears at most the last line.
+    Reading leaves torn lines out and counts them in `dropped`; the next append starts a new line behind one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.dropped = 0
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one object; numbers that JSON lacks (nan, inf) become null.
+
+        Raises:
+            DeepRecError: the disk is full.
+        """
+        line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+        with explaining_full_disk(self.path), open(self.path, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Every whole object in order; `dropped` counts the lines left out so far by this pass."""
+        self.dropped = 0
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError:  # also a line torn inside a character
+                    record = None
+                if isinstance(record, dict):
+                    yield record
+                else:
+                    self.dropped += 1
+
+
+class Run:
+    """One run's folder. As a context manager it records how the run ended and lets the exception go on.
+
+    Attributes:
+        path: the folder; `config.toml`, `manifest.json`, `checkpoints/` lie in it.
+        metrics: `metrics.jsonl`; its `dropped` counts torn lines after a reading.
+        traces: `traces.jsonl`, likewise.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / "config.toml"
+        self.manifest_path = path / "manifest.json"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = JsonLines(path / "metrics.jsonl")
+        self.traces = JsonLines(path / "traces.jsonl")
+        self._since = time.monotonic()
+        self._lock: IO[str]
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        name: str | None,
+        config: Config,
+        command: list[str],
+        *,
+        kind: str,
+        fingerprint: str | None = None,
+    ) -> Run:
+        """A new folder `<root>/<UTC time>-<name>`; without a name, `kind` ("trm", "eval", ...) serves as one.
+
+        Raises:
+            DeepRecError: the folder can't be written, or the disk is full.
+        """
+        now = datetime.now(UTC)
+        label = re.sub(r"[^\w.-]+", "-", name or kind).strip("-.")
+        run = cls(_new_folder(root, f"{now:%Y%m%dT%H%M%SZ}-{label}"))
+        with explaining_full_disk(run.path):
+            run.checkpoints.mkdir()
+            run.config_path.write_text(dump_config(config), encoding="utf-8")
+        # The manifest comes last: a folder that has one is complete.
+        run._write_manifest(
+            {
+                "kind": kind,
+                "command": command,
+                "created": now.isoformat(timespec="seconds"),
+                "status": "running",
+                "wall_seconds": 0.0,
+                "dataset": fingerprint,
+                "versions": versions(),
+                "commit": commit(),
+                "hardware": hardware(),
+            }
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run.
+
+        Raises:
+            DeepRecError: the folder is not a run's.
+        """
+        run = cls(path)
+        if _read_manifest(run.manifest_path) is None or not run.config_path.exists():
+            raise DeepRecError(f"{path} is not a run's folder: give one that `deeprec runs` lists.")
+        return run
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.config_path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it is on disk now.
+
+        Raises:
+            DeepRecError: it was removed or damaged since the run was opened.
+        """
+        manifest = _read_manifest(self.manifest_path)
+        if manifest is None:
+            raise DeepRecError(f"{self.manifest_path} is missing or damaged: the run can't be read.")
+        return manifest
+
+    def record(self, **fields: Any) -> None:
+        """Set fields of the manifest, for what is known only later (the fingerprint of the data)."""
+        self._write_manifest(self.manifest | fields)
+
+    def append_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`: the step, seconds since the epoch as `time`, and the values."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self.metrics.append({"step": step, "time": round(time.time(), 3)} | numbers)
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        return iter(self.metrics)
+
+    def finish(self, status: Status, error: str | None = None) -> None:
+        """Record how the run ended, and add the seconds since this object was made to `wall_seconds`.
+
+        A run killed outright never gets here and stays "running".
+        """
+        now = time.monotonic()
+        seconds = round(self.manifest["wall_seconds"] + now - self._since, 3)
+        self._since = now
+        self.record(status=status, wall_seconds=seconds, error=error)
+
+    def __enter__(self) -> Run:
+        """Take the run for this process.
+
+        Raises:
+            DeepRecError: another process is at work in it. A killed one leaves nothing that would say so.
+        """
+        self._lock = lock(self.path)  # held until the run ends
+        if self.manifest["status"] != "running":
+            self.record(status="running", error=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.finish("finished")
+            elif isinstance(error, KeyboardInterrupt):
+                self.finish("interrupted")
+            else:
+                self.finish("failed", f"{type(error).__name__}: {error}")
+        except DeepRecError as second:
+            if error is None:
+                raise
+            error.add_note(str(second))  # a full disk must not hide why the run ended
+        finally:
+            self._lock.close()
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        scratch = self.manifest_path.with_suffix(".json.tmp")
+        with explaining_full_disk(self.path):
+            scratch.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            os.replace(scratch, self.manifest_path)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a listing shows of a run; `created` is an ISO time in UTC."""
+
+    path: Path
+    kind: str
+    status: Status
+    created: str
+    wall_seconds: float
+    command: tuple[str, ...]
+
+
+def list_runs(root: Path) -> list[RunSummary]:
+    """The runs under `root`, oldest first; folders that are no runs are passed over."""
+    found = []
+    for path in sorted(root.glob("*/manifest.json")):
+        manifest = _read_manifest(path)
+        if manifest is not None:
+            shown = {key: manifest[key] for key in ("kind", "status", "created", "wall_seconds")}
+            found.append(RunSummary(path=path.parent, command=tuple(manifest["command"]), **shown))
+    return sorted(found, key=lambda run: run.created)
+
+
+def matching_runs(
+    root: Path, kind: str, config: Config, sections: Sequence[str], origin: Mapping[str, Any], *, ignore: str = ""
+) -> Iterator[Run]:
+    """Runs of a kind whose configuration has the same sections and whose manifest holds `origin`, latest first.
+
+    Args:
+        origin: fields of the manifest; `dataset` is the fingerprint of the data.
+        ignore: a key, as "policy.adapter", that may differ.
+    """
+    wanted = tomllib.loads(dump_config(config))
+    for summary in reversed(list_runs(root)):
+        if summary.kind != kind:
+            continue
+        try:
+            run = Run.open(summary.path)
+            # The file itself, not the parsed configuration: a key that is new since then must not be filled in.
+            written = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
+        except (DeepRecError, OSError, ValueError):
+            continue
+        section, _, key = ignore.partition(".")
+        for tree in (written, wanted):
+            tree.get(section, {}).pop(key, None)
+        same = all(written.get(name) == wanted[name] for name in sections)
+        if same and all(run.manifest.get(name) == value for name, value in origin.items()):
+            yield run
+
+
+def lock(folder: Path) -> IO[str]:
+    """Take a folder for this process, until the file is closed or the process ends, however it ends.
+
+    Raises:
+        DeepRecError: another process is at work in it.
+    """
+    held = open(folder / ".lock", "w")  # noqa: SIM115  # the caller closes it
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise DeepRecError(f"Another process is at work in {folder}: wait for it, or stop it.") from None
+    return held
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    with explaining_full_disk(root):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            number = 1
+            while True:
+                path = root / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    number += 1
+                else:
+                    return path
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise DeepRecError(f"The runs folder {root} can't be written ({error.strerror}).") from None
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest, or None where the file is missing, damaged, or another program's."""
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict):
+        return None
+    keys = {"kind", "command", "created", "status", "wall_seconds"}
+    return manifest if keys <= manifest.keys() else None
+
+
+_NOTHING = 1 << 20
+"""Free bytes of a disk that is full."""
+
+
+@contextmanager
+def explaining_full_disk(path: Path) -> Iterator[None]:
+    """A full disk under what is written to `path` is said in a sentence. What writes weights has errors of its own for
+    it, which may not name it.
+
+    Raises:
+        DeepRecError: it is full.
+    """
+    try:
+        yield
+    except DeepRecError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise DeepRecError(f"The disk is full, {path} could not be written: free some space.") from error
+        if isinstance(error, OSError) or not _full(path, error):
+            raise
+        raise DeepRecError(f"The disk of {path} is full: free some space. ({one_line(error)})") from error
+
+
+def _full(path: Path, error: Exception) -> bool:
+    if "No space left" in str(error):
+        return True
+    try:
+        return shutil.disk_usage(path).free < _NOTHING
+    except OSError:
+        return False
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
