@@ -5,7 +5,7 @@ import pytest
 
 from deeprec.data.catalog import ItemIdx
 from deeprec.explore.protocol import answer_text, call_text
-from deeprec.rewards.outcome import foresight_reward, hit_reward, pointwise_reward, rank_reward
+from deeprec.rewards.outcome import hit_reward, pointwise_reward, rank_reward
 
 ALIEN, HALO, HALO_2, CASABLANCA, ASSISTANT, TWIN, TWIN_2, HEAT, BRAZIL, RAN, EM, JAWS = map(ItemIdx, range(12))
 CALL = call_text("I look.", "something")
@@ -38,7 +38,7 @@ def test_hit_and_rank_of_three(answered, target, rank):
 
 
 def test_hit_and_rank_of_nine(explored):
-    """1 + 0.2 · (9 − 0) for the first place, 1 + 0.2 · (9 − 8) for the last."""
+    """1 + 0.2 · (9 − 0) for the first position, 1 + 0.2 · (9 − 8) for the last."""
     titles = ["Halo", "Halo 2", "Casablanca", "Assistant", "Heat", "Brazil", "Ran", "M", "Jaws"]
     trace = explored([CALL, answer_text("I rank.", titles)], answer_size=9)
     assert trace.well_formed
@@ -133,50 +133,3 @@ def test_pointwise_pays_more_for_the_better_item_first(answered):
 def test_pointwise_of_the_target_itself_is_the_scale(answered):
     ones_ID = np.full((12, 4), 0.5, dtype=np.float32)
     assert pointwise_reward(answered("Halo", "Heat", "Ran"), JAWS, ones_ID, ones_ID) == pytest.approx(10)
-
-
-PLACES = {"": 31, "near": 3, "top": 0, "far": 1023, "level": 31}
-
-
-@pytest.mark.parametrize(
-    ("said", "value"),
-    [
-        (["near"], 1.5),  # 0.5 · log2(32 / 4)
-        (["top"], 2.5),
-        (["level"], 0.0),
-        (["near", "level"], 0.75),
-        (["near", "near", "near"], 1.5),  # saying it again brings nothing
-        (["far"], -1.0),  # 0.5 · log2(32 / 1024) is -2.5: no worse than a fault
-        ([], 0.0),
-    ],
-)
-def test_foresight_is_paid_by_the_halvings_of_the_targets_place(explored, said, value):
-    asked = []
-
-    def ranks(queries, targets):
-        asked.extend(queries)
-        assert list(targets) == [JAWS] * len(queries)
-        return np.array([PLACES[query.preference] for query in queries])
-
-    calls = [call_text("I look.", words) for words in said]
-    whole = explored([*calls, answer_text("I rank.", ["Halo", "Heat", "Ran"])])
-    assert foresight_reward(whole, JAWS, ranks, 0.1) == pytest.approx(value)
-    assert [query.preference for query in asked] == (["", *said] if said else [])
-    assert all(
-        query.history == (ALIEN,) and query.exclude == {ALIEN} and query.preference_weight == 0.1 for query in asked
-    )
-    assert foresight_reward(whole, JAWS, ranks, 0.1, scale=0.1) == pytest.approx(value / 5 if value > -1 else -0.5)
-    malformed = explored(calls)
-    assert not malformed.well_formed
-    assert foresight_reward(malformed, JAWS, ranks, 0.1) == min(value, 0.0)
-
-
-def test_foresight_knows_a_target_that_the_history_has(explored):
-    """Where sequences keep repeats, the next item may be one that was there before."""
-    trace = explored([call_text("I look.", "near"), answer_text("I rank.", ["Halo", "Heat", "Ran"])])
-
-    def ranks(queries, targets):
-        assert all(query.exclude == frozenset() for query in queries)
-        return np.array([PLACES[query.preference] for query in queries])
-
-    assert foresight_reward(trace, ALIEN, ranks, 0.1) == pytest.approx(1.5)

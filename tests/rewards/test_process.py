@@ -96,13 +96,13 @@ def test_invocation_with_other_constants(explored):
     ("preferences", "expected"),
     [
         (["east", "east", "east"], 0.0),
-        (["east", "about east", "north"], 0.5),  # cosine 0.9: the second asks nothing new
+        (["east", "about east", "north"], 0.5),  # cosine 0.9: the second repeats the first
         (["east", "north-east"], 0.5),  # cosine 0.71
         (["about east", "north", "east", "north"], 0.5),
         (["east", "north", "west", "north"], 1.0),
     ],
 )
-def test_calls_that_ask_the_same_count_once(explored, preferences, expected):
+def test_repeated_preferences_count_once(explored, preferences, expected):
     assert invocation_reward(explored([*calls(*preferences), ANSWER]), compass) == expected
 
 
@@ -115,7 +115,7 @@ def test_calls_that_ask_the_same_count_once(explored, preferences, expected):
         (["east", "west"], 0.2 * (1 + 1)),
         (["east", "north-east"], 0.2 * (1 - 0.5**0.5)),
         (["east", "north", "west"], 0.2 * (1 - (0 - 1 + 0) / 3)),  # pairs: east-north, east-west, north-west
-        (["east", "east", "north"], 0.2 * (1 - 0)),  # asked again, it changes nothing
+        (["east", "east", "north"], 0.2 * (1 - 0)),  # a repetition changes nothing
         (["east", "about east"], 0.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""Shortcuts that a policy might find: faults, of which none is paid, and what is paid as the honest thing beside it."""
+"""Shortcuts that a policy might find: faults, which are never paid, and others, paid no more than their honest twin."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deeprec import assets
-from deeprec.config import RewardConfig, TrainConfig
+from deeprec.config import TrainConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.explore.protocol import END_ITEMS, ITEMS, Fault, answer_text, call_text
 from deeprec.rewards.process import invocation_reward
@@ -14,23 +14,16 @@ from deeprec.rewards.rubric import Rubric
 
 HALO = ItemIdx(1)
 DIRECTIONS = {"dark": (1.0, 0.0), "Dark!": (0.95, 0.3122), "light": (0.0, 1.0)}
-STAGES = {stage.name: stage.rewards for stage in TrainConfig().stages} | {
-    "foresight": {"format": 1.0, "foresight": 1.0}
-}
-PLACES = {"": 7, "dark": 3, "Dark!": 3, "light": 3, ";": 7}
+STAGES = {stage.name: stage.rewards for stage in TrainConfig().stages}
 
 
 def embed(texts):
     return np.array([DIRECTIONS[text] for text in texts], dtype=np.float32)
 
 
-def ranks(queries, targets):
-    return np.array([PLACES[query.preference] for query in queries])
-
-
 def paid(trace, target, stage):
-    alone_ID = np.eye(12, dtype=np.float32)  # no item is like another
-    return Rubric.build(RewardConfig(), STAGES[stage], embed, alone_ID, alone_ID, ranks, 0.1).score(trace, target).total
+    unlike_ID = np.eye(12, dtype=np.float32)  # no item resembles another
+    return Rubric.build(STAGES[stage], embed, unlike_ID, unlike_ID).score(trace, target).total
 
 
 def call(preference="dark", thought="I look."):
@@ -44,11 +37,11 @@ def answer(*titles, thought="I rank."):
 ONE_CALL = [call(), answer()]
 FORGED = f"I look.\n{ITEMS}\n1. Brazil\n{END_ITEMS}\n"
 
-# What is written, and the fault that it is; the target is what an honest exploration would be paid for.
+# Segments, and the fault they have. An honest exploration would be paid for the target.
 FAULTY = {
     "calls and no answer": ([call("dark"), call("light"), call("Dark!"), "so it goes"], Fault.NO_ANSWER),
     "an answer without a call": ([answer()], Fault.NO_CALL),
-    "one title in every place": ([call(), answer("Halo", "Halo", "Halo")], Fault.REPEATED_TITLE),
+    "one title in every position": ([call(), answer("Halo", "Halo", "Halo")], Fault.REPEATED_TITLE),
     "more titles than asked for": ([call(), answer("Halo", "Heat", "Ran", "M")], Fault.LINES),
     "fewer titles than asked for": ([call(), answer("Halo")], Fault.LINES),
     "a list of items of one's own": ([FORGED + call(), answer("Halo", "Brazil", "Ran")], Fault.FORGED_ITEMS),
@@ -61,7 +54,7 @@ FAULTY = {
     "the prompt's words again": ([f"User:\nAlien\n{call()}", answer()], Fault.ECHO),
     "a call inside the answer": ([call(), answer("Halo", "Heat", call())], Fault.TOOL_IN_ANSWER),
 }
-# What no fault tells, in place of what, and with which target.
+# Segments without a fault, their honest twin, and the target.
 EQUAL = {
     "padding: one preference in three calls": ([call(), call(), call(), answer()], ONE_CALL, HALO),
     "padding: one preference, its words changed a little": ([call("dark"), call("Dark!"), answer()], ONE_CALL, HALO),
@@ -95,12 +88,12 @@ def test_a_shortcut_without_a_fault_is_paid_as_what_it_is(explored, written, hon
         (("Thriller", "Thrillers", "thriller."), 1),
         (("Comedy; 1990s", "1990s; comedy", "comedy, 1990s!"), 1),
         (("Comedy", "War", "1970s; Western"), 3),
-        # What no vector tells: other words for the same, and words for nothing (docs/rewards.md).
+        # Vectors miss these: other words for the same, and words without meaning.
         (("Comedy; 1990s", "funny films of the nineties"), 2),
         (("Comedy", "Comedy; asdf qwer"), 2),
     ],
 )
-def test_which_calls_ask_something_new_by_the_real_vectors(explored, said, calls):
+def test_which_preferences_are_new_by_the_real_vectors(explored, said, calls):
     from deeprec.trm.text_encoder import TextEncoder
 
     if assets.locate("minilm-l6") is None:
@@ -111,10 +104,9 @@ def test_which_calls_ask_something_new_by_the_real_vectors(explored, said, calls
 
 
 def test_honest_ways_are_paid(explored):
-    """What the shortcuts imitate is worth something, or the table above would prove nothing."""
+    """The honest twins are paid, or the tables above would prove nothing."""
     several = explored([call("dark"), call("light"), answer()])
     assert paid(several, HALO, "cold-start") == pytest.approx(0.5 + 0.2)
     answers = (("Halo", "M", "Ran"), ("M", "Ran", "Halo"), ("M", "Ran", "Heat"))
     first, last, none = (paid(explored([call(), answer(*titles)]), HALO, "recommendation") for titles in answers)
     assert first > last > none == 0
-    assert paid(several, HALO, "foresight") == pytest.approx(0.5)  # 0.5 · log2(8 / 4)

@@ -1,4 +1,4 @@
-"""Two steps of a stage on given explorations, as one of several processes; writes what it learned from them."""
+"""Two steps of a stage on canned explorations, as one of several processes; writes advantages, losses and weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deeprec.training.trainer import adapted
 from tiny_models import bytes_tokenizer, tiny
 
 
-class ForcedSegment(OwnTokensTrainer):
+class RecordingTrainer(OwnTokensTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.advantages: list[list[float]] = []
@@ -32,7 +32,7 @@ class ForcedSegment(OwnTokensTrainer):
 
 
 def explorations(prompts: list[str], trainer: Any) -> dict[str, Any]:
-    """Of each prompt's n-th sample always the same, with as many own tokens as it likes."""
+    """The n-th exploration of a prompt is always the same."""
     found: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": [], "pay": []}
     for position, prompt in enumerate(prompts):
         text = f"{prompt}, sample {position % 2}: " + "x" * (7 * int(prompt) + position % 2)
@@ -51,11 +51,11 @@ def pay(pay: list[float], **_: Any) -> list[float]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    config = TrainConfig(tasks_per_step=2, samples=2, rows=1, lora_rank=4)
+    config = TrainConfig(tasks_per_step=2, group_size=2, micro_batch_size=1, lora_rank=4)
     stage = StageConfig(name="one", share=0.2, steps=2, learning_rate=1e-2, rewards={"pay": 1.0})
     torch.manual_seed(0)
     model = adapted(copy.deepcopy(tiny(bytes_tokenizer())), config.lora_rank)
-    trainer = ForcedSegment(
+    trainer = RecordingTrainer(
         model,
         [pay],
         arguments(stage, Rubric({"pay": lambda trace, _: 0.0}, {"pay": 1.0}), config, folder / "checkpoints", model),
@@ -64,12 +64,12 @@ def main(folder: Path) -> None:
         rollout_func=explorations,
     )
     run_trainer(trainer, folder / "checkpoints")
-    told = {
+    results = {
         "advantages": trainer.advantages,
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
         "weights": [float(weight.sum()) for weight in model.parameters() if weight.requires_grad],
     }
-    (folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
+    (folder / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

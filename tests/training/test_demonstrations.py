@@ -1,4 +1,4 @@
-"""What the teacher writes: well-formed explorations made of a user's training part, and what of them is learned."""
+"""Demonstrations: well-formed explorations of a user's training data, and which of their tokens SFT learns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA = toy_dataset()
 CONFIG = ExploreConfig(answer_size=5, items_per_call=6, max_calls=3, segment_tokens=200)
 
 
-def taught(
+def demonstrate(
     data: Dataset = DATA, retriever: Retriever | None = None, seed: int = 0, **limits: int
 ) -> tuple[DemonstrationPolicy, list[tuple[Trace, Example]]]:
     tasks, followed = data.past_tasks(4)
@@ -36,54 +36,54 @@ def taught(
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_every_exploration_is_well_formed_and_never_asks_the_same_twice(calls: int) -> None:
-    demonstrator, found = taught(max_calls=calls)
+    demonstrator, found = demonstrate(max_calls=calls)
     assert len(found) == len(demonstrator.tasks)
     for trace, _ in found:
         assert trace.well_formed
         assert len({turn.preference for turn in trace.turns}) == len(trace.turns)
 
 
-def test_lessons_have_limits_of_their_own_and_say_them() -> None:
-    """After as many lists one lesson goes on and another must answer: only what it reads tells the student which."""
-    demonstrator, found = taught(items_per_call=3)
-    made = set()
+def test_demonstrations_vary_in_their_limits_and_state_them() -> None:
+    """After equally many lists one demonstration calls again and another must answer; only the prompt tells which."""
+    demonstrator, found = demonstrate(items_per_call=3)
+    seen = set()
     for trace, _ in found:
         limits = demonstrator.limits(demonstrator.tasks[trace.task])
         prompt = trace.segments[0].text
         assert f"up to {limits.max_calls} times" in prompt
         assert f"Recommend the {limits.answer_size} items" in prompt
         assert len(trace.answered) == trace.answer_size == limits.answer_size
-        said = [protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY]
-        assert said == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
-        made.add((limits.max_calls, len(trace.turns)))
-    assert made == {(1, 1), (2, 2), (3, 2), (3, 3)}
+        told = [protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY]
+        assert told == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
+        seen.add((limits.max_calls, len(trace.turns)))
+    assert seen == {(1, 1), (2, 2), (3, 2), (3, 3)}
     sizes = [trace.answer_size for trace, _ in found]
     assert set(sizes) == {1, 2, 3, 4, 5}
     assert sizes.count(5) > len(sizes) / 2
 
 
-def test_the_teachers_words_are_learned_and_the_environments_are_not() -> None:
-    for trace, example in taught()[1]:
+def test_the_policys_tokens_are_learned_and_the_environments_are_not() -> None:
+    for trace, example in demonstrate()[1]:
         tokens, written, _ = trace.tokens()
         assert (list(example.tokens), list(example.learned)) == (tokens, written)
         own = [segment.author is Author.POLICY for segment in trace.segments for _ in segment.tokens]
         assert list(example.learned) == own
 
 
-def test_the_first_word_says_whether_the_teacher_goes_on() -> None:
-    for trace, _ in taught(items_per_call=3)[1]:
+def test_the_first_word_tells_whether_a_call_follows() -> None:
+    for trace, _ in demonstrate(items_per_call=3)[1]:
         assert trace.thought.startswith("I rank ")
         assert not any(turn.thought.startswith("I rank ") for turn in trace.turns)
 
 
 def test_the_answer_is_what_came_back_in_order() -> None:
-    for trace, _ in taught()[1]:
+    for trace, _ in demonstrate()[1]:
         assert list(trace.answered) == list(trace.pool[: trace.answer_size])
 
 
-def test_the_first_call_names_the_latest_and_what_the_history_is_of() -> None:
-    """It knows nothing of what followed, since the student won't either."""
-    demonstrator, found = taught()
+def test_the_first_call_has_the_latest_names_and_the_most_frequent_phrase() -> None:
+    """It uses no hindsight, as the trained model has none either."""
+    demonstrator, found = demonstrate()
     for trace, _ in found:
         shown = trace.history[-CONFIG.history :]
         titles = [DATA.catalog.titles[item].partition(" (")[0] for item in reversed(shown[-3:])]
@@ -100,11 +100,11 @@ def test_the_first_call_names_the_latest_and_what_the_history_is_of() -> None:
     assert firsts[0] == firsts[1]
 
 
-def test_later_calls_say_what_comes_again() -> None:
-    """Nothing of the toy catalogue has a name in common: a phrase of the next items that the history has too and that
-    was not said, or the name of the latest item that was not, or a phrase of it.
+def test_later_calls_say_what_the_next_items_share_with_the_history() -> None:
+    """Toy titles share no words. A later call has a new phrase that both the next items and the history have, else the
+    name of the latest item that is new, else a phrase of it.
     """
-    demonstrator, found = taught()
+    demonstrator, found = demonstrate()
     kinds = names = 0
     for trace, _ in found:
         first, *later = ([*phrases_of(turn.preference)] for turn in trace.turns)
@@ -127,8 +127,8 @@ def test_later_calls_say_what_comes_again() -> None:
     assert names
 
 
-def test_what_comes_again_is_named() -> None:
-    """Items of the history whose titles share words with the very next one, the most alike first."""
+def test_similar_items_of_the_history_are_named() -> None:
+    """Items of the history whose titles share words with the next one, the most similar first."""
     titles = [f"Thing{item} alone" for item in range(40)]
     titles[3], titles[4], titles[5] = "Acme hex bolt (1973)", "Acme nut", "Zeta glue"
     titles[7], titles[9] = "Acme washer", "Acme steel hex bolt"
@@ -141,8 +141,8 @@ def test_what_comes_again_is_named() -> None:
     assert phrases_of(trace.turns[1].preference) == ["Acme hex bolt", "Acme nut"]
 
 
-def test_what_was_held_out_is_never_spoken_of() -> None:
-    """Validation and test items have words of their own; nothing the teacher writes or asks has any of them."""
+def test_held_out_items_are_never_mentioned() -> None:
+    """Validation and test items have words of their own; no demonstration and no query contains them."""
     data = toy_dataset(n_users=4, seed=3)
     held_out = {int(item) for u in range(4) for item in data.sequence(u)[-2:]}
     only = held_out - {int(item) for item in data.train_sequences().items_N}
@@ -151,20 +151,20 @@ def test_what_was_held_out_is_never_spoken_of() -> None:
     titles = tuple(f"SECRET {i}" if i in only else title for i, title in enumerate(catalog.titles))
     data = replace(data, catalog=replace(catalog, titles=titles))
     retriever = RecordingRetriever(len(catalog), never=only)
-    _, found = taught(data, retriever)
+    _, found = demonstrate(data, retriever)
     assert found
     assert all("SECRET" not in segment.text for trace, _ in found for segment in trace.segments)
     assert all("SECRET" not in query.preference for query in retriever.queries)
 
 
 def test_words_vary_with_the_seed_and_follow_from_it() -> None:
-    texts = [[trace.to_json() for trace, _ in taught(seed=seed)[1]] for seed in (0, 0, 1)]
+    texts = [[trace.to_json() for trace, _ in demonstrate(seed=seed)[1]] for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
-    openings = {trace.turns[0].thought for trace, _ in taught()[1]}
+    openings = {trace.turns[0].thought for trace, _ in demonstrate()[1]}
     assert len(openings) > 20
 
 
-def test_what_the_student_may_not_write_teaches_nothing() -> None:
+def test_a_demonstration_that_breaks_a_limit_is_left_out() -> None:
     tasks, followed = DATA.past_tasks(1)
     for cramped in ({"segment_tokens": 12}, {"context_tokens": 64}):
         demonstrator = DemonstrationPolicy(
@@ -177,7 +177,7 @@ def test_what_the_student_may_not_write_teaches_nothing() -> None:
 def test_a_title_of_several_items_names_one_that_came_back() -> None:
     catalog = replace(DATA.catalog, titles=("Twin",) * 12 + DATA.catalog.titles[12:])
     catalog = type(catalog)(**{name: getattr(catalog, name) for name in catalog.__dataclass_fields__})
-    demonstrator, found = taught(replace(DATA, catalog=catalog))
+    demonstrator, found = demonstrate(replace(DATA, catalog=catalog))
     assert set(demonstrator.faults) <= {Fault.LINES}  # too few titles that differ, and nothing else
     assert len(found) + demonstrator.faults[Fault.LINES] == len(demonstrator.tasks)
     twins = [(line.item, trace.pool) for trace, _ in found for line in trace.answer if line.text == "Twin"]

@@ -1,4 +1,4 @@
-"""Imitation: only what is learned counts, and each token of it the same, however explorations are batched."""
+"""SFT: only learned tokens count, all equally, however examples are batched."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ def examples(n: int = 4) -> list[Example]:
     ]
 
 
-def config_of(rows: int, **more: Any) -> TrainConfig:
-    return TrainConfig(rows=rows, sft=SFTConfig(batch_size=4, learning_rate=1e-3, **more))
+def config_of(micro_batch_size: int, **more: Any) -> TrainConfig:
+    return TrainConfig(micro_batch_size=micro_batch_size, sft=SFTConfig(batch_size=4, learning_rate=1e-3, **more))
 
 
-def first_loss(rows: int, folder: Path) -> tuple[float, Any]:
-    told: dict[int, Any] = {}
+def first_loss(micro_batch_size: int, folder: Path) -> tuple[float, Any]:
+    losses: list[float] = []
     model = copy.deepcopy(tiny(bytes_tokenizer())).requires_grad_(True)
-    sft(model, examples(), config_of(rows), folder, StageCallback("sft", told.__setitem__))
-    return told[1]["loss"], model
+    callback = StageCallback("sft", lambda part, step, steps, metrics: losses.append(metrics["loss"]))
+    sft(model, examples(), config_of(micro_batch_size), folder, callback)
+    return losses[0], model
 
 
 def test_the_loss_is_the_mean_over_the_learned_tokens(tmp_path: Path) -> None:
@@ -51,15 +52,15 @@ def test_the_loss_is_the_mean_over_the_learned_tokens(tmp_path: Path) -> None:
     assert first_loss(4, tmp_path)[0] == pytest.approx(total / count, rel=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_how_many_rows_a_pass_has_changes_nothing(tmp_path: Path, rows: int) -> None:
-    (loss, model), (expected, whole) = first_loss(rows, tmp_path / "a"), first_loss(4, tmp_path / "b")
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_the_micro_batch_size_changes_nothing(tmp_path: Path, micro_batch_size: int) -> None:
+    (loss, model), (expected, whole) = first_loss(micro_batch_size, tmp_path / "a"), first_loss(4, tmp_path / "b")
     assert loss == pytest.approx(expected, rel=1e-4)
     for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=3e-5, rtol=1e-3)
 
 
-def test_rows_are_filled_up_with_what_is_not_learned() -> None:
+def test_padding_is_not_learned() -> None:
     batch = collate(examples())
     assert batch["input_ids"].shape == batch["labels"].shape == (4, 14)
     for row, example in enumerate(examples()):

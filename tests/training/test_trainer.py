@@ -1,11 +1,9 @@
-"""The whole training at small scale, with a random model: warm start, both stages, interruption, TRL's contract."""
+"""The whole training at small scale, with a random model: SFT, both stages, interruption, TRL's contract."""
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -16,105 +14,29 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_training import DATA, LONGER, PARTS, Hashes, StepLog, config_of, fresh
 
-from deeprec.config import Config, ExploreConfig, SFTConfig, StageConfig, TrainConfig, TRMConfig
+from deeprec.config import ExploreConfig, SFTConfig, TrainConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.protocol import call_text
-from deeprec.explore.trace import Author, Stop
-from deeprec.policies.text import TextPolicy
-from deeprec.policies.transformers import TransformersPolicy
 from deeprec.retrieval.retriever import Query
-from deeprec.rewards.outcome import foresight_reward, hit_reward
+from deeprec.rewards.outcome import hit_reward
 from deeprec.rewards.rubric import Rubric
-from deeprec.testing import toy_dataset
 from deeprec.training import rollout as rollout_module
 from deeprec.training.callback import alarms, measure
 from deeprec.training.demonstrations import Example
 from deeprec.training.rollout import Rollout, reward_functions
-from deeprec.training.schedule import SFT, shares
+from deeprec.training.schedule import SFT, shared_parts, shares
 from deeprec.training.stages import OwnTokensTrainer, arguments, order_of
 from deeprec.training.task_sets import TaskSets
 from deeprec.training.time_budget import time_spent
-from deeprec.training.trainer import first_parts, rubrics_of, train
-from deeprec.trm.trm import TRM
+from deeprec.training.trainer import train
 from tiny_models import bytes_tokenizer, tiny
 
-DATA = toy_dataset(n_users=200)
-STAGES = (SFT, "one", "two")
-TERMS = ("format", "invocation", "diversity", "hit", "rank", "pointwise")
 
-
-class Hashes:
-    """A text encoder: every text has a direction of its own."""
-
-    width = 16
-
-    def encode(self, texts: Sequence[str], *_: Any) -> Any:
-        rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=16) for text in texts]
-        return np.array(rows, dtype=np.float32).reshape(len(texts), 16)
-
-
-def letters(trace: Any, target: int) -> float:
-    """A reward that differs within groups of a random policy: its share of letters, and something of the target."""
-    text = "".join(segment.text for segment in trace.segments if segment.author is Author.POLICY)
-    return sum(letter.isalpha() for letter in text) / max(1, len(text)) + target / 1000
-
-
-def config_of(**more: Any) -> Config:
-    rewards = {f"{__name__}:letters": 1.0} | dict.fromkeys(TERMS, 0.5)
-    settings = {
-        "per_user": 2,
-        "tasks_per_step": 2,
-        "samples": 2,
-        "rows": 2,
-        "lora_rank": 4,
-        "sft": SFTConfig(share=0.2, tasks=8, batch_size=4, learning_rate=1e-3),
-        "stages": tuple(
-            StageConfig(name=name, share=0.2, steps=2, learning_rate=1e-2, rewards=rewards) for name in ("one", "two")
-        ),
-    }
-    explore = ExploreConfig(answer_size=3, items_per_call=3, max_calls=2, segment_tokens=240, history=2)
-    return Config(explore=explore, train=TrainConfig(**settings | more))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def task_sets() -> TaskSets:
-    config = config_of().train
-    parts, rest = DATA.divide(shares(config), config.seed)
-    trm = TRM.fit(rest, TRMConfig(width=16, epochs=1), Hashes())  # type: ignore[arg-type]
-    return TaskSets.prepare(parts, trm, DATA.catalog, config)
-
-
-def fresh() -> TransformersPolicy:
-    return TransformersPolicy(copy.deepcopy(tiny(bytes_tokenizer())), bytes_tokenizer())
-
-
-class Heard:
-    """What a training told of its steps; it stops the training, as a kill would, before a step is saved."""
-
-    def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
-        self.steps: dict[tuple[str, int], dict[str, float]] = {}
-        self.stop_at = stop_at
-
-    def __call__(self, stage: str, step: int, steps: int, numbers: Any) -> None:
-        if (stage, step) == self.stop_at:
-            raise KeyboardInterrupt
-        assert step <= steps
-        self.steps[stage, step] = {name: value for name, value in numbers.items() if "time" not in name}
-
-
-def curve(heard: Heard) -> dict[tuple[str, int], dict[str, float]]:
+def without_times(log: StepLog) -> dict[tuple[str, int], dict[str, float]]:
     return {
-        key: {name: value for name, value in numbers.items() if not name.startswith(("seconds", "tokens/s"))}
-        for key, numbers in heard.steps.items()
+        key: {name: value for name, value in metrics.items() if not name.startswith(("seconds", "tokens/s"))}
+        for key, metrics in log.steps.items()
     }
 
 
@@ -122,7 +44,7 @@ def test_users_of_the_stages_are_strangers_to_the_trm_and_to_each_other(task_set
     config = config_of().train
     parts, rest = DATA.divide(shares(config), config.seed)
     users = {name: {task.user for task in tasks} for name, tasks in task_sets.tasks.items()}
-    assert tuple(users) == STAGES
+    assert tuple(users) == PARTS
     assert sum(map(len, users.values())) == len(set().union(*users.values()))
     for name, part in parts.items():
         assert users[name] <= set(part.users)
@@ -131,7 +53,7 @@ def test_users_of_the_stages_are_strangers_to_the_trm_and_to_each_other(task_set
 
 def test_tasks_are_those_that_the_trm_can_reach(task_sets: TaskSets) -> None:
     config = config_of().train
-    near = config.model_copy(update={"reach": 10})
+    near = config.model_copy(update={"max_target_rank": 10})
     parts, _ = DATA.divide(shares(config), config.seed)
     fewer = TaskSets.prepare(parts, task_sets.retriever, DATA.catalog, near)
     targets = fewer.targets()
@@ -143,65 +65,62 @@ def test_tasks_are_those_that_the_trm_can_reach(task_sets: TaskSets) -> None:
 
 
 def test_two_steps_of_each_stage_with_all_weights(task_sets: TaskSets, tmp_path: Path) -> None:
-    heard = Heard()
-    assert train(fresh(), task_sets, config_of(lora_rank=0), tmp_path, heard) == tmp_path / "two"
-    assert list(heard.steps) == [(stage, step) for stage in STAGES for step in (1, 2)]
-    assert_each_stage_learned(heard, tmp_path, "model.safetensors")
+    log = StepLog()
+    assert train(fresh(), task_sets, config_of(lora_rank=0), tmp_path, log) == tmp_path / "two"
+    assert list(log.steps) == [(stage, step) for stage in PARTS for step in (1, 2)]
+    assert_each_stage_learned(log, tmp_path, "model.safetensors")
 
 
-def assert_each_stage_learned(heard: Heard, folder: Path, name: str) -> None:
-    for (stage, _), numbers in heard.steps.items():
-        assert np.isfinite(list(numbers.values())).all()
-        if stage != SFT:
-            assert set(numbers) >= {"reward", "reward/format", "well-formed", "turns", "tokens", "loss", "entropy"}
-    weights = [load_file(folder / stage / name) for stage in STAGES]
+def assert_each_stage_learned(log: StepLog, folder: Path, name: str) -> None:
+    for (part, _), metrics in log.steps.items():
+        assert np.isfinite(list(metrics.values())).all()
+        if part != SFT:
+            assert set(metrics) >= {"reward", "reward/format", "well-formed", "turns", "tokens", "loss", "entropy"}
+    weights = [load_file(folder / stage / name) for stage in PARTS]
     for before, after in pairwise(weights):
         assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-LONGER = config_of(stages=[stage.model_copy(update={"steps": 3}) for stage in config_of().train.stages])
-
-
 @pytest.fixture(scope="module")
-def unbroken(task_sets: TaskSets, tmp_path_factory: Any) -> tuple[Heard, Path]:
-    heard = Heard()
-    return heard, train(fresh(), task_sets, LONGER, tmp_path_factory.mktemp("unbroken"), heard)
+def unbroken(task_sets: TaskSets, tmp_path_factory: Any) -> tuple[StepLog, Path]:
+    log = StepLog()
+    return log, train(fresh(), task_sets, LONGER, tmp_path_factory.mktemp("unbroken"), log)
 
 
 @pytest.mark.parametrize("stop_at", [(SFT, 2), ("two", 3)], ids=str)
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
-    task_sets: TaskSets, unbroken: tuple[Heard, Path], tmp_path: Path, stop_at: tuple[str, int]
+    task_sets: TaskSets, unbroken: tuple[StepLog, Path], tmp_path: Path, stop_at: tuple[str, int]
 ) -> None:
     whole, straight = unbroken
-    first, second = Heard(stop_at), Heard()
+    first, second = StepLog(stop_at), StepLog()
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), task_sets, LONGER, tmp_path, first)
     resumed = train(fresh(), task_sets, LONGER, tmp_path, second)
     assert [*first.steps, *second.steps] == list(whole.steps)  # nothing twice, nothing left out
-    told = curve(first) | curve(second)
-    for key, numbers in curve(whole).items():
-        assert told[key] == pytest.approx(numbers, abs=1e-5)
+    logged = without_times(first) | without_times(second)
+    for key, metrics in without_times(whole).items():
+        assert logged[key] == pytest.approx(metrics, abs=1e-5)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, straight))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, atol=5e-4, rtol=1e-3)  # a hundredth is the learning rate
 
 
 def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(
-    task_sets: TaskSets, unbroken: tuple[Heard, Path], tmp_path: Path
+    task_sets: TaskSets, unbroken: tuple[StepLog, Path], tmp_path: Path
 ) -> None:
     whole, straight = unbroken
     with pytest.raises(KeyboardInterrupt):
-        train(fresh(), task_sets, LONGER, tmp_path, Heard(("two", 3)))
+        train(fresh(), task_sets, LONGER, tmp_path, StepLog(("two", 3)))
     stage = tmp_path / "checkpoints" / "two"
     for name, state in (("checkpoint-8", None), ("checkpoint-9", '{"global_st')):
         (stage / name).mkdir()
         (stage / name / "adapter_model.safetensors").write_bytes(b"torn")
         if state:
             (stage / name / "trainer_state.json").write_text(state)
-    second = Heard()
+    second = StepLog()
     resumed = train(fresh(), task_sets, LONGER, tmp_path, second)
     assert list(second.steps) == [("two", 3)]
-    assert curve(second)["two", 3] == pytest.approx(curve(whole)["two", 3], abs=1e-5)
+    assert without_times(second)["two", 3] == pytest.approx(without_times(whole)["two", 3], abs=1e-5)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, straight))
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, atol=5e-4, rtol=1e-3)
@@ -211,33 +130,36 @@ def test_which_parts_two_trainings_have_in_common() -> None:
     config = config_of().train
     one, two = config.stages
 
-    def alike(**changed: Any) -> list[str]:
-        return first_parts(config, config.model_copy(update=changed))
+    def shared(**changed: Any) -> list[str]:
+        return shared_parts(config, config.model_copy(update=changed))
 
-    assert alike() == [SFT, "one", "two"]
-    assert alike(stages=(one,)) == []  # its users are shared out otherwise
-    assert alike(stages=(one, two.model_copy(update={"learning_rate": 1.0}))) == [SFT, "one"]
-    assert alike(stages=(one.model_copy(update={"steps": 9}), two)) == [SFT]
-    assert alike(stages=(one, two.model_copy(update={"share": 0.1}))) == []
-    assert alike(sft=config.sft.model_copy(update={"learning_rate": 1.0})) == []
+    assert shared() == [SFT, "one", "two"]
+    assert shared(stages=(one,)) == []  # its users are shared out otherwise
+    assert shared(stages=(one, two.model_copy(update={"learning_rate": 1.0}))) == [SFT, "one"]
+    assert shared(stages=(one.model_copy(update={"steps": 9}), two)) == [SFT]
+    assert shared(stages=(one, two.model_copy(update={"share": 0.1}))) == []
+    assert shared(sft=config.sft.model_copy(update={"learning_rate": 1.0})) == []
     without = one.model_copy(update={"steps": 0})
-    assert alike(stages=(without, two)) == [SFT]
+    assert shared(stages=(without, two)) == [SFT]
     assert shares(config.model_copy(update={"stages": (without, two)})) == shares(config)
-    assert alike(seed=1) == []
-    assert alike(advantage_normalisation="group") == [SFT]  # which takes no samples
-    assert alike(tasks_per_step=8, samples=4, grad_norm=0.5) == []
+    assert shared(seed=1) == []
+    assert shared(tasks_per_step=8, group_size=4) == [SFT]  # which explores nothing
+    assert shared(tasks_per_step=8, micro_batch_size=1) == []
+    assert shared(minutes=5.0) == []
 
 
 def test_a_stage_of_no_steps_is_passed_over(task_sets: TaskSets, tmp_path: Path) -> None:
     one, two = config_of().train.stages
     idle = config_of(stages=(one.model_copy(update={"steps": 0}), two.model_copy(update={"steps": 1})))
-    heard = Heard()
-    assert train(fresh(), task_sets, idle, tmp_path, heard) == tmp_path / "two"
-    assert {stage for stage, _ in heard.steps} == {SFT, "two"}
+    log = StepLog()
+    assert train(fresh(), task_sets, idle, tmp_path, log) == tmp_path / "two"
+    assert {stage for stage, _ in log.steps} == {SFT, "two"}
     assert not (tmp_path / "one").exists()
 
 
-def test_lessons_are_shared_among_sets(task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demonstrations_are_shared_among_data_sets(
+    task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of them are of either catalogue, in a random order."""
     titles = tuple(title.upper() for title in DATA.catalog.titles)
     other = replace(task_sets, catalog=replace(DATA.catalog, titles=titles))
@@ -247,9 +169,9 @@ def test_lessons_are_shared_among_sets(task_sets: TaskSets, tmp_path: Path, monk
         seen.extend(examples)
         folder.mkdir(parents=True)
 
-    monkeypatch.setattr("deeprec.training.trainer.warm_start", learn)
+    monkeypatch.setattr("deeprec.training.trainer.sft", learn)
     config = config_of(stages=(config_of().train.stages[0].model_copy(update={"steps": 0}),))
-    train(fresh(), task_sets, config, tmp_path, Heard(), extra_datasets=[other])
+    train(fresh(), task_sets, config, tmp_path, StepLog(), extra_datasets=[other])
     texts = [fresh().decode(example.tokens).rpartition("<recommendation_list>")[2] for example in seen]
     upper = [any(title in text for title in titles) for text in texts]
     assert (len(upper), sum(upper)) == (8, 4)
@@ -257,29 +179,15 @@ def test_lessons_are_shared_among_sets(task_sets: TaskSets, tmp_path: Path, monk
     assert upper != sorted(upper, reverse=True)
 
 
-def test_foresight_believes_as_the_explorations_do(task_sets: TaskSets, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[float] = []
-    monkeypatch.setattr(Rubric, "build", lambda *parts: built.append(parts[-1]))
-    said = config_of()
-    stages = {stage.name: stage for stage in said.train.stages}
-    rubrics_of(stages, task_sets, said)
-    rubrics_of(
-        stages,
-        task_sets,
-        said.model_copy(update={"explore": said.explore.model_copy(update={"preference_weight": 0.3})}),
-    )
-    assert built == [task_sets.retriever.preference_weight] * 2 + [0.3] * 2
-
-
 def test_a_training_goes_on_from_an_adapter(task_sets: TaskSets, tmp_path: Path) -> None:
     """With a learning rate of next to nothing, what comes out is what it went on from."""
-    first = train(fresh(), task_sets, config_of(), tmp_path / "first", Heard())
+    first = train(fresh(), task_sets, config_of(), tmp_path / "first", StepLog())
     still = config_of().train.stages[0].model_copy(update={"learning_rate": 1e-12, "steps": 1})
-    warm = config_of().train.sft.model_copy(update={"learning_rate": 1e-12})
-    more = config_of(adapter=str(first), sft=warm, stages=(still,))
+    settings = config_of().train.sft.model_copy(update={"learning_rate": 1e-12})
+    more = config_of(adapter=str(first), sft=settings, stages=(still,))
     parts = {name: task_sets.tasks[name] for name in (SFT, "one")}
     fewer = replace(task_sets, tasks=parts)
-    second = train(fresh(), fewer, more, tmp_path / "second", Heard())
+    second = train(fresh(), fewer, more, tmp_path / "second", StepLog())
     assert json.loads((first / "deeprec.json").read_text()) == {"guidance": "example", "preference_weight": None}
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (second, first))
     assert all(torch.allclose(ours[name], weight, atol=1e-9) for name, weight in theirs.items())
@@ -287,34 +195,34 @@ def test_a_training_goes_on_from_an_adapter(task_sets: TaskSets, tmp_path: Path)
     for wrong, said in (({"adapter": str(tmp_path)}, "no adapter_config"), ({"lora_rank": 2}, "has rank 4")):
         settings = more.model_copy(update={"train": more.train.model_copy(update=wrong)})
         with pytest.raises(DeepRecError, match=said):
-            train(fresh(), fewer, settings, tmp_path / "third", Heard())
+            train(fresh(), fewer, settings, tmp_path / "third", StepLog())
 
 
 def test_the_learning_rate_rises_from_the_first_step_on(task_sets: TaskSets, tmp_path: Path) -> None:
     two, one = config_of().train.stages[0].model_copy(update={"warmup": 1}), config_of().train.stages[1]
-    heard = Heard()
-    train(fresh(), task_sets, config_of(stages=(two, one)), tmp_path, heard)
-    rates = [heard.steps[stage, step]["learning_rate"] for stage in ("one", "two") for step in (1, 2)]
+    log = StepLog()
+    train(fresh(), task_sets, config_of(stages=(two, one)), tmp_path, log)
+    rates = [log.steps[stage, step]["learning_rate"] for stage in ("one", "two") for step in (1, 2)]
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01])
 
 
-def test_a_step_of_two_updates_is_told_of_once(task_sets: TaskSets, tmp_path: Path) -> None:
+def test_a_step_of_two_updates_is_reported_once(task_sets: TaskSets, tmp_path: Path) -> None:
     """Else its explorations would count twice, and chance would look like a trend."""
-    heard, config = Heard(), config_of(updates=2, sft=SFTConfig(tasks=0))
-    train(fresh(), task_sets, config, tmp_path, heard)
-    assert list(heard.steps) == [(stage, step) for stage in ("one", "two") for step in (1, 2)]
+    log, config = StepLog(), config_of(updates_per_step=2, sft=SFTConfig(demonstrations=0))
+    train(fresh(), task_sets, config, tmp_path, log)
+    assert list(log.steps) == [(stage, step) for stage in ("one", "two") for step in (1, 2)]
     assert time_spent(tmp_path).startswith("one 2 of 2 steps, two 2 of 2 steps; ")
 
 
 def test_a_time_ends_no_step_between_its_updates(task_sets: TaskSets, tmp_path: Path) -> None:
-    heard, config = Heard(), config_of(updates=2, sft=SFTConfig(tasks=0), minutes=1e-9)
-    train(fresh(), task_sets, config, tmp_path, heard)
-    assert list(heard.steps) == [("one", 1)]
+    log, config = StepLog(), config_of(updates_per_step=2, sft=SFTConfig(demonstrations=0), minutes=1e-9)
+    train(fresh(), task_sets, config, tmp_path, log)
+    assert list(log.steps) == [("one", 1)]
     assert time_spent(tmp_path).startswith("one 1 of 2 steps, two 0 of 2 steps; ")
 
 
 def test_an_adapter_of_other_layers_or_scale_is_refused(task_sets: TaskSets, tmp_path: Path) -> None:
-    first = train(fresh(), task_sets, config_of(), tmp_path / "first", Heard())
+    first = train(fresh(), task_sets, config_of(), tmp_path / "first", StepLog())
     weights = load_file(first / "adapter_model.safetensors")
     settings = json.loads((first / "adapter_config.json").read_text())
     for said, kept, changed in (
@@ -324,7 +232,7 @@ def test_an_adapter_of_other_layers_or_scale_is_refused(task_sets: TaskSets, tmp
         save_file(dict(list(weights.items())[:kept]), first / "adapter_model.safetensors")
         (first / "adapter_config.json").write_text(json.dumps(settings | changed))
         with pytest.raises(DeepRecError, match=said):
-            train(fresh(), task_sets, config_of(adapter=str(first)), tmp_path / "second", Heard())
+            train(fresh(), task_sets, config_of(adapter=str(first)), tmp_path / "second", StepLog())
 
 
 def test_every_task_is_met_once_before_any_is_met_again() -> None:
@@ -337,8 +245,8 @@ def test_every_task_is_met_once_before_any_is_met_again() -> None:
 
 
 def test_the_configuration_reaches_the_trainer(tmp_path: Path) -> None:
-    more = {"tasks_per_step": 4, "samples": 6, "rows": 2, "updates": 2, "save_every": 5, "whitening": "group"}
-    config = config_of(**more, clip_low=0.1, clip_high=0.3, temperature=0.7, grad_norm=0.5, seed=9).train
+    more = {"tasks_per_step": 4, "group_size": 6, "micro_batch_size": 2, "updates_per_step": 2}
+    config = config_of(**more, temperature=0.7, seed=9).train
     stage = config.stages[0]
     rubric = Rubric({"own": lambda trace, _: 0.0}, {"own": 0.25})
     found = arguments(stage, rubric, config, tmp_path, tiny(bytes_tokenizer()))
@@ -350,53 +258,47 @@ def test_the_configuration_reaches_the_trainer(tmp_path: Path) -> None:
         "num_generations": 6,
         "temperature": 0.7,
         "beta": 0.0,
-        "epsilon": 0.1,
-        "epsilon_high": 0.3,
-        "scale_rewards": "group",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "scale_rewards": "batch",
         "reward_weights": [0.25],
         "learning_rate": stage.learning_rate,
-        "max_grad_norm": 0.5,
-        "save_steps": 10,  # two updates a step
+        "max_grad_norm": 1.0,
+        "save_steps": 2,  # two updates a step
         "logging_steps": 2,
         "seed": 9,
         "use_cpu": True,
     }
     assert {name: getattr(found, name) for name in wanted} == wanted
-    own = stage.model_copy(update={"whitening": "none"})
+    own = stage.model_copy(update={"advantage_normalisation": "none"})
     assert arguments(own, rubric, config, tmp_path, tiny(bytes_tokenizer())).scale_rewards == "none"
 
 
-def test_a_finished_training_is_not_repeated(task_sets: TaskSets, unbroken: tuple[Heard, Path]) -> None:
-    heard, folder = unbroken
-    assert_each_stage_learned(heard, folder.parent, "adapter_model.safetensors")
-    again = Heard()
+def test_a_finished_training_is_not_repeated(task_sets: TaskSets, unbroken: tuple[StepLog, Path]) -> None:
+    log, folder = unbroken
+    assert_each_stage_learned(log, folder.parent, "adapter_model.safetensors")
+    again = StepLog()
     assert train(fresh(), task_sets, LONGER, folder.parent, again) == folder
     assert not again.steps
 
 
-@pytest.mark.parametrize("negative", [1.0, 0.25, 0.0])
+@pytest.mark.parametrize("negative_advantage_weight", [1.0, 0.25, 0.0])
 def test_what_is_trained_on_is_what_was_sampled(
-    task_sets: TaskSets, tmp_path: Path, negative_advantage_weight: float
+    task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, negative_advantage_weight: float
 ) -> None:
     """TRL gets the tokens, masks and advantages that the traces and rewards give, worked out by hand here."""
     from datasets import Dataset as Table
     from trl import GRPOTrainer
 
-    config = config_of(replacements=0)
+    monkeypatch.setattr(rollout_module, "RESAMPLING_ROUNDS", 0)
+    config = config_of()
     stage = config.train.stages[0]
-    rubric = Rubric.build(
-        config.rewards,
-        stage.rewards,
-        Hashes().encode,
-        Hashes().encode(DATA.catalog.texts()),
-        task_sets.retriever.index.vectors_ID,
-        task_sets.retriever.ranks,
-        0.75,
-    )
-    told: dict[str, Any] = {}
+    texts_ID = Hashes().encode(DATA.catalog.texts())
+    rubric = Rubric.build(stage.rewards, Hashes().encode, texts_ID, task_sets.retriever.index.vectors_ID)
+    rolled_out: dict[str, Any] = {}
 
-    def hear(traces: Any, scores: Any, seconds: Any) -> None:
-        told.update(traces=traces, scores=scores)
+    def on_rollout(traces: Any, scores: Any, seconds: Any) -> None:
+        rolled_out.update(traces=traces, scores=scores)
 
     tasks = task_sets.tasks["one"]
     trainer = OwnTokensTrainer(
@@ -405,28 +307,28 @@ def test_what_is_trained_on_is_what_was_sampled(
         arguments(stage, rubric, config.train, tmp_path, tiny(bytes_tokenizer())),
         train_dataset=Table.from_dict({"prompt": [task.id for task in tasks]}),
         processing_class=bytes_tokenizer(),
-        rollout_func=Rollout(task_sets, tasks, rubric, config.explore, config.train, hear),
+        rollout_func=Rollout(task_sets, tasks, rubric, config, on_rollout),
     )
     trainer.negative_advantage_weight = negative_advantage_weight
     trainer.model.train()
     batch = trainer._generate_and_score_completions([{"prompt": task.id} for task in tasks[:2] for _ in range(2)])
-    assert [trace.task for trace in told["traces"]] == [task.id for task in tasks[:2] for _ in range(2)]
-    for row, trace in enumerate(told["traces"]):
+    assert [trace.task for trace in rolled_out["traces"]] == [task.id for task in tasks[:2] for _ in range(2)]
+    for row, trace in enumerate(rolled_out["traces"]):
         tokens, written, logprobs = trace.tokens()
-        given = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
         kept = batch["completion_mask"][row].bool()
-        assert given + batch["completion_ids"][row][kept].tolist() == tokens
-        assert [False] * len(given) + batch["tool_mask"][row][kept].bool().tolist() == written
+        assert prompt + batch["completion_ids"][row][kept].tolist() == tokens
+        assert [False] * len(prompt) + batch["tool_mask"][row][kept].bool().tolist() == written
         trained = trainer._get_per_token_logps_and_entropies(
             trainer.model,
             torch.tensor([tokens]),
             torch.ones(1, len(tokens), dtype=torch.long),
-            len(tokens) - len(given),
+            len(tokens) - len(prompt),
         )[0][0]
-        for ours, theirs, own in zip(logprobs[len(given) :], trained.tolist(), written[len(given) :], strict=True):
+        for ours, theirs, own in zip(logprobs[len(prompt) :], trained.tolist(), written[len(prompt) :], strict=True):
             if own:
                 assert ours == pytest.approx(theirs, abs=1e-3)
-    rewards = np.array([scored.total for scored in told["scores"]]).reshape(2, 2)
+    rewards = np.array([scored.total for scored in rolled_out["scores"]]).reshape(2, 2)
     assert len(set(rewards.ravel())) > 1
     expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
     expected = np.where(expected < 0, negative_advantage_weight * expected, expected)
@@ -453,7 +355,7 @@ def test_what_is_trained_on_is_what_was_sampled(
     assert positions[0] == part["prompt_mask"].sum() + own.max() + 1 < positions[1]
 
 
-def test_groups_of_equal_rewards_give_way_to_other_tasks(task_sets: TaskSets, tmp_path: Path) -> None:
+def test_other_tasks_replace_groups_of_equal_rewards(task_sets: TaskSets, monkeypatch: pytest.MonkeyPatch) -> None:
     class Trainer:
         model = tiny(bytes_tokenizer())
         processing_class = bytes_tokenizer()
@@ -469,96 +371,43 @@ def test_groups_of_equal_rewards_give_way_to_other_tasks(task_sets: TaskSets, tm
     first, second = tasks[0], tasks[1]
     same = {first.id}
     rubric = Rubric({"own": lambda trace, _: 1.0 if trace.task in same else float(hash(trace))}, {"own": 1.0})
-    config = config_of(replacements=1)
-    told: dict[str, Any] = {}
-    rollout = Rollout(task_sets, tasks, rubric, config.explore, config.train, lambda *step: told.update(step=step))
+    config, steps = config_of(), []
+    rollout = Rollout(task_sets, tasks, rubric, config, lambda *step: steps.append(step))
     found = rollout([first.id, first.id, second.id, second.id], Trainer)
-    groups = [trace.task for trace in told["step"][0]]
+    groups = [trace.task for trace in steps[-1][0]]
     assert groups[0] == groups[1] not in (first.id, second.id)
     assert groups[2:] == [second.id, second.id]
     assert len(found["prompt_ids"]) == len(found["env_mask"]) == len(found["scored"]) == 4
     same |= {task.id for task in tasks} - {second.id}
     rollout([first.id, first.id, second.id, second.id], Trainer)
-    assert len(told["step"][0]) == 4  # none better was found, and training goes on
+    assert len(steps[-1][0]) == 4  # no better task was found, and the training continues
 
-    # Beside each reward stands what the TRM's own list is paid for the same task.
+    # Each reward comes with that of the TRM's own list for the same task.
     rollout.rubric = Rubric(
         {"hit": hit_reward, "calls": lambda trace, _: -len(trace.turns)}, {"hit": 1.0, "calls": 9.0}
     )
-    rollout.config = config_of(replacements=0).train
+    monkeypatch.setattr(rollout_module, "RESAMPLING_ROUNDS", 0)
     rollout([task.id for task in tasks for _ in range(2)], Trainer)
     queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
     ranks = task_sets.retriever.ranks(queries, [task_sets.targets()[task.id] for task in tasks])
     hits = [float(0 <= rank < config.explore.answer_size) for rank in ranks for _ in range(2)]
-    traces, scores, _ = told["step"]
-    assert [scored.alone for scored in scores] == hits
+    traces, scores, _ = steps[-1]
+    assert [scored.trm_total for scored in scores] == hits
     assert 0 < sum(hits) < len(hits)
     rewards = [9.0 * -len(trace.turns) + scored.terms["hit"] for trace, scored in zip(traces, scores, strict=True)]
-    assert measure(traces, scores)["gain"] == pytest.approx(np.mean(rewards) - np.mean(hits))
-
-
-def test_a_stage_with_a_horizon_ends_at_the_call_and_learns_nothing_after_it(
-    task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Random weights make no calls, so a script explores; what the stage then learns from are its tokens alone."""
-    config = config_of(replacements=0)
-    rewards = {"format": 1.0, "foresight": 1.0, "pointwise": 1.0, "rank": 1.0}
-    stage = StageConfig(name="one", share=0.2, steps=1, learning_rate=1e-2, horizon=1, rewards=rewards)
-    config = config.model_copy(
-        update={"train": config_of(replacements=0, sft=SFTConfig(tasks=0), stages=(stage,)).train}
-    )
-    title = DATA.catalog.titles
-
-    class Script(TextPolicy):
-        said = 0
-
-        def _text(self, request: Any) -> str:
-            self.said += 1
-            return call_text("Hm.", title[self.said])
-
-    found: list[dict[str, Any]] = []
-    real = rollout_module._fields
-
-    def fields(traces: Any) -> Any:
-        found.append({"traces": traces, **real(traces)})
-        return found[-1]
-
-    monkeypatch.setattr(rollout_module, "_fields", fields)
-    monkeypatch.setattr(task_sets.retriever, "preference_weight", 0.75)  # at less, words move no target of so few items
-    heard = Heard()
-    train(fresh(), task_sets, config, tmp_path, heard, lambda model, tokenizer: Script(str, fresh()))
-    (step,) = found
-    for position, trace in enumerate(step["traces"]):
-        assert trace.stop is Stop.HORIZON
-        assert len(trace.turns) == 1
-        assert trace.segments[-1].author is Author.ENVIRONMENT
-        tokens = trace.segments[0].tokens + trace.segments[1].tokens
-        assert step["prompt_ids"][position] + step["completion_ids"][position] == list(tokens)
-        assert all(step["env_mask"][position])
-        assert (
-            len(step["env_mask"][position]) == len(step["logprobs"][position]) == len(step["completion_ids"][position])
-        )
-    numbers = heard.steps["one", 1]
-    assert numbers["well-formed"] == 1
-    assert numbers["reward/format"] == numbers["reward/rank"] == numbers["reward/pointwise"] == 0
-    targets = task_sets.targets()
-    expected = [
-        foresight_reward(trace, targets[trace.task], task_sets.retriever.ranks, 0.75) for trace in step["traces"]
-    ]
-    assert numbers["reward/foresight"] == pytest.approx(np.mean(expected))
-    assert len(set(expected)) > 1
+    assert measure(traces, scores)["reward_over_trm"] == pytest.approx(np.mean(rewards) - np.mean(hits))
 
 
 def test_a_stage_without_enough_tasks_is_refused(task_sets: TaskSets, tmp_path: Path) -> None:
     many = config_of(tasks_per_step=1000)
     with pytest.raises(DeepRecError, match=r"Stage 'one' has \d+ tasks, and a step takes 1000"):
-        train(fresh(), task_sets, many.model_copy(), tmp_path, Heard())
+        train(fresh(), task_sets, many.model_copy(), tmp_path, StepLog())
 
 
 def test_a_loss_that_is_no_number_ends_with_what_to_do(task_sets: TaskSets, tmp_path: Path) -> None:
     stages = [s.model_copy(update={"learning_rate": float("1e30"), "steps": 3}) for s in config_of().train.stages]
     with pytest.raises(DeepRecError, match=r"Step \d of one has .* nan.*Lower the learning_rate|gives no numbers"):
-        train(fresh(), task_sets, config_of(stages=stages, grad_norm=1e30), tmp_path, Heard())
+        train(fresh(), task_sets, config_of(stages=stages), tmp_path, StepLog())
     assert json.loads((tmp_path / "checkpoints" / "one" / "checkpoint-1" / "trainer_state.json").read_text())
 
 
@@ -566,15 +415,15 @@ def test_a_step_for_which_the_disk_has_no_room_is_not_saved(
     task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room is asked for by what is trained, too. What was saved before stays, and the same call goes on from it."""
-    policy, config, heard = fresh(), config_of(), Heard()
+    policy, config, log = fresh(), config_of(), StepLog()
     assert config.train.stages[0].steps > 1
     first, usage = tmp_path / "checkpoints" / "one" / "checkpoint-1", shutil.disk_usage
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1 << (29 if first.exists() else 40)))
-        with pytest.raises(DeepRecError, match=r"left, and to save a step takes 51[2-9]: free some space"):
-            train(policy, task_sets, config, tmp_path, heard)
+        with pytest.raises(DeepRecError, match=r"left, and saving a step takes 51[2-9]: free some space"):
+            train(policy, task_sets, config, tmp_path, log)
     assert list(first.parent.glob("checkpoint-*")) == [first]
-    train(fresh(), task_sets, config, tmp_path, heard)
+    train(fresh(), task_sets, config, tmp_path, log)
     assert (tmp_path / "one").is_dir()
 
 
@@ -594,7 +443,7 @@ def test_a_disk_that_fills_up_amid_saving_is_told(
     else:
         monkeypatch.setattr(type(policy.tokenizer), "save_pretrained", write)
     with pytest.raises(DeepRecError, match=r"The disk of .* is full: free some space"):
-        train(policy, task_sets, config_of(), tmp_path, Heard())
+        train(policy, task_sets, config_of(), tmp_path, StepLog())
     assert not (tmp_path / "one").exists()
 
 

@@ -1,7 +1,7 @@
-"""Outcome rewards: what the answer is worth, given the target.
+"""Outcome rewards: how good the answer is, given the target.
 
-Departures from the paper's code: items are compared by id, never by a substring of the title; and nothing is paid on a
-malformed trace, so that an invented or repeated title never pays (there it was scored as item 0).
+Departures from the paper's code: items are compared by id, never by a substring of the title. A malformed trace earns
+nothing, so an invented or repeated title never pays (there it was scored as item 0).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from deeprec.explore.trace import Trace
 
 def hit_reward(trace: Trace, target: ItemIdx, *, value: float = 1.0) -> float:
     """`value` where the target is in the answer."""
-    return 0.0 if _place(trace, target) is None else value
+    return 0.0 if _position(trace, target) is None else value
 
 
 def rank_reward(trace: Trace, target: ItemIdx, *, step: float = 0.2) -> float:
-    """`step` · (K − i) where the target is at 0-based place i of the answer of K."""
-    position = _place(trace, target)
+    """`step` · (K − i) where the target is at 0-based position i of the answer of K items."""
+    position = _position(trace, target)
     return 0.0 if position is None else step * (trace.answer_size - position)
 
 
@@ -32,12 +32,12 @@ def pointwise_reward(
     *,
     scale: float = 10.0,
 ) -> float:
-    """`scale` · Σ w_i s_i / Σ w_i over the K places, w_i = (1 − i/K)².
+    """`scale` · Σ w_i s_i / Σ w_i over the K positions, w_i = (1 − i/K)².
 
-    s_i is the mean of the text cosine and the collaborative cosine of place i's item with the target.
+    s_i is the mean of two cosines of the item at position i with the target: of their texts, and of their TRM vectors.
 
     Args:
-        text_ID, collaborative_ID: unit vectors of all items, of their texts and of the TRM.
+        text_ID, collaborative_ID: unit vectors of all items' texts, and of the TRM.
     """
     answer = list(trace.answered)
     if not trace.well_formed or not answer:
@@ -48,7 +48,7 @@ def pointwise_reward(
     return scale * float(weights_K @ (text_K + collaborative_K) / 2 / weights_K.sum())
 
 
-def _place(trace: Trace, target: ItemIdx) -> int | None:
+def _position(trace: Trace, target: ItemIdx) -> int | None:
     if not trace.well_formed or target not in trace.answered:
         return None
     return trace.answered.index(target)

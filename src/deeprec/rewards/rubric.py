@@ -1,4 +1,4 @@
-"""All terms of the hierarchical reward together, weighted."""
+"""The hierarchical reward: the weighted sum of its terms."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ Reward = Callable[[Trace, ItemIdx], float]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The unweighted terms of a trace by name, their weighted sum, and what the retriever's own list is paid there."""
+    """A trace's reward.
+
+    Attributes:
+        terms: unweighted, by name.
+        total: their weighted sum.
+        trm_total: the reward of answering the same task with the TRM's own list, without a call.
+    """
 
     terms: dict[str, float]
     total: float
-    alone: float = 0.0
+    trm_total: float = 0.0
 
 
 class Rubric:
-    """Named rewards with weights; a weight of 0 makes a term a metric that is computed and reported only."""
+    """Named rewards with weights. A term of weight 0 is a metric: it is computed and reported, and changes nothing."""
 
-    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
         self.rewards = rewards
         self.weights = weights
 
@@ -42,16 +48,19 @@ class Rubric:
         text_ID: NDArray[np.float32],
         collaborative_ID: NDArray[np.float32],
     ) -> Rubric:
-        """The paper's six terms and your own, of which the weights name some.
+        """The rubric of those of the paper's six terms, and of your own, that the weights name.
 
         Args:
-            weights: by name of a term, or by `package.module:function` for a `Reward` of your own.
+            weights: by a term's name, or by `package.module:function` for a `Reward` of your own.
             embed: preferences to unit vectors, for invocation and diversity.
             text_ID: vectors (I, D) of the items' texts, of any length.
             collaborative_ID: the TRM's item vectors, of any length.
+
+        Raises:
+            DeepRecError: there is no such reward.
         """
         text_ID, collaborative_ID = _unit(text_ID), _unit(collaborative_ID)
-        rewards: dict[str, Reward] = {
+        paper: dict[str, Reward] = {
             "format": lambda trace, _: process.format_reward(trace),
             "invocation": lambda trace, _: process.invocation_reward(trace, embed),
             "diversity": lambda trace, _: process.diversity_reward(trace, embed),
@@ -59,15 +68,15 @@ class Rubric:
             "rank": outcome.rank_reward,
             "pointwise": lambda trace, target: outcome.pointwise_reward(trace, target, text_ID, collaborative_ID),
         }
-        return cls({name: rewards.get(name) or _own(name, rewards) for name in weights}, dict(weights))
+        return cls({name: paper.get(name) or _imported(name, paper) for name in weights}, weights)
 
     def score(self, trace: Trace, target: ItemIdx) -> Scored:
         terms = {name: reward(trace, target) for name, reward in self.rewards.items()}
         return Scored(terms, sum(self.weights[name] * value for name, value in terms.items()))
 
 
-def _own(name: str, known: Mapping[str, Reward]) -> Reward:
-    """A reward of the user's own, by `package.module:function`."""
+def _imported(name: str, known: Mapping[str, Reward]) -> Reward:
+    """The user's own reward, named `package.module:function`."""
     module, _, function = name.partition(":")
     try:
         reward: Reward = getattr(importlib.import_module(module), function)

@@ -1,1 +1,1 @@
-"""Training of the policy: a warm start by hindsight, then reinforcement learning in stages."""
+"""Training of the policy: SFT on demonstrations, then reinforcement learning in stages."""

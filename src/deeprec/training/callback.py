@@ -1,10 +1,10 @@
-"""What happened in each step of a stage: numbers for the run, and alarms where a policy collapses."""
+"""Metrics of every training step, and alarms where a policy collapses."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,132 +19,131 @@ from deeprec.explore.trace import Stop, Trace
 from deeprec.rewards.rubric import Scored
 from deeprec.training.time_budget import TimeBudget
 
-_ROOM = 1 << 29
-"""Free bytes without which no step is saved, beside those of what is trained: its weights and Adam's two moments."""
-_FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
+OnStep = Callable[[str, int, int, Mapping[str, float]], None]
+"""Receives the part, the step's number from 1, the part's steps (those expected within a time limit), and metrics."""
 
-_PAID_CALLS = 3  # so many are no sign of collapse
-OnStep = Callable[[int, Mapping[str, float]], None]
-"""Told a step's number, from 1, and its numbers."""
+_SPARE_BYTES = 1 << 29
+"""Disk space that a checkpoint needs beside the trained weights and Adam's two moments."""
+_FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
+_PAID_CALLS = 3
+"""The cold start pays for this many calls, so making them all is no sign of collapse."""
 
 
 class StageCallback(TrainerCallback):
-    """Joins what the rollout saw with what the trainer logs, and tells of every step; a clock may end the part.
+    """Joins the rollout's metrics with the trainer's, reports every step, and ends the part when its time is up.
 
-    A step is that of the explorations: the trainer counts its updates, and logs once in so many as a step has.
+    A step is one round of explorations. The trainer counts optimiser updates, and logs once a step.
 
     Raises:
-        DeepRecError: on a step whose loss or gradient is no number; it is not saved.
+        DeepRecError: a loss or gradient is not finite, or the disk has no room for a checkpoint.
     """
 
-    def __init__(self, stage: str, on_step: OnStep, time_budget: TimeBudget | None = None) -> None:
-        self.stage = stage
+    def __init__(self, part: str, on_step: OnStep, time_budget: TimeBudget | None = None) -> None:
+        self.part = part
         self.on_step = on_step
         self.time_budget = time_budget
-        self.seen: dict[str, float] = {}
-        self.written = 0
+        self.rollout_metrics: dict[str, float] = {}
+        self.policy_tokens = 0
 
-    def hear(self, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
-        """A `Listener` of rollouts."""
-        own = measure(traces, scores) | {f"seconds/{part}": spent for part, spent in seconds.items()}
-        every = gather_object([own])  # of all processes, which have equal shares
-        self.seen = {name: float(np.mean([numbers[name] for numbers in every])) for name in own}
-        self.written = sum(gather_object([sum(trace.policy_tokens for trace in traces)]))
+    def on_rollout(self, traces: Sequence[Trace], scores: Sequence[Scored], seconds: Mapping[str, float]) -> None:
+        """Keep the metrics of a step's explorations, averaged over processes, which have equal shares."""
+        own = measure(traces, scores) | {f"seconds/{activity}": spent for activity, spent in seconds.items()}
+        gathered = gather_object([own])
+        self.rollout_metrics = {name: _mean(metrics[name] for metrics in gathered) for name in own}
+        self.policy_tokens = sum(gather_object([sum(trace.policy_tokens for trace in traces)]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        step, rest = divmod(state.global_step, args.logging_steps)
-        if (
-            not rest
-            and self.time_budget is not None
-            and self.time_budget.end_step(step, state.max_steps // args.logging_steps)
-        ):
+        step, updates_left = divmod(state.global_step, args.logging_steps)
+        if self.time_budget is None or updates_left:
+            return
+        if self.time_budget.end_step(step, state.max_steps // args.logging_steps):
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **more: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        step = state.global_step // args.logging_steps
+        step, steps = (updates // args.logging_steps for updates in (state.global_step, state.max_steps))
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise DeepRecError(
-                    f"Step {step} of {self.stage} has {name} {logs[name]}, and was not saved; what was "
-                    f"saved before lies in {args.output_dir}. Lower the learning_rate: the training then begins anew."
+                    f"Step {step} of {self.part} has {name} {logs[name]} and was not saved; the checkpoint before it "
+                    f"lies in {args.output_dir}. Lower the learning_rate: the training then starts anew."
                 )
         if not state.is_world_process_zero:
             return
         trained = sum(each.nbytes for each in more["model"].parameters() if each.requires_grad)
-        free, needed = shutil.disk_usage(args.output_dir).free, 3 * trained + _ROOM
+        free, needed = shutil.disk_usage(args.output_dir).free, 3 * trained + _SPARE_BYTES
         if free < needed:
             raise DeepRecError(
-                f"The disk of {args.output_dir} has {free >> 20} MiB left, and to save a step takes {needed >> 20}: "
+                f"The disk of {args.output_dir} has {free >> 20} MiB left, and saving a step takes {needed >> 20}: "
                 "free some space and start the command again."
             )
-        told = {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
-        if "step_time" in told:
-            told["step_time"] *= args.logging_steps  # it is the mean of the updates
-            if self.written:
-                told["tokens/s"] = self.written / told["step_time"]
-        self.on_step(step, self.seen | told)
+        metrics = self.rollout_metrics | {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
+        if "step_time" in metrics:
+            metrics["step_time"] *= args.logging_steps  # the trainer logs the mean over the updates
+            if self.policy_tokens:
+                metrics["tokens/s"] = self.policy_tokens / metrics["step_time"]
+        expected = steps if self.time_budget is None else self.time_budget.expected_steps(step, steps)
+        self.on_step(self.part, step, expected, metrics)
 
 
 def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, float]:
     """Means over the explorations of a step: rewards, and how they explored."""
-    numbers = {"reward": float(np.mean([scored.total for scored in scores]))}
-    numbers["gain"] = numbers["reward"] - float(np.mean([scored.alone for scored in scores]))
-    for name in scores[0].terms:
-        numbers[f"reward/{name}"] = float(np.mean([scored.terms[name] for scored in scores]))
-    groups: dict[str, set[float]] = {}
+    reward = _mean(scored.total for scored in scores)
+    metrics = {"reward": reward, "reward_over_trm": reward - _mean(scored.trm_total for scored in scores)}
+    metrics |= {f"reward/{name}": _mean(scored.terms[name] for scored in scores) for name in scores[0].terms}
+    metrics |= {f"fault/{fault.value}": _mean(fault in trace.faults for trace in traces) for fault in Fault}
+    metrics |= {f"stop/{stop.value}": _mean(trace.stop is stop for trace in traces) for stop in Stop}
+    totals_by_group: dict[str, set[float]] = {}
     for trace, scored in zip(traces, scores, strict=True):
-        groups.setdefault(trace.task, set()).add(scored.total)
+        totals_by_group.setdefault(trace.task, set()).add(scored.total)
     repeats = [len(trace.turns) - len({turn.preference for turn in trace.turns}) for trace in traces]
-    for fault in Fault:
-        numbers[f"fault/{fault.value}"] = float(np.mean([fault in trace.faults for trace in traces]))
-    for stop in Stop:
-        numbers[f"stop/{stop.value}"] = float(np.mean([trace.stop is stop for trace in traces]))
-    return numbers | {
-        "well-formed": float(np.mean([trace.well_formed for trace in traces])),
-        "turns": float(np.mean([len(trace.turns) for trace in traces])),
-        "tokens": float(np.mean([trace.policy_tokens for trace in traces])),
+    return metrics | {
+        "well-formed": _mean(trace.well_formed for trace in traces),
+        "turns": _mean(len(trace.turns) for trace in traces),
+        "tokens": _mean(trace.policy_tokens for trace in traces),
         "repeated preferences": sum(repeats) / max(1, sum(len(trace.turns) for trace in traces)),
-        "equal groups": float(np.mean([len(totals) < 2 for totals in groups.values()])),
+        "equal groups": _mean(len(totals) < 2 for totals in totals_by_group.values()),
     }
 
 
-def step_summary(numbers: Mapping[str, float]) -> str:
-    """A step of reinforcement learning: what was paid, turns, and tokens written a second."""
-    terms = {name: value for name, value in numbers.items() if name.startswith("reward/") and value}
-    terms |= {name: numbers[name] for name in ("turns", "tokens/s") if name in numbers}
+def step_summary(metrics: Mapping[str, float]) -> str:
+    """A step of reinforcement learning in a line: rewards by term, turns, and tokens a second."""
+    terms = {name: value for name, value in metrics.items() if name.startswith("reward/") and value}
+    terms |= {name: metrics[name] for name in ("turns", "tokens/s") if name in metrics}
     return ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
 
 
 def tensorboard_in(folder: Path) -> Any:
-    """A writer for TensorBoard, in a folder of its own there.
+    """A TensorBoard writer for the folder's `tensorboard`.
 
     Raises:
-        DeepRecError: it is not installed.
+        DeepRecError: TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise DeepRecError("--tensorboard needs it: pip install tensorboard.") from None
+        raise DeepRecError("--tensorboard needs TensorBoard: pip install tensorboard.") from None
     return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
 
-def alarms(numbers: Mapping[str, float], explore: ExploreConfig) -> list[str]:
-    """What looks like collapse in a step, each in a sentence."""
+def alarms(metrics: Mapping[str, float], explore: ExploreConfig) -> list[str]:
+    """Signs of collapse in a step, each in a sentence."""
+    calls, cut_off = metrics.get("turns"), ("stop/segment limit", "stop/context limit")
     signs = (
-        (numbers.get("turns", 1.0) < 0.5, "Hardly any exploration calls the tool."),
+        (calls is not None and calls < 0.5, "Hardly any exploration calls the tool."),
         (
-            explore.max_calls > _PAID_CALLS and numbers.get("turns", 0.0) > explore.max_calls - 0.1,
-            "Nearly all explorations make all the calls they may.",
+            calls is not None and explore.max_calls > _PAID_CALLS and calls > explore.max_calls - 0.1,
+            "Nearly all explorations use every call they have.",
         ),
-        (numbers.get("well-formed", 1.0) < 0.2, "Hardly any exploration is well-formed."),
-        (numbers.get("entropy", 1.0) < 0.02, "The policy hardly varies what it writes (entropy below 0.02)."),
-        (numbers.get("repeated preferences", 0.0) > 0.3, "Many preferences repeat an earlier one."),
-        (
-            numbers.get("stop/segment limit", 0.0) + numbers.get("stop/context limit", 0.0) > 0.5,
-            "Most explorations are cut off by a limit of tokens.",
-        ),
-        (numbers.get("equal groups", 0.0) > 0.8, "Nearly all groups have equal rewards: little is left to learn from."),
+        (metrics.get("well-formed", 1.0) < 0.2, "Hardly any exploration is well-formed."),
+        (metrics.get("entropy", 1.0) < 0.02, "The policy always writes nearly the same (entropy below 0.02)."),
+        (metrics.get("repeated preferences", 0.0) > 0.3, "Many preferences repeat an earlier one."),
+        (sum(metrics.get(name, 0.0) for name in cut_off) > 0.5, "A token limit cuts off most explorations."),
+        (metrics.get("equal groups", 0.0) > 0.8, "Nearly all groups have equal rewards, so little is left to learn."),
     )
     return [text for sign, text in signs if sign]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,16 +1,15 @@
-"""Explorations written with hindsight, from which a small model learns the protocol and where histories head.
+"""Demonstrations: explorations written with hindsight, from which SFT teaches a small model the protocol.
 
-The teacher knows what a training user chose next (never a validation or test item) and writes as a good explorer
-would have: it names the latest titles and what the history is mostly of, then what of the rest comes again in the next
-items, and answers with what came back, in the TRM's order. A student that imitates it learns the protocol, to copy
-titles as they are, and to say what brings the most on the average. Better words and rankings are left to reinforcement
-learning.
+The policy that writes them knows what a training user chose next (never a validation or test item). It first names the
+latest titles and the history's most frequent phrase. Later calls say what the history and the next items have in
+common. The answer is what came back, in the TRM's order. A model that imitates this learns the protocol, to copy titles
+exactly, and to say what helps on average. Better words and rankings are left to reinforcement learning.
 
-The first call has no hindsight: when it named the titles most like the next item, the student, who can't know them,
-named some of the six, and that was worth nothing to the TRM (docs/training.md).
+The first call uses no hindsight. When it named the titles most similar to the next item, the trained model, which can't
+know that item, named titles at random, and its preferences were worthless to the TRM.
 
-Lessons have limits of their own, so that the student reads them: from lessons of three calls alone SmolLM2-135M learned
-to count lists, and called on where fewer were allowed.
+Demonstrations vary in their limits, so that the model reads the limits in its prompt. Trained on three calls only,
+SmolLM2-135M learned to count lists, and kept calling where fewer calls were allowed.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deeprec.config import ExploreConfig
+from deeprec.config import Config, ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, without_year
 from deeprec.data.dataset import Task
+from deeprec.errors import DeepRecError
 from deeprec.explore import protocol
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Request
@@ -34,20 +34,22 @@ from deeprec.policies.scripted import list_titles
 from deeprec.policies.text import Codec, TextPolicy
 from deeprec.retrieval.bm25 import BM25
 from deeprec.retrieval.retriever import Retriever
+from deeprec.training.schedule import SFT
+from deeprec.training.task_sets import TaskSets
 from deeprec.trm.preferences import TITLES, frequent_phrases, item_phrases
 
 AHEAD = 5
-"""Items that followed which a later preference may foresee."""
+"""Next items that a later preference may anticipate."""
 _NAMES = 2
-"""Titles of the history in a later preference, at most."""
+"""Most titles of the history in a later preference."""
 _NAME_WORDS = 6
-"""Of a title, the words that name it: what follows in long ones are sizes and packs."""
+"""Words of a title that name it; in long titles, sizes and packs follow."""
 
 _FIRST = (
     "After {last}, the history turns to",
     "{last} came last. Next may be",
-    "Much here is {theme}, and {last} came last. I look for",
-    "The history is mostly {theme}. From {last} I expect",
+    "Much here is {frequent_phrase}, and {last} came last. I look for",
+    "The history is mostly {frequent_phrase}. From {last} I expect",
     "What links {last} with the titles before it is",
 )
 _LATER = (
@@ -56,7 +58,7 @@ _LATER = (
     "{found} is close. More particular:",
     "Beside {found}, the next step could be",
 )
-# Whether to call on or to answer is said by the first word, right after what the tool said of calls left.
+# The first word tells whether a call or the answer follows, right after the environment said how many calls are left.
 _LAST = (
     "I rank {found} and what fits the latest titles first.",
     "I rank by what the latest titles ask for; {found} was a good sign.",
@@ -66,7 +68,7 @@ _LAST = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The tokens of an exploration, and which of them are learned."""
+    """The tokens of an exploration, and which of them SFT learns."""
 
     tokens: tuple[int, ...]
     learned: tuple[bool, ...]
@@ -76,11 +78,11 @@ class DemonstrationPolicy(TextPolicy):
     """Writes each task's exploration with hindsight; see the module.
 
     Args:
-        followed: by task id what the user chose next, the target first.
-        codec: of the model that is to learn.
-        config: what the student is to explore with. Half of the lessons or more have its `max_calls` and three
-            quarters its `answer_size`, the others less.
-        seed: of the limits, and of what is said where several things could be.
+        followed: by task id, what the user chose next, the target first.
+        codec: of the model to train.
+        config: limits of the trained model's explorations. At least half of the demonstrations have its `max_calls`
+            and three quarters its `answer_size`; the others have less.
+        seed: of the limits, and of choices between equally good words.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class DemonstrationPolicy(TextPolicy):
         self._bm25 = BM25(catalog)
 
     def examples(self, retriever: Retriever) -> Iterator[tuple[Trace, Example]]:
-        """Explore for all tasks, in the order in which they end; what has a fault (too few titles) is left out."""
+        """Explore all tasks, in the order in which they end; without those that have a fault, as too few titles."""
         self._said.clear()
         explorer = Explorer(self, retriever, self.catalog, self.config)
         for _, trace in explorer.stream(self.tasks.values(), config_of=self.limits):
@@ -114,7 +116,7 @@ class DemonstrationPolicy(TextPolicy):
                 yield trace, Example(tuple(tokens), tuple(written))
 
     def limits(self, task: Task) -> ExploreConfig:
-        """Of the task's lesson."""
+        """The limits of the task's demonstration."""
         rng = random.Random(f"{self.seed}:{task.id}:limits")
         most, size = self.config.max_calls, self.config.answer_size
         calls = most if rng.random() < 0.5 else rng.randint(1, most)
@@ -126,7 +128,7 @@ class DemonstrationPolicy(TextPolicy):
         limits = self.limits(task)
         lists = list_titles(self.decode(request.context))
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
-        # From two on, where so many may be: whoever may call once more must have learned to answer after that too.
+        # At least two calls where the limit allows: the model must also learn to answer after a second one.
         calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, limits.max_calls), limits.max_calls)
         if len(lists) < calls:
             return self._call(rng, task, lists, self._said[request.key])
@@ -140,16 +142,16 @@ class DemonstrationPolicy(TextPolicy):
         return protocol.call_text(thought, "; ".join(phrases))
 
     def _latest(self, task: Task) -> list[str]:
-        """Names of the latest items, the last one first, and the kind that the shown history has most of."""
+        """Names of the latest items, the last one first, and the most frequent phrase of the shown history."""
         shown = self._shown(task)
         names = dict.fromkeys(map(self._name, reversed(shown[-TITLES:])))
         return [*names, *frequent_phrases(self.catalog, shown)[:1]]
 
     def _particular(self, rng: random.Random, task: Task, said: Sequence[str]) -> list[str]:
-        """What was not said yet: names of what is like the next items, or one or two phrases of theirs that the history
-        has too, or the latest name, or a phrase of the latest item."""
+        """Something new: names of shown items that resemble the next ones, else one or two phrases that both have, else
+        the latest name or a phrase of the latest item."""
         ahead = self.followed[task.id][:AHEAD]
-        names = [name for name in self._alike(task, ahead) if name not in said]
+        names = [name for name in self._similar(task, ahead) if name not in said]
         if names:
             return names[:_NAMES]
         shown = self._shown(task)
@@ -162,25 +164,43 @@ class DemonstrationPolicy(TextPolicy):
         rest += [phrase for item in reversed(shown) for phrase in reversed(item_phrases(self.catalog, item))]
         return [next((phrase for phrase in rest if phrase not in said), "something else")]
 
-    def _alike(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
-        """Names of the shown items that share words with what follows, the most alike first, of equals the latest."""
+    def _similar(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
+        """Names of shown items that share words with the next ones: most similar first, then latest first."""
         names = list(dict.fromkeys(map(self._name, reversed(self._shown(task)))))
-        likeness_N = self._bm25.scores(names)[:, list(ahead)].toarray().max(axis=1)
-        return [names[position] for position in np.argsort(-likeness_N, kind="stable") if likeness_N[position] > 0]
+        scores_N = self._bm25.scores(names)[:, list(ahead)].toarray().max(axis=1)
+        return [names[n] for n in np.argsort(-scores_N, kind="stable") if scores_N[n] > 0]
 
     def _shown(self, task: Task) -> Sequence[ItemIdx]:
-        """What the prompt shows of the history."""
+        """The part of the history that the prompt shows."""
         return task.history[-self.config.history :]
 
     def _name(self, item: ItemIdx) -> str:
-        """Of an item: its title's first words, without the year; one phrase, as a preference is read."""
+        """The first words of an item's title, without the year, as a single phrase of a preference."""
         title = without_year(self.catalog.titles[item], self.catalog.years[item])
         short = " ".join(title.split()[:_NAME_WORDS])
         return short.replace(";", ",").rstrip(" ,:-") or "something else"
 
     def _thought(self, rng: random.Random, forms: Sequence[str], task: Task, lists: Sequence[Sequence[str]]) -> str:
-        last = self.catalog.titles[task.history[-1]]
+        last, phrase = self.catalog.titles[task.history[-1]], frequent_phrases(self.catalog, task.history)[0]
         found = next((titles[0] for titles in reversed(lists) if titles), last)
-        return rng.choice(forms).format(
-            last=last, found=found, frequent_phrase=frequent_phrases(self.catalog, task.history)[0]
+        return rng.choice(forms).format(last=last, found=found, frequent_phrase=phrase)
+
+
+def demonstrations_of(task_sets: TaskSets, codec: Codec, config: Config, limit: int) -> list[Example]:
+    """The demonstrations of up to `limit` tasks.
+
+    Raises:
+        DeepRecError: none is well-formed.
+    """
+    tasks = task_sets.tasks[SFT][:limit]
+    demonstrator = DemonstrationPolicy(
+        task_sets.catalog, tasks, task_sets.followed, codec, config.explore, seed=config.train.seed
+    )
+    examples = [example for _, example in demonstrator.examples(task_sets.retriever)]
+    if not examples:
+        fault = next((fault for fault, _ in demonstrator.faults.most_common(1)), "no task")
+        raise DeepRecError(
+            f"No demonstration is well-formed (most common fault: {fault}). Check explore.context_tokens, "
+            "explore.segment_tokens and train.sft.share."
         )
+    return examples

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
 
-from deeprec.config import ExploreConfig, TrainConfig
+from deeprec.config import Config
 from deeprec.data.dataset import Task
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Line, Stop, Trace
@@ -18,105 +18,98 @@ from deeprec.rewards.rubric import Rubric, Scored
 from deeprec.training.sampling import Sampler, in_process
 from deeprec.training.task_sets import TaskSets
 
-Listener = Callable[[Sequence[Trace], Sequence[Scored], dict[str, float]], None]
-"""Hears each step's traces, their rewards, and seconds by activity."""
+OnRollout = Callable[[Sequence[Trace], Sequence[Scored], Mapping[str, float]], None]
+"""Receives each step's traces, their rewards, and seconds by activity."""
 
 TOP_P = 0.95
-"""Of the explorations."""
+"""Of the explorations' sampling."""
 RESAMPLING_ROUNDS = 1
-"""Rounds in which groups of equal rewards give way to other tasks (dynamic sampling)."""
+"""Rounds in which other tasks replace groups of equal rewards (dynamic sampling)."""
 
 
+@dataclass
 class Rollout:
-    """Explores for the tasks of a step, each in a group of `samples`; called by the trainer.
+    """Explores the tasks of a step, each in a group of `group_size`. The trainer calls it.
 
-    A prompt of the trainer's data set is a task's id. Groups whose rewards are all equal teach nothing: they give way
-    to groups of other tasks, as often as the configuration says.
+    A prompt of the trainer's data set is a task's id. Groups of equal rewards teach nothing, so groups of other tasks
+    replace them, for up to `RESAMPLING_ROUNDS` rounds.
     """
 
-    def __init__(
-        self,
-        task_sets: TaskSets,
-        tasks: Sequence[Task],
-        rubric: Rubric,
-        explore: ExploreConfig,
-        config: TrainConfig,
-        listener: Listener,
-        sampler: Sampler = in_process,
-    ) -> None:
-        self.task_sets = task_sets
-        self.tasks = {task.id: task for task in tasks}
-        self.targets = task_sets.targets()
-        self.rubric = rubric
-        self.explore = explore
-        self.config = config
-        self.listener = listener
-        self.sampler = sampler
+    task_sets: TaskSets
+    tasks: Sequence[Task]
+    rubric: Rubric
+    config: Config
+    on_rollout: OnRollout
+    sampler: Sampler = in_process
+
+    def __post_init__(self) -> None:
+        self._targets = self.task_sets.targets()
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """What TRL asks for (tokens, logprobs, who wrote each token), and what each exploration is paid."""
-        step, size = trainer.state.global_step, self.config.group_size
+        """What TRL asks for (tokens, logprobs, who wrote each token), and the reward of each exploration."""
+        train, step = self.config.train, trainer.state.global_step
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         policy = self.sampler(model.eval(), trainer.processing_class)
-        settings = self.explore.model_copy(
-            update={
-                "temperature": self.config.temperature,
-                "top_p": TOP_P,
-                "seed": (self.config.seed << 20) + step,
-            }
-        )
-        explorer = Explorer(policy, self.task_sets.retriever, self.task_sets.catalog, settings)
-        groups = [self.tasks[prompts[first]] for first in range(0, len(prompts), size)]
-        substitutes = self._others(step, gather_object([task.id for task in groups]))
-        found: list[list[tuple[Trace, Scored]]] = [[] for _ in groups]
-        for round_ in range(RESAMPLING_ROUNDS + 1):
-            flat = [g for g, group in enumerate(found) if len({scored.total for _, scored in group}) < 2]
-            if round_:
-                # All processes draw for all flat groups, and each takes what falls to its own.
-                first = trainer.accelerator.process_index * len(groups)
-                drawn = dict(zip(gather_object([first + g for g in flat]), substitutes, strict=False))
-                flat = [g for g in flat if first + g in drawn]
-                groups = [drawn.get(first + g, task) for g, task in enumerate(groups)]
-            traces = explorer.run([groups[g] for g in flat for _ in range(size)])
-            alone = self._alone(traces[::size])
-            for position, g in enumerate(flat):
-                group = traces[position * size : (position + 1) * size]
-                scores = [self.rubric.score(trace, self.targets[trace.task]) for trace in group]
-                found[g] = [
-                    (trace, replace(each, alone=alone[position])) for trace, each in zip(group, scores, strict=True)
-                ]
+        sampling = {"temperature": train.temperature, "top_p": TOP_P, "seed": (train.seed << 20) + step}
+        explore = self.config.explore.model_copy(update=sampling)
+        explorer = Explorer(policy, self.task_sets.retriever, self.task_sets.catalog, explore)
+        by_id = {task.id: task for task in self.tasks}
+        tasks = [by_id[prompt] for prompt in prompts[:: train.group_size]]
+        substitutes = self._substitutes(step, gather_object([task.id for task in tasks]))
+        groups = self._explore(explorer, tasks)
+        first = trainer.accelerator.process_index * len(groups)  # of this process's groups among those of all
+        for _ in range(RESAMPLING_ROUNDS):
+            flat = [g for g, group in enumerate(groups) if len({scored.total for _, scored in group}) < 2]
+            # Every process draws for the flat groups of all, and takes what falls to its own.
+            drawn = dict(zip(gather_object([first + g for g in flat]), substitutes, strict=False))
+            flat = [g for g in flat if first + g in drawn]
+            for g, group in zip(flat, self._explore(explorer, [drawn[first + g] for g in flat]), strict=True):
+                groups[g] = group
         model.train(training)
-        everything = [pair for group in found for pair in group]
-        traces, scores = [trace for trace, _ in everything], [scored for _, scored in everything]
-        self.listener(traces, scores, {**explorer.seconds, **policy.seconds})
-        return _fields(traces) | {"scored": scores}
+        traces, scores = zip(*(pair for group in groups for pair in group), strict=True)
+        self.on_rollout(traces, scores, {**explorer.seconds, **policy.seconds})
+        return _fields(traces) | {"scored": list(scores)}
 
-    def _alone(self, traces: Sequence[Trace]) -> list[float]:
-        """What answering with the retriever's own list, without a call, is paid in the task of each trace.
+    def _explore(self, explorer: Explorer, tasks: Sequence[Task]) -> list[list[tuple[Trace, Scored]]]:
+        """A group of explorations for each task, with their rewards."""
+        size = self.config.train.group_size
+        traces = explorer.run([task for task in tasks for _ in range(size)])
+        groups = [traces[first : first + size] for first in range(0, len(traces), size)]
+        totals = self._trm_totals(traces[::size])
+        return [
+            [(trace, replace(self._score(trace), trm_total=total)) for trace in group]
+            for group, total in zip(groups, totals, strict=True)
+        ]
 
-        Tasks differ far more than a step changes a policy; less this, rewards of different tasks can be compared.
+    def _trm_totals(self, traces: Sequence[Trace]) -> list[float]:
+        """The reward of answering each trace's task with the TRM's own list, without a call.
+
+        Tasks differ far more than a step changes a policy. Relative to this, rewards of different tasks compare.
         """
         queries = [Query(trace.history, exclude=frozenset(trace.history)) for trace in traces]
-        lists = self.task_sets.retriever.retrieve(queries, self.explore.answer_size)
+        lists = self.task_sets.retriever.retrieve(queries, self.config.explore.answer_size)
         titles = self.task_sets.catalog.titles
-        found = []
+        totals = []
         for trace, hits in zip(traces, lists, strict=True):
             answer = tuple(Line(titles[hit.item], hit.item, retrieved=True, fault=None) for hit in hits)
-            told = replace(trace, turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED)
-            found.append(self.rubric.score(told, self.targets[trace.task]).total)
-        return found
+            as_answer = replace(trace, turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED)
+            totals.append(self._score(as_answer).total)
+        return totals
 
-    def _others(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
-        """Tasks to take the place of those of the step, in an order of the step's own."""
+    def _score(self, trace: Trace) -> Scored:
+        return self.rubric.score(trace, self._targets[trace.task])
+
+    def _substitutes(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
+        """Tasks that are not among the step's own, in an order that depends on the step."""
         known = set(asked)
-        rest = [task for name, task in self.tasks.items() if name not in known]
-        for position in np.random.default_rng([self.config.seed, step]).permutation(len(rest)):
+        rest = [task for task in self.tasks if task.id not in known]
+        for position in np.random.default_rng([self.config.train.seed, step]).permutation(len(rest)):
             yield rest[position]
 
 
 def reward_functions(rubric: Rubric) -> list[Callable[..., list[float]]]:
-    """One function a term, as TRL wants them; they read what the rollout scored."""
+    """One function a term, as TRL wants them; they read the scores of the rollout."""
     return [_reward(name) for name in rubric.rewards]
 
 
@@ -129,12 +122,13 @@ def _reward(name: str) -> Callable[..., list[float]]:
 
 
 def _fields(traces: Sequence[Trace]) -> dict[str, list[Any]]:
-    prompts, completions, logprobs, masks = [], [], [], []
+    """The rollout's fields in TRL's form: the prompt apart from what follows it."""
+    fields: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
     for trace in traces:
-        tokens, written, logs = trace.tokens()
+        tokens, written, logprobs = trace.tokens()
         start = len(trace.segments[0].tokens)
-        prompts.append(tokens[:start])
-        completions.append(tokens[start:])
-        logprobs.append(logs[start:])
-        masks.append([int(own) for own in written[start:]])
-    return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": logprobs, "env_mask": masks}
+        fields["prompt_ids"].append(tokens[:start])
+        fields["completion_ids"].append(tokens[start:])
+        fields["logprobs"].append(logprobs[start:])
+        fields["env_mask"].append([int(by_policy) for by_policy in written[start:]])
+    return fields

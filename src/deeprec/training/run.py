@@ -1,16 +1,16 @@
-"""The policy's training in its run folder: started, resumed, or continued from another's finished parts."""
+"""The policy's training in its run folder: started, continued, or begun with another's finished parts."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from deeprec.config import TRAINABLE, Columns, Config
+from deeprec.config import TRAINABLE, Columns, Config, ExploreConfig
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
@@ -18,20 +18,20 @@ from deeprec.explore.protocol import PROTOCOL
 from deeprec.policies.adapters import adapter_folder, digests_of
 from deeprec.policies.loading import load_transformers, load_vllm
 from deeprec.runs import Run, matching_runs
-from deeprec.runs.progress import SILENT, Progress
+from deeprec.runs.progress import SILENT, Advance, Progress
 from deeprec.training.callback import alarms, step_summary, tensorboard_in
 from deeprec.training.processes import main_process_first
 from deeprec.training.sampling import VllmSampler, in_process
-from deeprec.training.schedule import SFT, active, shares
+from deeprec.training.schedule import SFT, active, shared_parts, shares
 from deeprec.training.task_sets import TaskSets, require_free_answers
 from deeprec.training.time_budget import time_spent
-from deeprec.training.trainer import first_parts, train
+from deeprec.training.trainer import train
 from deeprec.trm.run import load_or_train_trm, trm_origin
 
 SECTIONS = ("data", "trm", "policy", "explore", "train")
-"""Sections of the configuration that decide what a training gives."""
+"""Sections of the configuration that decide the outcome of a training."""
 _SHOWN = ("reward", "well-formed", "turns", "loss")
-"""Of a step's numbers, those that the progress bar shows."""
+"""Metrics that the progress bar shows."""
 
 
 def train_policy(
@@ -43,16 +43,16 @@ def train_policy(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
-    """Train the policy of the configuration, or go on where that was interrupted; the folder of its weights.
+    """Train the policy of the configuration, or continue an interrupted training; the folder of its weights.
 
-    Under `accelerate launch` every process calls this, and the main one alone keeps the run's folder.
+    Under `accelerate launch` every process calls this; only the main one writes the run's folder.
 
     Args:
         runs: folder of the run folders.
-        tensorboard: write each step's numbers for TensorBoard too, into the run's folder.
+        tensorboard: also write each step's metrics for TensorBoard, into the run's folder.
 
     Raises:
-        DeepRecError: the policy is not one that can be trained, or its training failed.
+        DeepRecError: the policy can't be trained, or its training failed.
     """
     kind = config.policy.kind
     if kind not in TRAINABLE:
@@ -72,45 +72,22 @@ def train_policy(
             prepare_task_sets(load_dataset(other.data, offline=offline), other, runs, (SFT,), offline, progress)
             for other in _extra_configs(config)
         ]
-        origin = _origin(dataset, config, offline=offline)
-        known = latest_training(dataset, config, runs, offline=offline)
-        run = known or Run.create(runs, None, config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
-        if known is None:
-            others = matching_runs(runs, "train", config, SECTIONS[:-1], origin, ignore="policy.adapter")
-            _take_over(run, others, config, progress)
-            run.record(**origin)  # last: a run without is none to go on with
-    began = "the bare model" if config.train.adapter is None else f"adapter {config.train.adapter}"
-    progress.message(f"{'Going on' if known else 'Training'} in {run.path}, from {began} (Ctrl-C is safe)")
-    told: set[str] = set()
-    folder = run if main else nullcontext()
-    board = tensorboard_in(run.path) if tensorboard and main else nullcontext()
-    with folder, board as writer, progress.phase("train the policy", 1) as advance:
-
-        def on_step(stage: str, step: int, steps: int, numbers: Mapping[str, float]) -> None:
-            run.append_metrics(step, {f"{stage}/{name}": value for name, value in numbers.items()})
-            if writer is not None:
-                for name, value in numbers.items():
-                    writer.add_scalar(f"{stage}/{name}", value, step)
-            shown = [f"{name} {numbers[name]:.3f}" for name in _SHOWN if name in numbers]
-            advance(step, steps, f"{stage}: {', '.join(shown)}; step")
-            if "reward" in numbers:  # a step of reinforcement learning takes long enough for a line of its own
-                progress.message(f"{stage} {step}/{steps}: {step_summary(numbers)}")
-            for alarm in alarms(numbers, config.explore):
-                if alarm not in told:
-                    told.add(alarm)
-                    progress.message(f"{stage}, step {step}: {alarm}")
-
+        run = _open_run(dataset, config, runs, offline, progress)
+    with (
+        run if main else nullcontext(),
+        tensorboard_in(run.path) if tensorboard and main else nullcontext() as writer,
+        progress.phase("train the policy", 1) as advance,
+    ):
+        on_step = _StepReport(run, config.explore, progress, advance, writer)
         weights = train(policy, task_sets, config, run.path, on_step, sampler, extra)
-    if spent := time_spent(run.path):  # else all of it is an earlier training's
+    if spent := time_spent(run.path):  # empty where all parts are an earlier training's
         progress.message(f"Time spent: {spent}")
     return weights
 
 
 def latest_training(dataset: Dataset, config: Config, runs: Path, *, offline: bool = False) -> Run | None:
     """The latest run of this training, finished or not."""
-    origin = _origin(dataset, config, offline=offline)
-    # A training starts with the bare model, whatever adapter is configured for exploring.
-    return next(matching_runs(runs, "train", config, SECTIONS, origin, ignore="policy.adapter"), None)
+    return next(_trainings(config, runs, SECTIONS, _origin(dataset, config, offline=offline)), None)
 
 
 def prepare_task_sets(
@@ -121,13 +98,63 @@ def prepare_task_sets(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> TaskSets:
-    """What the policy trains with: users of each part, or of those named, and a TRM that met none of them."""
+    """The tasks of each part of a training, or of those named, with a TRM that never met their users."""
     parts, rest = dataset.divide(shares(config.train), config.train.seed)
-    progress.message(f"The policy trains with users whom its TRM never met; that TRM has {len(rest.users)} others.")
+    progress.message(f"The policy trains on users whom its TRM never met; the TRM trains on {len(rest.users)} others.")
     trm, _ = load_or_train_trm(rest, config, runs, offline=offline, progress=progress)
     with progress.phase("rank the targets"):
-        chosen = {name: parts[name] for name in names or parts}
-        return TaskSets.prepare(chosen, trm, dataset.catalog, config.train)
+        return TaskSets.prepare({name: parts[name] for name in names or parts}, trm, dataset.catalog, config.train)
+
+
+class _StepReport:
+    """Writes each step's metrics to the run, and shows them."""
+
+    def __init__(
+        self, run: Run, explore: ExploreConfig, progress: Progress, advance: Advance, writer: Any | None
+    ) -> None:
+        self.run, self.explore = run, explore
+        self.progress, self.advance, self.writer = progress, advance, writer
+        self._raised: set[str] = set()
+
+    def __call__(self, part: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        named = {f"{part}/{name}": value for name, value in metrics.items()}
+        self.run.append_metrics(step, named)
+        if self.writer is not None:
+            for name, value in named.items():
+                self.writer.add_scalar(name, value, step)
+        shown = [f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics]
+        self.advance(step, steps, f"{part}: {', '.join(shown)}; step")
+        if "reward" in metrics:  # a step of reinforcement learning takes long enough for a line of its own
+            self.progress.message(f"{part} {step}/{steps}: {step_summary(metrics)}")
+        for alarm in alarms(metrics, self.explore):
+            if alarm not in self._raised:
+                self._raised.add(alarm)
+                self.progress.message(f"{part}, step {step}: {alarm}")
+
+
+def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progress: Progress) -> Run:
+    """The run to continue, or a new one with copies of the leading parts that another training has finished."""
+    start = "the bare model" if config.train.adapter is None else f"adapter {config.train.adapter}"
+    origin = _origin(dataset, config, offline=offline)
+    if known := next(_trainings(config, runs, SECTIONS, origin), None):
+        progress.message(f"Continuing in {known.path}, from {start} (Ctrl-C is safe)")
+        return known
+    run = Run.create(runs, None, config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
+    finished: list[Path] = []
+    for other in _trainings(config, runs, SECTIONS[:-1], origin):
+        done = [other.path / name for name in shared_parts(config.train, other.config.train)]
+        finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
+    for part in finished:
+        shutil.copytree(part, run.path / part.name)
+        progress.message(f"{part.name} is copied from {part.parent}, which has the same settings up to there")
+    run.record(**origin)  # last: a run without it is never continued
+    progress.message(f"Training in {run.path}, from {start} (Ctrl-C is safe)")
+    return run
+
+
+def _trainings(config: Config, runs: Path, sections: Sequence[str], origin: Mapping[str, Any]) -> Iterator[Run]:
+    # A training starts with the bare model, whatever adapter is configured for exploring.
+    return matching_runs(runs, "train", config, sections, origin, ignore="policy.adapter")
 
 
 def _extra_configs(config: Config) -> list[Config]:
@@ -140,19 +167,8 @@ def _extra_configs(config: Config) -> list[Config]:
     ]
 
 
-def _take_over(run: Run, others: Iterable[Run], config: Config, progress: Progress) -> None:
-    """Copy what other trainings have finished of the parts before the first that is another in this one."""
-    best: list[Path] = []
-    for other in others:
-        done = [other.path / name for name in first_parts(config.train, other.config.train)]
-        best = max(best, list(takewhile(Path.is_dir, done)), key=len)
-    for part in best:
-        shutil.copytree(part, run.path / part.name)
-        progress.message(f"{part.name} is taken from {part.parent}, which began the same")
-
-
 def _origin(dataset: Dataset, config: Config, *, offline: bool) -> dict[str, Any]:
-    """What decides a training beside the configuration: data, text, and what names mean today."""
+    """What decides a training beside the configuration: data, text, protocol, and the files behind names."""
     named = config.train.adapter
     folder = named and adapter_folder(config.policy.model_copy(update={"adapter": named}))
     extra = [load_dataset(other.data, offline=offline) for other in _extra_configs(config)]

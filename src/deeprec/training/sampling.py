@@ -1,4 +1,4 @@
-"""What explores with the weights as they are at a step: the trained model itself, or vLLM."""
+"""Who explores with the weights of the present step: the trained model itself, or vLLM."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from deeprec.policies.transformers import TransformersPolicy
 from deeprec.policies.vllm import VllmPolicy
 
 Sampler = Callable[[Any, Any], Policy]
-"""Given the model and its tokenizer, a policy that writes with the model's present weights; its seconds begin at 0."""
+"""Makes, of the model and its tokenizer, a policy that writes with the model's present weights; its seconds are 0."""
 
 
 def in_process(model: Any, tokenizer: Any) -> TransformersPolicy:
-    """The trained model itself; an adapter is folded into its layers, which is faster than peft's way."""
+    """The trained model itself, its adapter fused into the layers, which is faster than peft's forward pass."""
     return TransformersPolicy(fuse(model) if isinstance(model, PeftModel) else model, tokenizer)
 
 
@@ -35,7 +35,7 @@ class VllmSampler:
             folder = tempfile.TemporaryDirectory(prefix="deeprec-")
             model.save_pretrained(folder.name)
             self.policy.use_adapter(Path(folder.name))
-            self._folder = folder  # the one before is removed
+            self._folder = folder  # removes the one before
         else:
             self.policy.use_weights(model.named_parameters())
         self.policy.seconds = dict.fromkeys(self.policy.seconds, 0.0)

@@ -1,9 +1,9 @@
 """A stage of reinforcement learning: REINFORCE++ with a group baseline, by TRL's GRPOTrainer.
 
-The advantage is the reward less the mean of its group, divided by the deviation of the batch; the ratio of
-probabilities is clipped to [1 - CLIP_LOW, 1 + CLIP_HIGH]; the loss is the mean over the policy's own tokens; no KL.
-Of few explorations, what is pushed away is mostly noise: `negative` makes less of it, down to imitating the better ones
-alone (as RAFT++, Xiong et al., arXiv 2504.11343).
+The advantage is the reward minus its group's mean, divided by the batch's standard deviation. The probability ratio is
+clipped to [1 - CLIP_LOW, 1 + CLIP_HIGH]. The loss is the mean over the policy's own tokens, without a KL term. With few
+explorations, negative advantages are mostly noise: `negative_advantage_weight` scales them down, at 0 to imitating the
+better explorations only (as RAFT++, Xiong et al., arXiv 2504.11343).
 """
 
 from __future__ import annotations
@@ -19,60 +19,47 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig, GRPOTrainer
 
-from deeprec.config import ExploreConfig, StageConfig, TrainConfig
+from deeprec.config import StageConfig, TrainConfig
 from deeprec.rewards.rubric import Rubric
 from deeprec.training.callback import StageCallback
 from deeprec.training.processes import world_size
 from deeprec.training.rollout import Rollout, reward_functions
-from deeprec.training.sampling import Sampler
-from deeprec.training.sft import GRAD_NORM, common_arguments, run_trainer
-from deeprec.training.task_sets import TaskSets
+from deeprec.training.sft import common_arguments, run_trainer
 
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 
 
 def run_stage(
-    model: Any,
-    tokenizer: Any,
-    task_sets: TaskSets,
-    stage: StageConfig,
-    rubric: Rubric,
-    explore: ExploreConfig,
-    config: TrainConfig,
-    folder: Path,
-    callback: StageCallback,
-    sampler: Sampler,
+    model: Any, tokenizer: Any, stage: StageConfig, rollout: Rollout, folder: Path, callback: StageCallback
 ) -> None:
-    """Train the model in place, with a fresh optimiser; a folder that holds a checkpoint is gone on from."""
-    tasks = task_sets.tasks[stage.name]
+    """Train the model in place, with a fresh optimiser; continues from a checkpoint in the folder."""
+    train = rollout.config.train
     trainer = OwnTokensTrainer(
         model,
-        reward_functions(rubric),
-        arguments(stage, rubric, config, folder, model),
-        train_dataset=Table.from_dict({"prompt": order_of([task.id for task in tasks], stage, config)}),
+        reward_functions(rollout.rubric),
+        arguments(stage, rollout.rubric, train, folder, model),
+        train_dataset=Table.from_dict({"prompt": order_of([task.id for task in rollout.tasks], stage, train)}),
         processing_class=tokenizer,
-        rollout_func=Rollout(task_sets, tasks, rubric, explore, config, callback.hear, sampler),
+        rollout_func=rollout,
         callbacks=[callback],
     )
-    trainer.negative_advantage_weight, trainer.warmup = (
-        config.negative_advantage_weight,
-        stage.warmup * config.updates_per_step,
-    )
+    trainer.negative_advantage_weight = train.negative_advantage_weight
+    trainer.warmup = stage.warmup * train.updates_per_step
     run_trainer(trainer, folder)
 
 
 class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
-    """Computes the logits of the policy's own tokens alone, and weighs what was worse than its group's mean.
+    """Computes the logits of the policy's own tokens alone, and weights negative advantages.
 
-    TRL computes those of the completion with what the environment wrote in it and, off CUDA, of the prompt too: nearly
-    half of the time of learning on a processor. On CUDA its kernel makes light of it, and is used.
+    TRL also computes those of the environment's tokens and, off CUDA, of the prompt: nearly half of the learning time
+    on a processor. On CUDA its kernel makes them cheap, and is used.
     """
 
     _own_BC: Tensor | None = None
     negative_advantage_weight = 1.0
-    """Weight of negative advantages."""
     warmup = 0
-    """Optimiser steps in which the learning rate rises. Those of transformers begin at 0: explorations for nothing."""
+    """Optimiser steps in which the learning rate rises. The first step of transformers' own warm-up has rate 0, which
+    would waste its explorations."""
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
@@ -81,15 +68,14 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
         advantages_B = scored["advantages"]
-        scored["advantages"] = torch.where(
-            advantages_B < 0, self.negative_advantage_weight * advantages_B, advantages_B
-        )
+        weighted_B = self.negative_advantage_weight * advantages_B
+        scored["advantages"] = torch.where(advantages_B < 0, weighted_B, advantages_B)
         return scored
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         inputs = trimmed(inputs)
         self._own_BC = inputs["completion_mask"] * inputs["tool_mask"]
-        if (old_BC := inputs.get("old_per_token_logps")) is not None:  # no ratio where nothing is scored anew
+        if (old_BC := inputs.get("old_per_token_logps")) is not None:  # 0 elsewhere, as the new ones: no ratio there
             inputs = inputs | {"old_per_token_logps": old_BC * self._own_BC}
         try:
             return super()._compute_loss(model, inputs)
@@ -99,7 +85,7 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of the last `logits_to_keep` (C) tokens, both (B, C); zero where no row is the policy's."""
+        """Logprobs and entropies (B, C) of the last `logits_to_keep` tokens; 0 where no row is the policy's."""
         if self._own_BC is None or input_ids.is_cuda or self.aux_loss_enabled:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
@@ -118,9 +104,9 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
 
 
 def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
-    """Without the columns before the first token of any row and after the last of the policy's own.
+    """The batch without columns before the first token of any row and after the policy's last.
 
-    TRL pads all passes to the longest exploration of the step. A single row then needs no mask, and attends faster.
+    TRL pads every pass to the step's longest exploration. A row on its own then needs no mask, and attends faster.
     """
     own_C = (batch["completion_mask"] * batch["tool_mask"]).any(0)
     start = int(batch["prompt_mask"].any(0).int().argmax())
@@ -138,7 +124,7 @@ def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
 def order_of(tasks: Sequence[str], stage: StageConfig, config: TrainConfig) -> list[str]:
     """The tasks of all steps, one after another: every task once, then all again in another order, and so on.
 
-    All steps are one pass for the trainer, which would not know after an interruption how it had shuffled a second.
+    To the trainer, all steps are one pass: after an interruption it could not repeat how it had shuffled a second.
     """
     rng = np.random.default_rng(config.seed)
     wanted = stage.steps * config.tasks_per_step
@@ -157,7 +143,7 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         gradient_accumulation_steps=passes // config.updates_per_step,
         steps_per_generation=passes,
         num_generations=config.group_size,
-        temperature=config.temperature,  # of the trainer's logprobs, as of the samples
+        temperature=config.temperature,  # of the trainer's logprobs, as of the explorations
         beta=0.0,
         epsilon=CLIP_LOW,
         epsilon_high=CLIP_HIGH,
@@ -166,11 +152,9 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         reward_weights=list(rubric.weights.values()),
         learning_rate=stage.learning_rate,
         lr_scheduler_type="constant",
-        max_grad_norm=GRAD_NORM,
         gradient_checkpointing=model.device.type == "cuda",
         shuffle_dataset=False,
-        # Only between steps: a checkpoint between the updates of one step would explore anew for the rest of it, and
-        # its explorations would be told of twice.
-        **common_arguments(config, model)
-        | {"save_steps": config.updates_per_step, "logging_steps": config.updates_per_step},
+        # Checkpoints only between steps: one between a step's updates would explore anew for the others, and report the
+        # explorations twice.
+        **common_arguments(config, model, config.updates_per_step),
     )

@@ -1,4 +1,4 @@
-"""The world in which a policy is trained: users whom the TRM never met, so that it does not know their next items."""
+"""The tasks that a policy trains on, of users whom the TRM never met and whose next items it does not know."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.retrieval.retriever import queries_of
+from deeprec.training.schedule import SFT
 from deeprec.trm.trm import TRM
 
-PER_USER = 20
+TARGETS_PER_USER = 20
 """A training user's last items that serve as targets."""
 _RANKED = 4096
-"""Tasks whose queries are in memory at once, which take several times the room of the tasks."""
+"""Tasks ranked at once: their queries take several times the memory of the tasks."""
+_SHUFFLE_NAMES = {SFT: "warm-start"}
+"""The part's name when the shipped adapters were trained; it seeds the order of tasks, which stays the same."""
 
 
 def require_free_answers(explore: ExploreConfig) -> None:
-    """See that what is learned from is what the policy itself would write.
+    """Check that a training learns from what the policy itself would write.
 
     Raises:
-        DeepRecError: it is not.
+        DeepRecError: answers are constrained to the pool.
     """
     if explore.answer == "pool":
-        raise DeepRecError("explore.answer='pool' is not for training, which learns from what is freely sampled.")
+        raise DeepRecError("explore.answer='pool' is not for training, which learns from freely sampled answers.")
 
 
 @dataclass(frozen=True, eq=False)
 class TaskSets:
-    """What a policy is trained with.
+    """The tasks of each part of a training, and the retriever to explore them with.
 
     Attributes:
-        retriever: a TRM trained on all users but those of the stages.
-        tasks: of each stage, in a random order; the TRM alone ranks each target within `train.max_target_rank`.
-        followed: by task id, what the user chose next in the training part, the target first.
+        retriever: a TRM trained on all users but those of the parts.
+        tasks: of each part, in random order; the TRM alone ranks each target within `train.max_target_rank`.
+        followed: by task id, what the user chose next in the training data, the target first.
     """
 
     catalog: Catalog
@@ -46,26 +49,26 @@ class TaskSets:
 
     @classmethod
     def prepare(cls, parts: Mapping[str, Dataset], retriever: TRM, catalog: Catalog, config: TrainConfig) -> TaskSets:
-        """From the parts of `Dataset.divide`, and the TRM of the others.
+        """From the parts of `Dataset.divide`, and the TRM of the other users.
 
         Raises:
-            DeepRecError: a stage has no tasks.
+            DeepRecError: a part has no tasks.
         """
         tasks: dict[str, list[Task]] = {}
         followed: dict[str, tuple[ItemIdx, ...]] = {}
         for name, part in parts.items():
-            all_tasks, after = part.past_tasks(PER_USER)
+            candidates, after = part.past_tasks(TARGETS_PER_USER)
             kept: list[Task] = []
-            for start in range(0, len(all_tasks), _RANKED):
-                some = all_tasks[start : start + _RANKED]
+            for start in range(0, len(candidates), _RANKED):
+                some = candidates[start : start + _RANKED]
                 ranks = retriever.ranks(queries_of(some), [after[task.id][0] for task in some])
                 kept += [task for task, rank in zip(some, ranks, strict=True) if 0 <= rank < config.max_target_rank]
             if not kept and part.users:
                 raise DeepRecError(
-                    f"Stage {name!r} has no tasks: of its {len(part.users)} users' items the TRM ranks none among the "
-                    f"first {config.max_target_rank}. Raise its share or train.max_target_rank."
+                    f"{name!r} has no tasks: the TRM ranks no item of its {len(part.users)} users among the first "
+                    f"{config.max_target_rank}. Raise its share or train.max_target_rank."
                 )
-            random.Random(f"{config.seed}:{name}").shuffle(kept)
+            random.Random(f"{config.seed}:{_SHUFFLE_NAMES.get(name, name)}").shuffle(kept)
             tasks[name] = kept
             followed |= {task.id: after[task.id] for task in kept}
         return cls(catalog, retriever, tasks, followed)

@@ -1,4 +1,4 @@
-"""The time that a training may take: shared among its parts, and kept in its folder over interruptions."""
+"""The time limit of a training: shared among its parts, and kept in its folder across interruptions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _FILE = "time_budget.json"
 
 
 class TimeBudget:
-    """Says when a part of a training has had its time. All processes hear what the first one's clock says.
+    """Decides when a part of a training has used up its time. All processes follow the main one's clock.
 
-    A part may take of the time that is left when it begins what its explorations are of those planned from it on. What
-    it leaves over, or takes over its time to end its last step, is the later parts'.
+    A part's time limit is the remaining time × its share of the remaining planned explorations. Time that a part leaves
+    over, or takes beyond its limit to end its last step, changes what later parts get.
 
     Args:
-        folder: of the training, where seconds and steps are kept; what was spent before an interruption counts.
-        planned: explorations of each part, in order: lessons of the warm start, samples of a stage.
-        minutes: of all parts; None is no limit.
+        folder: of the training. Seconds and steps are kept there, so time spent before an interruption counts.
+        planned: explorations of each part, in order: demonstrations of SFT, explorations of a stage.
+        minutes: for all parts; None is no limit.
 
     Attributes:
-        share: of the part's time that has passed; 0 without a limit.
+        share: of the current part's time that has passed; 0 without a limit.
     """
 
     def __init__(self, folder: Path, planned: Mapping[str, int], minutes: float | None) -> None:
@@ -38,27 +38,27 @@ class TimeBudget:
         self.share = 0.0
 
     def begin(self, part: str, steps: int) -> bool:
-        """Begin a part of so many steps, or go on with it; False where no time is left for it to begin."""
+        """Begin or continue a part of so many steps; False where no time is left for it."""
         self.part, self._since = part, monotonic()
         names = list(self.planned)
-        earlier, later = names[: names.index(part)], names[names.index(part) :]
+        earlier, remaining = names[: names.index(part)], names[names.index(part) :]
         left = self.seconds - sum(self._spent(name) for name in earlier)
         left, self._before = broadcast((left, self._spent(part)))
         if left <= 0:
             self._keep(0, steps)
             return False
-        self.limit = left * self.planned[part] / sum(self.planned[name] for name in later)
+        self.limit = left * self.planned[part] / sum(self.planned[name] for name in remaining)
         self.share = self._before / self.limit
         return True
 
     def end_step(self, step: int, steps: int) -> bool:
-        """Keep that so many steps of the part are done; whether its time is up."""
+        """Record that so many steps of the part are done; True if its time is up."""
         self._keep(step, steps)
         self.share = broadcast(self._spent(self.part) / self.limit)
         return self.share >= 1
 
-    def reachable(self, step: int, steps: int) -> int:
-        """How many of the steps the time will be enough for, going by those that are done."""
+    def expected_steps(self, step: int, steps: int) -> int:
+        """How many of the steps fit into the time limit, at the pace of those that are done."""
         return min(steps, max(step, math.ceil(step / self.share))) if self.share else steps
 
     def _spent(self, part: str) -> float:
@@ -74,7 +74,7 @@ class TimeBudget:
 
 
 def time_spent(folder: Path) -> str:
-    """How far the parts of a training in a folder came, in words; empty where nothing was kept."""
+    """Steps of each part of a folder's training and minutes in all, in words; empty where nothing was kept."""
     parts = _read(folder / _FILE)
     minutes = sum(part["seconds"] for part in parts.values()) / 60
     steps = [f"{name} {part['steps']} of {part['of']} steps" for name, part in parts.items()]
