@@ -63,20 +63,18 @@ def run_evaluation(
 
 
 def _resume(options: Options, folder: Path) -> Report:
-    from contextlib import nullcontext
-
     from deeprec.config import Config
     from deeprec.errors import DeepRecError
     from deeprec.evaluation.plans import PLAN_FILE, load_plan
     from deeprec.evaluation.runner import run_plan
-    from deeprec.runs import Run
+    from deeprec.runs import Run, lock
 
     if not (folder / PLAN_FILE).is_file():
         raise DeepRecError(f"{folder} is not an evaluation's folder: start one with `deeprec eval`.")
     run = Run.open(folder) if (folder / "manifest.json").is_file() else None  # an experiment has none
     if run is not None:
         options.runs = folder.parent
-    with run or nullcontext():
+    with run or lock(folder):
         report = run_plan(load_plan(folder / PLAN_FILE, Config()), folder, _models(options), same_data=True)
     return _show(options, report, folder)
 
@@ -84,7 +82,9 @@ def _resume(options: Options, folder: Path) -> Report:
 @command(app, "run")
 def experiment_run(
     options: Options,
-    plan: Annotated[Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")] = None,
+    plan: Annotated[
+        Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -104,6 +104,7 @@ def experiment_run(
     """Run what is missing of an experiment, one system after another, and write its report."""
     from deeprec.evaluation.plans import dump_plan, plan_of, slug
     from deeprec.evaluation.runner import run_plan
+    from deeprec.runs import lock
 
     found = plan_of(plan, options.parse([] if minutes is None else [f"train.minutes={minutes}"]), data or [])
     if options.dry_run:
@@ -112,7 +113,10 @@ def experiment_run(
     sets = [] if plan is not None and not data else [set_.folder for set_ in found.sets]
     folder = out or options.runs / "-".join(["experiment", slug(found.name), *sets])
     options.say(f"Experiment in {folder}; if interrupted, the same command continues")
-    _show(options, run_plan(found, folder, _models(options)), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        report = run_plan(found, folder, _models(options))
+    _show(options, report, folder)
 
 
 @command(app, "report")

@@ -50,7 +50,6 @@ def rankings_of(
     k: int,
     preference: Callable[[Task], str] = lambda task: "",
     preference_weight: float = DEFAULT_PREFERENCE_WEIGHT,
-    tick: Tick = lambda done: None,
 ) -> Rankings:
     """The retriever's best `k` items for each task, the history excluded."""
     rankings: Rankings = []
@@ -58,7 +57,6 @@ def rankings_of(
         batch = tasks[start : start + _BATCH]
         queries = queries_of(batch, map(preference, batch), preference_weight)
         rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
-        tick(len(rankings))
     return rankings
 
 

@@ -27,7 +27,7 @@ from deeprec.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED
 from deeprec.evaluation.plans import PLAN_FILE, dump_plan, load_plan, slug
 from deeprec.evaluation.plots import plot_cost, plot_quality, plot_turns
 from deeprec.evaluation.results import Result
-from deeprec.evaluation.tables import SetReport, across, change_text, percent_text
+from deeprec.evaluation.tables import SetReport, across, percent_text
 
 JSON_FILE = "report.json"
 _ROWS = 6
@@ -293,8 +293,9 @@ def compare(ours: Path, theirs: Path) -> Table:
         k = max({*mine[key].cutoffs} & {*others[key].cutoffs}, default=0)
         for metric in (f"{name}@{k}" for name in ("NDCG", "Recall", "MRR") if k):
             if (found := mine[key].minus(others[key], metric)) is not None:
-                cells = (f"{found.base + found.difference:.4f}", f"{found.base:.4f}", change_text(found))
-                table.add_row(*map(Text, (mine[key].name, str(found.users), metric, *cells)))
+                means = (f"{found.base + found.difference:.4f}", f"{found.base:.4f}")
+                change = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+                table.add_row(*map(Text, (mine[key].name, str(found.users), metric, *means, change)))
     if not table.row_count:
         raise DeepRecError(f"{ours} and {theirs} have no system with common users and cutoffs.")
     return table

@@ -34,12 +34,12 @@ from deeprec.evaluation.plans import PLAN_FILE, Plan, Seed, SetPlan, SystemPlan,
 from deeprec.evaluation.rankings import evaluation_tasks
 from deeprec.evaluation.report import Report
 from deeprec.evaluation.systems import KINDS, PlannedSystem, Ranked, System
-from deeprec.runs import environment, lock
+from deeprec.runs import environment
 from deeprec.runs.progress import Progress
 
 
 def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = False) -> Report:
-    """Make what is missing of a plan's results in a folder, and write the report there.
+    """Make what is missing of a plan's results in a folder, which the caller has locked, and write the report there.
 
     Args:
         same_data: whether to refuse data that are others than those of the folder's results.
@@ -47,15 +47,13 @@ def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = Fals
     Raises:
         DeepRecError: some systems failed. The others are in the report.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder):
-        (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
-        failed = Runner(plan, folder, models, same_data).run()
-        try:
-            report = Report.read(folder)
-        except DeepRecError as error:  # nothing to report, for a reason
-            raise DeepRecError(failed[0] if failed else str(error)) from None
-        path = report.save(folder)
+    (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
+    failed = Runner(plan, folder, models, same_data).run()
+    try:
+        report = Report.read(folder)
+    except DeepRecError as error:  # nothing to report, for a reason
+        raise DeepRecError(failed[0] if failed else str(error)) from None
+    path = report.save(folder)
     if failed:
         raise DeepRecError(f"{len(failed)} of the results failed, the others are in {path}: {failed[0]}")
     return report

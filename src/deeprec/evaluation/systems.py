@@ -94,8 +94,8 @@ class RetrievingSystem(System):
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
         retriever = self.load()
         weight, started = self.preference_weight(retriever), time.perf_counter()
-        with progress.phase(self.name, len(tasks), unit=f"{self.name}, users") as advance:
-            rankings = rankings_of(retriever, tasks, k, self.preference, weight, advance)
+        with progress.phase(self.name):
+            rankings = rankings_of(retriever, tasks, k, self.preference, weight)
         return Ranked(rankings, (time.perf_counter() - started) / len(tasks))
 
 
