@@ -168,7 +168,7 @@ def _trace(
     tokens = tuple(token for chunk in chunks for token in chunk.tokens)
     logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
     # Decoded behind its beginning: some decoders drop a space at the very beginning.
-    text = policy.decode([*policy.encode(ONE_SHOT_START), *tokens]).removeprefix(ONE_SHOT_START)
+    text = policy.decode([*policy.encode(ONE_SHOT_START), *tokens])
     body, closed, _ = text.partition(END_ANSWER)
     answer, faults = question.read(body, bool(closed))
     finish = chunks[-1].finish or Finish.LENGTH
@@ -180,7 +180,7 @@ def _trace(
         task=task.id,
         user=task.user,
         history=task.history,
-        segments=(asked, Segment(Author.POLICY, tokens, logprobs, text)),
+        segments=(asked, Segment(Author.POLICY, tokens, logprobs, text.removeprefix(ONE_SHOT_START))),
         turns=question.turns,
         thought="",
         answer=answer,

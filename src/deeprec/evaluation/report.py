@@ -22,8 +22,8 @@ from rich.text import Text
 
 from deeprec.config import Config
 from deeprec.errors import DeepRecError
+from deeprec.evaluation import intervals
 from deeprec.evaluation.cached_results import CachedResult
-from deeprec.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED
 from deeprec.evaluation.plans import PLAN_FILE, dump_plan, load_plan, slug
 from deeprec.evaluation.plots import plot_cost, plot_quality, plot_turns
 from deeprec.evaluation.results import Result
@@ -142,11 +142,11 @@ class Report:
         words = [each["command"].partition(" ") for each in made]
         commands = {f"{Path(program).name} {rest}" for program, _, rest in words}
         baselines = "/".join(dict.fromkeys(each.baseline for each in self.sets))
+        bootstrap = f"percentile bootstrap over users, {intervals.RESAMPLES} resamples, seed {intervals.SEED}"
         return [
-            f"Full ranking of the catalogue, the history excluded. Brackets hold "
-            f"{100 * CONFIDENCE:g} % intervals (percentile bootstrap over users, {RESAMPLES} resamples, seed "
-            f"{SEED}), not corrected for the number of comparisons; values are means over seeds first. Differences "
-            f"to {baselines} are paired, on the users that both ran on, unless said to be estimated; a system "
+            f"Full ranking of the catalogue, the history excluded. Brackets hold {100 * intervals.CONFIDENCE:g} % "
+            f"intervals ({bootstrap}), not corrected for the number of comparisons; values are means over seeds first. "
+            f"Differences to {baselines} are paired, on the users that both ran on, unless said to be estimated; a system "
             "with fewer users ran on a sample, and its means are not comparable with those of all. A language model's "
             "ranking is scored with fallback: retrieved items (in a rerank, candidates) fill the positions that its "
             "answer leaves empty, and the column fallback says how often. Titles from memory have no fallback. In the "
@@ -188,23 +188,27 @@ def _notes(result: Result) -> list[str]:
 
 def _terminal_table(each: SetReport) -> Table:
     """Fits 80 columns, one line a row: the baseline and the last other systems of the plan."""
-    table = Table(title=Text(f"{each.label}, {each.split}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("system", no_wrap=True, overflow="ellipsis")
-    for heading in (each.headline, f"Recall@{each.k}", f"% to {each.baseline}"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [("system", each.headline, f"Recall@{each.k}", f"% to {each.baseline}")]
     others = [result for result in each.results if result is not each.base][1 - _ROWS :]
     for result in each.results:
         if result is each.base or result in others:
             change = None if result is each.base else result.minus(each.base, each.headline)
             cell = "baseline" if result is each.base else "–" if change is None else percent_text(change)
-            means = [f"{result.mean(f'{name}@{each.k}').mean:.4f}" for name in ("NDCG", "Recall")]
-            table.add_row(*map(Text, (result.name, *means, cell)))
+            ndcg, recall = (f"{result.mean(f'{name}@{each.k}').mean:.4f}" for name in ("NDCG", "Recall"))
+            rows.append((result.name, ndcg, recall, cell))
+    figures = sum(max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])
+    table = Table(title=Text(f"{each.label}, {each.split}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(rows[0][0], no_wrap=True, overflow="ellipsis", max_width=_WIDTH - figures - 11)
+    for heading in rows[0][1:]:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
     return table
 
 
 def _terminal_notes(each: SetReport) -> Iterator[str]:
     sizes = sorted({len(result.users) for result in each.results})
-    yield f"{sizes[-1]:,} users. Brackets: {100 * CONFIDENCE:g} % interval of the difference on common users."
+    yield f"{sizes[-1]:,} users. Brackets: {100 * intervals.CONFIDENCE:g} % interval of the difference on common users."
     for size in sizes[:-1]:
         names = "; ".join(result.name for result in each.results if len(result.users) == size)
         yield f"On a sample of {size:,}, comparable by the last column alone: {names}."
@@ -285,7 +289,9 @@ def compare(ours: Path, theirs: Path) -> Table:
     Raises:
         DeepRecError: a report is absent or damaged, or nothing is common.
     """
-    table = Table("system", "users", "metric", "ours", "theirs", f"difference [{100 * CONFIDENCE:.0f} % interval]")
+    table = Table(
+        "system", "users", "metric", "ours", "theirs", f"difference [{100 * intervals.CONFIDENCE:.0f} % interval]"
+    )
     mine, others = _saved_results(ours), _saved_results(theirs)
     if not {data for data, _ in mine} & {data for data, _ in others}:
         raise DeepRecError(f"{ours} and {theirs} are evaluations of different data.")

@@ -126,7 +126,8 @@ class Runner:
         for other in dict.fromkeys((seed, *self.plan.runs)):  # a system without a seed runs for the first alone
             old = load(CachedResult, result_file(self.folder, set_, plan, other))
             if old is not None and old.key == key:
-                save(replace(old, plan=digest), path)
+                if other != seed or old.plan != digest:
+                    save(replace(old, plan=digest), path)
                 return "done before"
         log = TraceLog(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
         made = evaluate_system(system, tasks, dataset.targets(limits.split), k, log, self.models.progress)

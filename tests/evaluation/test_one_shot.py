@@ -13,12 +13,12 @@ import pytest
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.evaluation.one_shot import CANDIDATES, fused, recall_titles, rerank
+from deeprec.evaluation.one_shot import CANDIDATES, recall_titles, rerank
 from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import END_ANSWER, END_PREFERENCE, Fault, item_lines
-from deeprec.explore.trace import Author, Origin, Stop, Trace, Turn
+from deeprec.explore.trace import Author, Origin, Stop, Trace
 from deeprec.policies.text import TextPolicy, Writer
-from deeprec.retrieval.retriever import Hit, Query, Retriever
+from deeprec.retrieval.retriever import Query, Retriever
 from deeprec.testing import RecordingRetriever, RetrieverContract, toy_dataset
 
 DATASET = toy_dataset()
@@ -261,25 +261,3 @@ def test_a_title_that_nobody_knows_is_the_nearest_in_text() -> None:
     scores = bag(["The Film of Films"])[0] @ bag(CATALOG.titles).T
     scores[list(task.history)] = -1
     assert trace.answered == (ItemIdx(int(scores.argmax())),)
-
-
-def test_lists_are_fused_by_reciprocal_rank() -> None:
-    """By hand: 1/61 + 1/63 for 4, 1/62 + 1/62 for 2, 1/61 for 7, 1/63 for 9 and 1/64 for 1."""
-    lists = {"a": [4, 2, 9], "b": [7, 2, 4, 1], "c": [3]}
-
-    class Lists:
-        asked: list[Query]
-
-        def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-            self.asked = list(queries)
-            return [[Hit(ItemIdx(item), 0.0) for item in lists[query.preference]] for query in queries]
-
-    def trace(task: Task, *preferences: str) -> Trace:
-        (made,), _ = run(writer(0, 1, 2), [task])
-        return replace(made, turns=tuple(Turn("", preference, ()) for preference in preferences))
-
-    retriever, (one, two) = Lists(), TASKS[:2]
-    assert fused(retriever, [one, two], [trace(one, "a", "b"), trace(two, "c")], 4, 0.1) == [[4, 2, 7, 9], [3]]
-    asked = [(query.history, query.preference, query.exclude, query.preference_weight) for query in retriever.asked]
-    assert asked[:2] == [(one.history, each, frozenset(one.history), 0.1) for each in "ab"]
-    assert asked[2:] == [(two.history, "c", frozenset(two.history), 0.1)]
