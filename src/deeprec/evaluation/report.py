@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from io import StringIO
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import polars as pl
@@ -33,6 +34,7 @@ JSON_FILE = "report.json"
 _ROWS = 6
 """Of the table on the terminal."""
 _WIDTH = 80
+_PAGE = Path(__file__).with_name("page.html")
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,12 @@ class Report:
         return [
             f"Full ranking of the catalogue, the history excluded. Brackets hold {100 * intervals.CONFIDENCE:g} % "
             f"intervals ({bootstrap}), not corrected for the number of comparisons; values are means over seeds first. "
-            f"Differences to {baselines} are paired, on the users that both ran on, unless said to be estimated; a system "
-            "with fewer users ran on a sample, and its means are not comparable with those of all. A language model's "
-            "ranking is scored with fallback: retrieved items (in a rerank, candidates) fill the positions that its "
-            "answer leaves empty, and the column fallback says how often. Titles from memory have no fallback. In the "
-            "raw ranking a failed answer is a miss. A system without a single hit gets [0, 0]: that means too few "
-            "users, not certainty.",
+            f"Differences to {baselines} are paired, on the users that both ran on, unless said to be estimated; a "
+            "system with fewer users ran on a sample, and its means are not comparable with those of all. A language "
+            "model's ranking is scored with fallback: retrieved items (in a rerank, candidates) fill the positions "
+            "that its answer leaves empty, and the column fallback says how often. Titles from memory have no "
+            "fallback. In the raw ranking a failed answer is a miss. A system without a single hit gets [0, 0]: that "
+            "means too few users, not certainty.",
             "",
             f"- machines: {'; '.join(sorted({each['hardware'] for each in made}))}",
             f"- dates: {dates[0]} to {dates[-1]}",
@@ -213,7 +215,7 @@ def _terminal_notes(each: SetReport) -> Iterator[str]:
         names = "; ".join(result.name for result in each.results if len(result.users) == size)
         yield f"On a sample of {size:,}, comparable by the last column alone: {names}."
     if len(each.results) > _ROWS:
-        yield f"{len(each.results) - _ROWS} more systems: see the report."
+        yield f"{len(each.results) - _ROWS} more in the report."
     if each.missing:
         yield f"Not finished: {', '.join(each.missing)}."
 
@@ -280,7 +282,7 @@ def to_html(markdown: str, folder: Path, title: str) -> str:
 
     body = re.sub(r'src="([^":/]+\.svg)"', inline, body)
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
-    return _PAGE.format(title=escape(title), body=body)
+    return Template(_PAGE.read_text(encoding="utf-8")).substitute(title=escape(title), body=body)
 
 
 def compare(ours: Path, theirs: Path) -> Table:
@@ -340,23 +342,3 @@ _ORACLES = [
     "- preference oracle: what the calls retrieve, list after list, when the first call states phrases of the target "
     "and the others stay; at the system's preference weight, and at 1.",
 ]
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }}
-td {{ white-space: nowrap; }}
-img {{ max-width: 100%; background: white; }}
-pre {{ overflow-x: auto; padding: 1rem; background: color-mix(in srgb, currentColor 8%, transparent); }}
-</style>
-{body}
-</html>
-"""
