@@ -132,6 +132,7 @@ def test_explorations_with_one_part_replaced():
     parts = [part([-1, -1], explorations=run) for run in runs]
     found = by_oracle(result(*parts))
     assert {name: (hit, ranked.metrics["NDCG@10"].tolist()) for name, (hit, ranked) in found.items()} == {
+        "none, with fallback": (0.5, [0.0, 0.0]),
         "no exploring": (0.75, [0.75, 0.25]),
         "ranking by the tool": (0.25, [0.25, 0.0]),
         "ranking oracle": (0.5, [0.5, 0.5]),
@@ -156,10 +157,8 @@ def test_gini(counts, expected):
 def test_reach_is_of_the_users_that_are_asked_for():
     users = Users("", "", ("u0", "u1"), (1, 1), (0, 0), (3, 0, 0, 1))
     found = reach(result(part([0, 0], rankings=[(0, 3), (1, 2)])), frozenset({"u0"}), users, 2)
-    assert found.coverage == 0.5
-    # One is added to each count: shares 4/8 and 2/8, so 1 and 2 bits.
-    assert found.novelty == pytest.approx(1.5)
-    assert found.gini == pytest.approx(0.5)
+    # Half of the items; one is added to each count: shares 4/8 and 2/8, so 1 and 2 bits.
+    assert found == pytest.approx((0.5, 0.5, 1.5))
 
 
 def test_thirds_keep_equal_values_together():

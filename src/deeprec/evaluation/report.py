@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -100,17 +99,14 @@ class Report:
         for each in self.sets:
             for result in each.results:
                 for metric in result.metrics:
-                    mean = result.mean(metric)
                     change = None if result is each.base else result.minus(each.base, metric)
-                    rows.append(
-                        {"set": each.label, "system": result.name, "users": len(result.users), "metric": metric}
-                        | asdict(mean)
-                        | {f"difference {key}": value for key, value in _numbers(change).items()}
-                    )
-        return pl.DataFrame(rows).fill_nan(None)
+                    row = {"set": each.label, "system": result.name, "users": len(result.users), "metric": metric}
+                    compared = {} if change is None else {f"difference {k}": v for k, v in asdict(change).items()}
+                    rows.append(row | asdict(result.mean(metric)) | compared)
+        return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None)
 
     def to_json(self) -> str:
-        """Users, ranks, means with intervals and comparisons of every system; what has no value is null."""
+        """Users and ranks of every system, and the rows of `table`."""
         sets = [
             {
                 "label": each.label,
@@ -119,13 +115,25 @@ class Report:
                 "baseline": each.baseline,
                 "cutoffs": each.base.cutoffs,
                 "items": len(each.users.item_counts),
-                "systems": [_record(each, result) for result in each.results],
+                "systems": [
+                    {
+                        "name": result.name,
+                        "users": result.users,
+                        "seeds": result.seeds,
+                        "ranks": [part.ranks for part in result.parts],
+                        "seconds_per_user": result.seconds_per_user,
+                        "tokens_per_user": result.tokens_per_user,
+                        "notes": _notes(result),
+                    }
+                    for result in each.results
+                ],
                 "missing": each.missing,
                 "left_out": each.left_out,
             }
             for each in self.sets
         ]
-        return json.dumps({"name": self.name, "about": self.about, "sets": sets}, indent=1, allow_nan=False)
+        tree = {"name": self.name, "about": self.about, "sets": sets, "metrics": self.table().to_dicts()}
+        return json.dumps(tree, indent=1, allow_nan=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for each in self.sets:
@@ -161,27 +169,6 @@ class Report:
             f"- commands: {'; '.join(f'`{command}`' for command in sorted(commands))}",
             f"- commits: {'; '.join(sorted({each.get('commit', 'unknown') for each in made}))}",
         ]
-
-
-def _numbers(record: Any) -> dict[str, float | None]:
-    """The fields of an interval; nan becomes None."""
-    tree = {} if record is None else asdict(record)
-    return {name: None if math.isnan(value) else value for name, value in tree.items()}
-
-
-def _record(each: SetReport, result: Result) -> dict[str, Any]:
-    change = None if result is each.base else result.minus(each.base, each.headline)
-    return {
-        "name": result.name,
-        "users": result.users,
-        "seeds": result.seeds,
-        "ranks": [part.ranks for part in result.parts],
-        "metrics": {metric: _numbers(result.mean(metric)) for metric in result.metrics},
-        "to_baseline": _numbers(change) or None,
-        "seconds_per_user": result.seconds_per_user,
-        "tokens_per_user": result.tokens_per_user,
-        "notes": _notes(result),
-    }
 
 
 def _notes(result: Result) -> list[str]:

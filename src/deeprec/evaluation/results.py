@@ -149,9 +149,10 @@ def by_turn(result: Result) -> list[AfterTurn]:
 
 
 def by_oracle(result: Result) -> dict[str, tuple[float, Result]]:
-    """Explorations with one part replaced: the share of users whose target is in the list, and the list's result.
-    Empty for systems without an oracle ablation."""
+    """Explorations as they are and with one part replaced: the share of users whose target is in the pool, or in the
+    list that stands for it, and the result. Empty for systems without an oracle ablation."""
     found: dict[str, list[tuple[int, ...]]] = {}
+    recall = [call > 0 for run in result.explorations for call in run.found]
     for run in result.explorations:
         ablation = run.oracle_ablation
         if ablation is None:
@@ -165,7 +166,8 @@ def by_oracle(result: Result) -> dict[str, tuple[float, Result]]:
             ("preference oracle, preference weight 1", ablation.full_preference),
         ):
             found.setdefault(name, []).append(ranks)
-    return {name: _ranked(result, each) for name, each in found.items()}
+    as_is = {"none, with fallback": (float(np.mean(recall)), result)} if found else {}
+    return as_is | {name: _ranked(result, each) for name, each in found.items()}
 
 
 def _ranked(result: Result, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Result]:
@@ -173,28 +175,18 @@ def _ranked(result: Result, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Re
     return float(np.mean([rank >= 0 for each in ranks for rank in each])), replace(result, parts=parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What a system shows of the catalogue.
-
-    Attributes:
-        coverage: share of the items that anyone was shown.
-        gini: of how often each item was shown, 0 where all are shown alike, 1 where one alone is.
-        novelty: mean information of a shown item, -log2 of its share of the training interactions (one added to each).
-    """
-
-    coverage: float
-    gini: float
-    novelty: float
-
-
 def common_users(results: Sequence[Result]) -> frozenset[str]:
     """Those that all systems ran on."""
     return frozenset.intersection(*(frozenset(result.users) for result in results))
 
 
-def reach(result: Result, users: frozenset[str], of: Users, k: int) -> Reach:
-    """Over the given users, at least one; the mean over the seeds."""
+def reach(result: Result, users: frozenset[str], of: Users, k: int) -> tuple[float, float, float]:
+    """What a system shows of the catalogue to the given users, at least one; the mean over the seeds.
+
+    Returns:
+        The share of the items that anyone was shown; `gini` of how often each was shown; and the mean information of a
+        shown item in bits, -log2 of its share of the training interactions (one added to each).
+    """
     counts_I = np.array(of.item_counts, dtype=np.float64) + 1
     bits_I = -np.log2(counts_I / counts_I.sum())
     each = []
@@ -202,11 +194,12 @@ def reach(result: Result, users: frozenset[str], of: Users, k: int) -> Reach:
         shown = [item for user, row in zip(part.users, part.rankings, strict=True) if user in users for item in row[:k]]
         shown_I = np.bincount(np.array(shown, dtype=np.int64), minlength=len(counts_I))
         each.append(((shown_I > 0).mean(), gini(shown_I), bits_I[shown].mean() if shown else np.nan))
-    return Reach(*map(float, np.mean(each, axis=0)))
+    coverage, unevenness, novelty = np.mean(each, axis=0)
+    return float(coverage), float(unevenness), float(novelty)
 
 
 def gini(counts_I: Ints) -> float:
-    """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are 0."""
+    """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are equal."""
     total, n = counts_I.sum(), len(counts_I)
     if not total:
         return 0.0

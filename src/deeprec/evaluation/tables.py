@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -79,18 +79,16 @@ class SetReport:
 
     def main(self) -> list[str]:
         """The main table."""
-        names = [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
-        rows = [
-            [
-                result.name,
-                f"{len(result.users):,}",
-                str(len(result.parts)),
-                *(interval_text(result.mean(name)) for name in names),
-                self._change(result, self.base),
-            ]
+        return _table(
+            {
+                "system": result.name,
+                "users": f"{len(result.users):,}",
+                "seeds": str(len(result.parts)),
+                **{name: interval_text(result.mean(name)) for name in self._at_k},
+                f"{self.headline} to {self.baseline}": self._change(result, self.base),
+            }
             for result in self.results
-        ]
-        return markdown_table(["system", "users", "seeds", *names, f"{self.headline} to {self.baseline}"], rows)
+        )
 
     def sentences(self) -> list[str]:
         """What the intervals say of every system, against the baseline."""
@@ -133,15 +131,15 @@ class SetReport:
 
     def cutoffs(self) -> list[str]:
         """Every metric at every cutoff; empty where there is one cutoff."""
-        if len(self.base.cutoffs) == 1:
-            return []
-        rows = [[each.name, *(interval_text(each.mean(name)) for name in each.metrics)] for each in self.results]
-        return markdown_table(["system", *self.base.metrics], rows)
+        return _table(
+            {"system": result.name} | {name: interval_text(result.mean(name)) for name in result.metrics}
+            for result in self.results
+            if len(result.cutoffs) > 1
+        )
 
     def explorers(self) -> list[str]:
         """How language models and scripts ran; empty without any."""
-        rows = [self._ran(result) for result in self.results if result.explorations]
-        return markdown_table(list(rows[0]), [list(row.values()) for row in rows]) if rows else []
+        return _table(self._ran(result) for result in self.results if result.explorations)
 
     def _ran(self, result: Result) -> dict[str, str]:
         runs, raw_U, seconds = result.explorations, result.raw, result.seconds_per_user
@@ -162,59 +160,61 @@ class SetReport:
         }
 
     def turns(self) -> list[str]:
-        rows = [
-            [
-                result.name,
-                str(after.turn),
-                share_text(after.share),
-                f"{after.new:.1f}",
-                interval_text(after.pool_recall, ".3f"),
-                interval_text(after.ndcg),
-            ]
+        return _table(
+            {
+                "system": result.name,
+                "after call": str(after.turn),
+                "made by": share_text(after.share),
+                "new items": f"{after.new:.1f}",
+                "pool recall": interval_text(after.pool_recall, ".3f"),
+                f"{self.headline}, list after list": interval_text(after.ndcg),
+            }
             for result in self.results
             for after in by_turn(result)
-        ]
-        headings = ["system", "after call", "made by", "new items", "pool recall", f"{self.headline}, list after list"]
-        return markdown_table(headings, rows) if rows else []
+        )
 
     def oracle_ablation(self) -> list[str]:
         """Explorations with one part replaced; empty without any."""
-        rows = []
-        for result in self.results:
-            if ablation := by_oracle(result):
-                hits = [call > 0 for run in result.explorations for call in run.found]
-                for name, (recall, ranked) in (
-                    {"none, with fallback": (float(np.mean(hits)), result)} | ablation
-                ).items():
-                    mean, change = ranked.mean(self.headline), self._change(ranked, self.base)
-                    rows.append([result.name, name, share_text(recall), interval_text(mean), change])
-        headings = ["system", "part replaced", "pool recall", self.headline, f"{self.headline} to {self.baseline}"]
-        return markdown_table(headings, rows) if rows else []
+        return _table(
+            {
+                "system": result.name,
+                "part replaced": name,
+                "pool recall": share_text(recall),
+                self.headline: interval_text(ranked.mean(self.headline)),
+                f"{self.headline} to {self.baseline}": self._change(ranked, self.base),
+            }
+            for result in self.results
+            for name, (recall, ranked) in by_oracle(result).items()
+        )
 
     def groups(self, title: str, values: Sequence[int]) -> list[str]:
         """The headline metric by thirds of the users, of whom `values` are given."""
         by_user = dict(zip(self.users.users, values, strict=True))
-        bounds = thirds(by_user, self.base.users)[0]
+
+        def cell(result: Result, chosen_U: np.ndarray) -> str:
+            mean = result.mean(self.headline, chosen_U) if chosen_U.any() else None
+            return "" if mean is None else f"{interval_text(mean)}, {int(chosen_U.sum()):,}"
+
         rows = []
         for result in self.results:
-            _, groups = thirds(by_user, result.users)
-            cells = [
-                f"{interval_text(result.mean(self.headline, chosen_U))}, {int(chosen_U.sum()):,}"
-                if chosen_U.any()
-                else ""
-                for chosen_U in groups
-            ]
-            rows.append([result.name, *cells])
-        return markdown_table([title, *(f"{low:,} to {high:,}" for low, high in bounds)], rows)
+            bounds, groups = thirds(by_user, result.users)
+            cells = [cell(result, chosen_U) for chosen_U in groups]
+            headings = [f"{low:,} to {high:,}" for low, high in bounds]
+            rows.append({title: result.name} | dict(zip(headings, cells, strict=True)))
+        return _table(rows)
 
     def reaches(self) -> tuple[int, list[str]]:
         """Of how many users, and a table on these; empty where no user is common to all systems."""
         users, rows = common_users(self.results), []
         for result in self.results if users else ():
-            found = reach(result, users, self.users, self.k)
-            rows.append([result.name, share_text(found.coverage), f"{found.gini:.3f}", f"{found.novelty:.2f}"])
-        headings = ["system", f"coverage@{self.k}", "Gini", "novelty, bits"]
-        return len(users), markdown_table(headings, rows) if rows else []
+            coverage, unevenness, bits = reach(result, users, self.users, self.k)
+            cells = {f"coverage@{self.k}": share_text(coverage), "Gini": f"{unevenness:.3f}"}
+            rows.append({"system": result.name, **cells, "novelty, bits": f"{bits:.2f}"})
+        return len(users), _table(rows)
+
+    @property
+    def _at_k(self) -> list[str]:
+        return [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
 
     def _change(self, result: Result, other: Result) -> str:
         if result is other:
@@ -261,7 +261,7 @@ def across(sets: Sequence[SetReport]) -> list[str]:
     )
     ranks_SN = stats.rankdata(-means_SN, method="min", axis=1).astype(int)
     rows = [
-        [name, *(f"{rank} ({mean:.4f})" for rank, mean in zip(ranks_SN[:, n], means_SN[:, n], strict=True))]
+        {"system": name} | {each.label: f"{ranks_SN[s, n]} ({means_SN[s, n]:.4f})" for s, each in enumerate(sets)}
         for n, name in enumerate(names)
     ]
     agreements = [
@@ -269,8 +269,7 @@ def across(sets: Sequence[SetReport]) -> list[str]:
         f"({len(names)} systems)."
         for a, b in combinations(range(len(sets)), 2)
     ]
-    headings = ["system", *(each.label for each in sets)]
-    return [*markdown_table(headings, rows), "", "Each cell: rank, mean.", "", *agreements]
+    return [*_table(rows), "", "Each cell: rank, mean.", "", *agreements]
 
 
 def held_out_by(time_split: tuple[float, float] | None) -> str:
@@ -312,7 +311,13 @@ def _percent(change: PairedInterval, unit: str = "") -> str:
     return f"{mean}{unit} [{low}, {high}]"
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table; the first column is of names, the others of figures."""
     lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def _table(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """Of rows with the same headings; empty without rows."""
+    listed = list(rows)
+    return markdown_table(list(listed[0]), [list(row.values()) for row in listed]) if listed else []
