@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, EvalConfig, TRMConfig, load_config
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.eval_report import markdown_table
 from deeprec.evaluation.intervals import ratio_interval
 from deeprec.evaluation.preference_sensitivity import condition, preferences
+from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import environment
 from deeprec.trm import training
 from deeprec.trm.layers import Block
@@ -232,7 +232,7 @@ def _run(name: str, dataset: Dataset, encoder: TextEncoder, seed: int, folder: P
 
 
 def _row(row: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    found = ratio_interval(row["none"], default["none"], confidence=0.95, resamples=CONFIG.bootstrap, seed=0)
+    found = ratio_interval(row["none"], default["none"])
     blank = float(row["none"].mean())
     ratios = {kind: float(row[kind].mean()) / blank for kind in ("oracle", "theme", "wrong")}
     return {

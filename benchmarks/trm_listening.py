@@ -21,10 +21,10 @@ from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, EvalConfig, TRMConfig, loa
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.eval_report import markdown_table
 from deeprec.evaluation.intervals import ratio_interval
 from deeprec.evaluation.metrics import Floats
 from deeprec.evaluation.preference_sensitivity import CALLS, PER_CALL, condition, pool, preferences
+from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import environment
 from deeprec.trm.preferences import frequent_phrases
 from deeprec.trm.trm import TRM
@@ -109,7 +109,7 @@ def _mean(of_seeds: Sequence[Any], values: Callable[[Any], Floats]) -> Floats:
 
 
 def _ratio(ours_U: Floats, theirs_U: Floats) -> list[float]:
-    found = ratio_interval(ours_U, theirs_U, confidence=0.95, resamples=CONFIG.bootstrap, seed=CONFIG.seed)
+    found = ratio_interval(ours_U, theirs_U)
     return [found.mean, found.low, found.high]
 
 

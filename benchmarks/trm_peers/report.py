@@ -12,16 +12,14 @@ from jobs import SETTINGS
 from numpy.typing import NDArray
 from peer import CUTOFF
 
-from deeprec.evaluation.eval_report import markdown_table
-from deeprec.evaluation.intervals import paired_interval, ratio_interval
+from deeprec.evaluation.intervals import CONFIDENCE, paired_interval, ratio_interval
 from deeprec.evaluation.metrics import ndcg_at, ranks_of, recall_at
+from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import environment
 
 Floats = NDArray[np.float64]
 
 OURS = "trm"
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 HEADINGS = [
     *("system", f"NDCG@{CUTOFF}", f"Recall@{CUTOFF}", f"TRM minus it, NDCG@{CUTOFF}", "TRM / it", "training s"),
     *("epochs (best)", "peak MiB", "seeds", "stopped by"),
@@ -85,9 +83,8 @@ def _per_user(
 
 def _compare(ours_U: Floats, theirs_U: Floats) -> dict[str, list[float]]:
     """Difference and ratio of the means, with percentile bootstrap intervals over users, in pairs."""
-    options = {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": 0}
-    change = paired_interval(ours_U, theirs_U, **options)
-    ratio = ratio_interval(ours_U, theirs_U, **options)
+    change = paired_interval(ours_U, theirs_U)
+    ratio = ratio_interval(ours_U, theirs_U)
     return {
         "difference": [change.difference, change.low, change.high],
         "ratio": [ratio.mean, ratio.low, ratio.high],

@@ -22,7 +22,7 @@ import numpy as np
 from export import export, load
 from jobs import run, settings_of
 
-from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import environment
 
 INPUTS = 50
