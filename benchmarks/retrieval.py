@@ -4,8 +4,8 @@ The items are a mixture of Gaussians, one for 500 items, whose centres are drawn
 and whose spread is 0.7; vectors are then scaled to lengths drawn from 0.8 to 1.2. Queries come from the same mixture.
 Both sides answer the same batches of 64 queries with 20 items each, in turn, and medians are compared. FAISS called
 directly searches the very graph or lists of the index, and for `ivfpq` refines by `IndexRefineFlat` with its factor.
-Where 50 items are excluded (the best ones, in the approximate kinds), the bare side is asked for 70: enough to leave
-them out, which it doesn't do.
+Where 50 items are excluded (the best ones, in the approximate kinds), the bare side is asked for 70, so that it could
+leave them out, and doesn't.
 
     python benchmarks/retrieval.py [--items 1000000] [--kinds hnsw ivfpq] [--rounds 40] [--output FILE.json]
 """
@@ -132,11 +132,11 @@ def approximate(kind: Kind, n_items: int, rounds: int) -> dict[str, Any]:
         direct = faiss.IndexRefineFlat(index.faiss, faiss.swig_ptr(items_ID))
         direct.k_factor = factor = index.refine
     exclude = [[hit.item for hit in hits][:EXCLUDED] for hits in index.search(queries_ND, EXCLUDED)]
-    shut = [exclude[start : start + BATCH] for start in range(0, len(exclude), BATCH)]
+    excluded = [exclude[start : start + BATCH] for start in range(0, len(exclude), BATCH)]
     figures |= side_by_side(
         {
             "index": lambda b: index.search(queries[b], K),
-            "index, excluding": lambda b: index.search(queries[b], K, shut[b]),
+            "index, excluding": lambda b: index.search(queries[b], K, excluded[b]),
             "bare": lambda b: direct.search(queries[b], K),
             "bare, excluding": lambda b: direct.search(queries[b], K + EXCLUDED),
         },

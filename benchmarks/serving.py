@@ -1,11 +1,9 @@
-"""The server under load, on loopback: `/retrieve` by many clients, explorations at once and one after another, and past
-capacity.
+"""The server under load on loopback: `/retrieve` by many clients, explorations, and requests beyond capacity.
 
-Starts `deeprec serve` with the options after `--`, 16 slots and 16 places to wait, and `serve.seconds=600`, so that no
-exploration is cut off by its time; one that fails ends the benchmark. A TRM of that configuration that is not there is
-trained first. Clients ask for users of the data, each with two categories of the catalogue as the preference.
-Explorations at once and one after another are of the same users, or of some of them, in two rounds in turn. Past
-capacity, half as many again as there are slots and places to wait ask together.
+Starts `deeprec serve` with the options after `--`, 16 slots and `serve.seconds=600`, so that no exploration reaches its
+time limit; one that fails ends the benchmark. The server trains a missing TRM first. Clients ask for users of the data,
+with two categories of the catalogue as the preference. Explorations of the same users run one after another, then at
+once, in several rounds. Beyond capacity, 16 more clients ask together than can run and wait.
 
     python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [--alone 16] [-- --config FILE ...]
 """
@@ -28,86 +26,90 @@ import httpx
 import numpy as np
 
 from deeprec.runs import environment
-from deeprec.serving.schemas import HISTORY
+from deeprec.serving.schemas import MAX_HISTORY
+from deeprec.serving.server import QUEUE_PER_SLOT
 
-SLOTS, QUEUE = 16, 16
+SLOTS = 16
+CAPACITY = SLOTS * (1 + QUEUE_PER_SLOT)
 
 
-async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tuple[httpx.Response, float]:
+async def post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tuple[httpx.Response, float]:
+    """The response, and the seconds to it."""
     started = time.perf_counter()
-    answer = await client.post(path, json=body)
-    return answer, time.perf_counter() - started
+    response = await client.post(path, json=body)
+    return response, time.perf_counter() - started
 
 
 async def retrieve(url: str, bodies: list[dict[str, Any]], clients: int, seconds: float) -> dict[str, Any]:
-    """Each client has a connection of its own, and asks again as soon as it is answered."""
+    """Each client has its own connection and asks again after each response."""
     until = time.perf_counter() + seconds
-    spent: list[float] = []
+    latencies: list[float] = []
     statuses: Counter[int] = Counter()
 
-    async def customer(number: int) -> None:
+    async def run_client(number: int) -> None:
         rng = random.Random(number)
-        # One pool for all would look through all its connections at every request, and be what is measured.
+        # A shared pool searches all its connections at every request, which would dominate the measurement.
         async with httpx.AsyncClient(base_url=url, timeout=600, verify=False) as client:
             while time.perf_counter() < until:
-                answer, took = await ask(client, "/retrieve", rng.choice(bodies))
-                statuses[answer.status_code] += 1
-                spent.append(took)
+                response, took = await post(client, "/retrieve", rng.choice(bodies))
+                statuses[response.status_code] += 1
+                latencies.append(took)
 
-    await asyncio.gather(*(customer(number) for number in range(clients)))
-    p50, p99 = np.percentile(spent, [50, 99])
+    await asyncio.gather(*(run_client(number) for number in range(clients)))
+    p50, p99 = np.percentile(latencies, [50, 99])
     return {
-        "requests": len(spent),
+        "requests": len(latencies),
         "statuses": dict(statuses),
-        "requests a second": round(len(spent) / seconds, 1),
+        "requests a second": round(len(latencies) / seconds, 1),
         "p50 ms": round(1000 * p50, 1),
         "p99 ms": round(1000 * p99, 1),
         "p99 / p50": round(p99 / p50, 2),
     }
 
 
-def endings(answers: list[httpx.Response]) -> dict[str, int]:
-    """How explorations ended. One that failed, or that the clock cut off, was not measured at its full length."""
-    rankings = [answer.raise_for_status().json()["ranking"] for answer in answers]
+def stop_reasons(responses: list[httpx.Response]) -> dict[str, int]:
+    """Counts of how explorations ended. The benchmark ends at one that failed or timed out: it was cut short."""
+    rankings = [response.raise_for_status().json()["ranking"] for response in responses]
     for ranking in rankings:
         if ranking["error"]:
             sys.exit(f"an exploration failed: {ranking['error']}")
     return dict(Counter(ranking["stop"] for ranking in rankings))
 
 
-async def explore(client: httpx.AsyncClient, users: list[str], alone_for: int, rounds: int) -> dict[str, Any]:
+async def explore(client: httpx.AsyncClient, users: list[str], n_alone: int, rounds: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for _ in range(rounds):
         started = time.perf_counter()
-        lonely = [await ask(client, "/recommend", {"user": user}) for user in users[:alone_for]]
+        sequential = [await post(client, "/recommend", {"user": user}) for user in users[:n_alone]]
         alone = time.perf_counter() - started
         started = time.perf_counter()
-        answers = await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in users))
+        concurrent = await asyncio.gather(*(post(client, "/recommend", {"user": user}) for user in users))
         together = time.perf_counter() - started
         found.append(
             {
-                "one by one, s each": round(alone / alone_for, 2),
+                "one by one, s each": round(alone / n_alone, 2),
                 "at once, s each": round(together / len(users), 2),
-                "ratio": round(alone / alone_for / (together / len(users)), 2),
-                "ended": endings([answer for answer, _ in [*lonely, *answers]]),
+                "ratio": round(alone / n_alone / (together / len(users)), 2),
+                "ended": stop_reasons([response for response, _ in [*sequential, *concurrent]]),
             }
         )
-    return {"explorations": len(users), "one by one": alone_for, "rounds": found}
+    return {"explorations": len(users), "one by one": n_alone, "rounds": found}
 
 
-async def past_capacity(client: httpx.AsyncClient, users: list[str]) -> dict[str, Any]:
-    asked = [users[position % len(users)] for position in range((SLOTS + QUEUE) * 3 // 2)]
-    answers = [each for each, _ in await asyncio.gather(*(ask(client, "/recommend", {"user": user}) for user in asked))]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    accepted = [answer for answer in answers if answer.status_code == 200]
-    after, _ = await ask(client, "/recommend", {"user": users[0]})
+async def beyond_capacity(client: httpx.AsyncClient, users: list[str]) -> dict[str, Any]:
+    chosen = [users[number % len(users)] for number in range(CAPACITY + SLOTS)]
+    timed = await asyncio.gather(*(post(client, "/recommend", {"user": user}) for user in chosen))
+    responses = [response for response, _ in timed]
+    refused = [response for response in responses if response.status_code == 429]
+    accepted = [response for response in responses if response.status_code == 200]
+    after, _ = await post(client, "/recommend", {"user": users[0]})
     return {
-        "asked": len(asked),
-        "statuses": dict(Counter(answer.status_code for answer in answers)),
-        "refusals with Retry-After": sum("retry-after" in answer.headers for answer in refused),
-        "answers with ten items": sum(len(answer.json()["ranking"]["items"]) == 10 for answer in accepted),
+        "asked": len(chosen),
+        "statuses": dict(Counter(response.status_code for response in responses)),
+        "refusals with Retry-After": sum("retry-after" in response.headers for response in refused),
+        "answers with ten items": sum(len(response.json()["ranking"]["items"]) == 10 for response in accepted),
         "status afterwards": after.status_code,
-        "ended": endings([*accepted, after]),
+        "ended": stop_reasons([*accepted, after]),
     }
 
 
@@ -122,7 +124,7 @@ async def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
             {
                 "queries": [
                     {
-                        "history": [item["id"] for item in items][-HISTORY:],
+                        "history": [item["id"] for item in items][-MAX_HISTORY:],
                         "preference": "; ".join(rng.sample(words, 2)),
                     }
                 ],
@@ -134,7 +136,7 @@ async def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
         return {
             "retrieve": await retrieve(url, bodies, args.clients, args.seconds),
             "explore": await explore(client, ready["users"][: args.explorations], args.alone, args.rounds),
-            "past capacity": await past_capacity(client, ready["users"]),
+            "beyond capacity": await beyond_capacity(client, ready["users"]),
         }
 
 
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("options", nargs="*", help="of deeprec serve, after --")
     args = parser.parse_args()
-    limits = ["serve.port=0", f"serve.slots={SLOTS}", f"serve.queue={QUEUE}", "serve.seconds=600"]
+    limits = ["serve.port=0", f"serve.slots={SLOTS}", "serve.seconds=600"]
     settings = [part for limit in limits for part in ("--set", limit)]
     command = [str(Path(sys.executable).with_name("deeprec")), "serve", *args.options, *settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:

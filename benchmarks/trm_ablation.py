@@ -1,10 +1,10 @@
-"""Which part of the TRM brings what: one part changed or left out at a time, on validation.
+"""An ablation of the TRM: one part changed or left out at a time, on validation.
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/trm_ablation.py ml-100k ../shared/data/amazon-scientific-2018 \
         [--variants default "no text"] [--seeds 0 1 2]
 
-Validation, since variants are chosen by it; brackets hold 95 % intervals of a paired bootstrap over users, each user's
-values averaged over the seeds first. Finished trainings are kept in --out, so an interrupted command goes on.
+It is on validation because variants are chosen by it. Brackets hold 95 % intervals of a paired bootstrap over users,
+each user's values averaged over the seeds first. Finished trainings stay in --out, so an interrupted command resumes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,22 +23,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, EvalConfig, TRMConfig, load_config
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, TRMConfig, load_config
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
 from deeprec.evaluation.intervals import ratio_interval
-from deeprec.evaluation.preference_sensitivity import condition, preferences
 from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import environment
-from deeprec.trm import training
 from deeprec.trm.layers import Block
-from deeprec.trm.network import PreferenceSASRec
+from deeprec.trm.network import DROPOUT, HEADS, PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
+from preference_sensitivity import preferences, sensitivity
 
-CONFIG = EvalConfig(split="validation")
+KINDS = ("oracle", "frequent phrases", "wrong")
 
-Heard = tuple[Tensor, Tensor]
+Conditioned = tuple[Tensor, Tensor]
+"""User vectors, and the weight with which each preference was applied."""
 
 
 class IdsOnly(PreferenceSASRec):
@@ -77,7 +78,7 @@ class TextByExperts(PreferenceSASRec):
 
 class SpectralFusion(PreferenceSASRec):
     """A learned filter over the frequencies of the sequence before the blocks (after the paper's code, which reads its
-    sequence in both directions; the filter here is causal, as every place is trained)."""
+    sequence in both directions; the filter here is causal, as every position is trained)."""
 
     def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
         super().__init__(config, text_ID)
@@ -124,7 +125,7 @@ class LiGRBlock(Block):
 class LiGR(PreferenceSASRec):
     def __init__(self, config: TRMConfig, text_ID: Tensor) -> None:
         super().__init__(config, text_ID)
-        self.blocks = nn.ModuleList(LiGRBlock(config.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(LiGRBlock(config.width, HEADS, DROPOUT) for _ in range(config.layers))
 
 
 class Cosine(PreferenceSASRec):
@@ -139,27 +140,25 @@ class SumInsideNorm(PreferenceSASRec):
 
     def condition(
         self, states_ND: Tensor, preferences_NE: Tensor, frequent_NE: Tensor, preference_weight_N: Tensor
-    ) -> Heard:
-        return self.norm(
-            states_ND + preference_weight_N[:, None] * self.preference(8 * preferences_NE)
-        ), preference_weight_N
+    ) -> Conditioned:
+        moved_ND = states_ND + preference_weight_N[:, None] * self.preference(8 * preferences_NE)
+        return self.norm(moved_ND), preference_weight_N
 
 
 class PlainSum(PreferenceSASRec):
     def condition(
         self, states_ND: Tensor, preferences_NE: Tensor, frequent_NE: Tensor, preference_weight_N: Tensor
-    ) -> Heard:
-        return self.norm(states_ND) + preference_weight_N[:, None] * self.preference(
-            8 * preferences_NE
-        ), preference_weight_N
+    ) -> Conditioned:
+        moves_ND = preference_weight_N[:, None] * self.preference(8 * preferences_NE)
+        return self.norm(states_ND) + moves_ND, preference_weight_N
 
 
-class Credulous(PreferenceSASRec):
-    """What the history says already is heard as loud as news: no history is like zeros."""
+class NoComparison(PreferenceSASRec):
+    """The novelty gate compares every preference with an empty history's frequent phrases, which are zeros."""
 
     def condition(
         self, states_ND: Tensor, preferences_NE: Tensor, frequent_NE: Tensor, preference_weight_N: Tensor
-    ) -> Heard:
+    ) -> Conditioned:
         return super().condition(states_ND, preferences_NE, torch.zeros_like(frequent_NE), preference_weight_N)
 
 
@@ -174,15 +173,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[..., PreferenceSASRec]]] = {
     "cosine scores": ({}, Cosine),
     "preference inside the norm (paper)": ({}, SumInsideNorm),
     "preference without gate": ({}, PlainSum),
-    "preference not compared with themes": ({}, Credulous),
-    "no preferences in training": ({"preference_dropout": 1.0, "history_preference": 0.0}, PreferenceSASRec),
-    "preferences of the next item only": ({"exact_preference": 1.0}, PreferenceSASRec),
-    "no exact preferences": ({"exact_preference": 0.0}, PreferenceSASRec),
-    "no themes": ({"history_preference": 0.0}, PreferenceSASRec),
-    "no neighbours": ({"neighbours": 0.0}, PreferenceSASRec),
-    "no average of weights": ({"averaging": 0.0}, PreferenceSASRec),
-    "no id dropout": ({"id_dropout": 0.0}, PreferenceSASRec),
+    "preference not compared with frequent phrases": ({}, NoComparison),
+    "no preferences in training": ({"preferences": False}, PreferenceSASRec),
+    "preferences of the next item only": ({"preferences.EXACT_SHARE": 1.0}, PreferenceSASRec),
+    "no exact preferences": ({"preferences.EXACT_SHARE": 0.0}, PreferenceSASRec),
+    "no frequent phrases in training": ({"preferences.FREQUENT_SHARE": 0.0}, PreferenceSASRec),
+    "no co-occurrence": ({"cooccurrence": 0.0}, PreferenceSASRec),
+    "no average of weights": ({"training.AVERAGED_EPOCHS": 0.0}, PreferenceSASRec),
+    "no id dropout": ({"network.ID_DROPOUT": 0.0}, PreferenceSASRec),
 }
+"""By name: keys of [trm], or constants of the modules of `deeprec.trm` (with a dot), and the network."""
 
 
 def main() -> None:
@@ -214,16 +214,17 @@ def _run(name: str, dataset: Dataset, encoder: TextEncoder, seed: int, folder: P
         with np.load(path) as file:
             return dict(file)
     settings, network = VARIANTS[name]
-    config = TRMConfig(seed=seed, **settings)
-    with patch.object(training, "PreferenceSASRec", network):
+    config = TRMConfig(seed=seed, **{key: value for key, value in settings.items() if "." not in key})
+    constants = {key: value for key, value in settings.items() if "." in key}
+    with ExitStack() as patches:
+        for key, value in ({"training.PreferenceSASRec": network} | constants).items():
+            patches.enter_context(patch(f"deeprec.trm.{key}", value))
         trm = TRM.fit(dataset, config, encoder)
-        curve = trm.curve
     tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
-    said = preferences(dataset.catalog, tasks, targets, CONFIG.seed)
-    found: dict[str, Any] = {
-        heard.kind: heard.ndcg_U for heard in condition(trm, tasks, targets, said, [DEFAULT_PREFERENCE_WEIGHT])
-    }
-    found |= {"seconds": sum(epoch.seconds for epoch in curve), "epochs": len(curve)}
+    texts = preferences(dataset.catalog, tasks, targets)
+    of_kinds = sensitivity(trm, tasks, targets, texts, [DEFAULT_PREFERENCE_WEIGHT])
+    found: dict[str, Any] = {one.kind: one.ndcg_U for one in of_kinds}
+    found |= {"seconds": sum(epoch.seconds for epoch in trm.curve), "epochs": len(trm.curve)}
     print(f"{dataset.name}, {name}, seed {seed}: NDCG@10 {found['none'].mean():.4f}", flush=True)
     part = path.with_suffix(".part.npz")
     np.savez(part, **found)
@@ -234,7 +235,7 @@ def _run(name: str, dataset: Dataset, encoder: TextEncoder, seed: int, folder: P
 def _row(row: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
     found = ratio_interval(row["none"], default["none"])
     blank = float(row["none"].mean())
-    ratios = {kind: float(row[kind].mean()) / blank for kind in ("oracle", "theme", "wrong")}
+    ratios = {kind: float(row[kind].mean()) / blank for kind in KINDS}
     return {
         "blank": blank,
         "against_default": [found.mean, found.low, found.high],
@@ -248,21 +249,14 @@ def _markdown(report: dict[str, Any], seeds: int) -> str:
     lines = [f"- {key}: {text}" for key, text in report["environment"].items()]
     for name, rows in report["sets"].items():
         lines += ["", f"## {name}, validation, {seeds} seeds", ""]
-        headings = [
-            "variant",
-            "NDCG@10",
-            "against default",
-            f"oracle / blank (trust {DEFAULT_PREFERENCE_WEIGHT})",
-            "theme",
-            "wrong",
-        ]
+        kinds = [f"{KINDS[0]} / blank (weight {DEFAULT_PREFERENCE_WEIGHT})", *KINDS[1:]]
+        headings = ["variant", "NDCG@10", "against default", *kinds, "training s", "epochs"]
         table = []
         for variant, row in rows.items():
             against = "{:.3f} [{:.3f}, {:.3f}]".format(*row["against_default"])
-            cells = [variant, f"{row['blank']:.4f}", against, f"{row['oracle']:.2f}", f"{row['frequent_phrase']:.3f}"]
-            cells += [f"{row['wrong']:.3f}", f"{row['seconds']:.0f}", f"{row['epochs']:.0f}"]
-            table.append(cells)
-        lines += markdown_table([*headings, "training s", "epochs"], table)
+            cells = [variant, f"{row['blank']:.4f}", against, *(f"{row[kind]:.3f}" for kind in KINDS)]
+            table.append([*cells, f"{row['seconds']:.0f}", f"{row['epochs']:.0f}"])
+        lines += markdown_table(headings, table)
     return "\n".join(lines) + "\n"
 
 

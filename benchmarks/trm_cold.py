@@ -25,9 +25,9 @@ from deeprec.config import TRMConfig, load_config
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.eval_report import markdown_table
 from deeprec.evaluation.intervals import mean_interval, ratio_interval
 from deeprec.evaluation.metrics import Floats, ranks_of, recall_at
+from deeprec.evaluation.tables import markdown_table
 from deeprec.retrieval.retriever import Hit, Query, top_hits
 from deeprec.runs import environment
 from deeprec.trm.text_encoder import TextEncoder
@@ -72,8 +72,8 @@ def _draw(dataset: Dataset, encoder: TextEncoder, config: TRMConfig, seed: int) 
         Query(tuple(ItemIdx(int(position_I[i])) for i in task.history if not cold_I[i]), exclude=warm) for task in tasks
     ]
     print(f"{dataset.name}, draw {seed}: {len(cold)} items held out, the last item of {len(tasks)} users", flush=True)
-    trm, curve = TRM.fit(warm_set, encoder, config)
-    print(f"trained in {sum(epoch.seconds for epoch in curve):.0f} s, {len(curve)} epochs", flush=True)
+    trm = TRM.fit(warm_set, config, encoder)
+    print(f"trained in {sum(epoch.seconds for epoch in trm.curve):.0f} s, {len(trm.curve)} epochs", flush=True)
     trm.add_items(cold)
     found = {"TRM, by text": trm.retrieve(queries, K)}
     n_warm, counts = len(warm_set.catalog), np.bincount(warm_set.train_sequences().items_N)
@@ -91,11 +91,11 @@ def _without(dataset: Dataset, cold_I: NDArray[np.bool_], catalog: Catalog) -> D
     """The data set whose items are those of `catalog`, without their interactions with the others."""
     kept_N = ~cold_I[dataset.items_N]
     users_N = np.repeat(np.arange(len(dataset.users)), np.diff(dataset.starts_U1))
-    # The test item is nobody's to train on, so it goes whether cold or not: tasks come from the whole data set.
+    # Test items are never trained on, so they go whether cold or not: tasks come from the whole data set.
     kept_N[dataset.starts_U1[1:] - 1] = False
     lengths_U = np.bincount(users_N[kept_N], minlength=len(dataset.users))
     position_I = (np.cumsum(~cold_I) - 1).astype(np.int32)
-    # Of what is left, train_sequences() holds out the last two again: less to train on, and nothing of the test.
+    # train_sequences() leaves out two more items of each user: less to train on, and no leak.
     return replace(
         dataset,
         catalog=catalog,
@@ -127,10 +127,9 @@ def _by_category(catalog: Catalog, counts_I: NDArray[np.int64], cold: Catalog) -
 
 
 def _result(hits: dict[str, Floats]) -> dict[str, Any]:
-    options = {"confidence": 0.95, "resamples": 2000, "seed": 0}
     ours_U, rows = hits["TRM, by text"], {}
     for name, hits_U in hits.items():
-        recall, ratio = mean_interval(hits_U, **options), ratio_interval(ours_U, hits_U, **options)
+        recall, ratio = mean_interval(hits_U), ratio_interval(ours_U, hits_U)
         rows[name] = {
             "users": len(hits_U),
             "recall": [recall.mean, recall.low, recall.high],

@@ -118,7 +118,7 @@ def page_of(repository: str) -> str:
 
 
 def define(monkeypatch: pytest.MonkeyPatch, *sources: Source, **more: Any) -> None:
-    asset = Asset("toy", "data set", "CC0-1.0", "tests", sources, **({"room": 1} | more))
+    asset = Asset("toy", "data set", "CC0-1.0", "tests", sources, **({"disk_space": 1} | more))
     monkeypatch.setattr(asset_cache, "ASSETS", {"toy": asset})
 
 
@@ -483,7 +483,7 @@ def test_a_missing_module_is_told_before_the_download(
 def test_too_little_room_is_told_before_the_download(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    define(monkeypatch, hub(), room=10**18)
+    define(monkeypatch, hub(), disk_space=10**18)
     with pytest.raises(DeepRecError, match=r"needs 1,000,000,000,000 MB .* MB free"):
         assets.fetch("toy")
     assert not server.requests
@@ -705,7 +705,7 @@ def test_the_table_is_complete() -> None:
         for source in asset.sources:
             assert source.size > 0
             assert all(len(file.sha256) == 64 for file in source.files)
-        assert asset.room > max(source.size for source in asset.sources)
+        assert asset.disk_space > max(source.size for source in asset.sources)
 
 
 @pytest.mark.parametrize("name", ["minilm-l6", "ml-100k"])

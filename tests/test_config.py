@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -218,6 +219,33 @@ def test_a_renamed_key_is_refused_with_its_new_name(old, new):
 @pytest.mark.parametrize("key", [f"{section}.{key}" for section, keys in CONSTANT.items() for key in keys.split()])
 def test_a_key_that_is_a_constant_now_is_refused_with_its_value(key):
     assert re.match(rf"Configuration key '{re.escape(key)}' \(here\) is a constant now: [\w-]", refusal(nested(key)))
+
+
+@pytest.mark.parametrize(
+    ("key", "module", "name"),
+    [
+        ("data.title_chars", "data.catalog", "TITLE_CHARS"),
+        ("trm.heads", "trm.network", "HEADS"),
+        ("trm.dropout", "trm.network", "DROPOUT"),
+        ("trm.id_dropout", "trm.network", "ID_DROPOUT"),
+        ("trm.patience", "trm.training", "PATIENCE"),
+        ("trm.averaging", "trm.training", "AVERAGED_EPOCHS"),
+        ("trm.batch_places", "trm.batches", "BATCH_POSITIONS"),
+        ("trm.preference_dropout", "trm.preferences", "PREFERENCE_DROPOUT"),
+        ("trm.preference_window", "trm.preferences", "LOOKAHEAD"),
+        ("trm.exact_preference", "trm.preferences", "EXACT_SHARE"),
+        ("trm.history_preference", "trm.preferences", "FREQUENT_SHARE"),
+        ("policy.timeout", "policies.openai", "TIMEOUT"),
+        ("policy.retries", "policies.openai", "RETRIES"),
+        ("train.top_p", "training.rollout", "TOP_P"),
+        ("train.replacements", "training.rollout", "RESAMPLING_ROUNDS"),
+        ("eval.bootstrap", "evaluation.intervals", "RESAMPLES"),
+        ("eval.confidence", "evaluation.intervals", "CONFIDENCE"),
+    ],
+)
+def test_the_values_named_are_those_of_the_code(key, module, name):
+    value = getattr(importlib.import_module(f"deeprec.{module}"), name)
+    assert float(re.match(r"[\d.]+", renamed.CONSTANT[key])[0]) == value
 
 
 @pytest.mark.parametrize("key", GONE)

@@ -76,8 +76,11 @@ def toy_app() -> typer.Typer:
         More of it.
         """
 
+    @app.callback(invoke_without_command=True)
+    def root(version: Annotated[bool, typer.Option("--version", help="Say which.")] = False) -> None: ...
+
     @group.command("run-it")
-    def run() -> None:
+    def run(loud: bool = False) -> None:
         """Run."""
 
     @app.command(hidden=True)
@@ -97,14 +100,16 @@ def test_the_page_of_commands(generate: ModuleType) -> None:
         "| `[FILES...]` |  |",
         "| `-k INTEGER` | How often. Default: `3`. |",
         "| `--config, -c PATH` | A \\| file. |",
-        "| `--loud` |  |",
         "| `--tone TEXT` | One of `high`, `low`. Default: `high`. |",
         "| `--train MINUTES` |  |",
     ):
         assert row in page, row
     assert "secret" not in page
     assert "unseen" not in page
-    assert "## deeprec group run-it\n\nRun.\n\n```\ndeeprec group run-it\n```" in page
+    assert page.endswith("## deeprec group run-it\n\nRun.\n\n```\ndeeprec group run-it [OPTIONS]\n```\n")
+    assert "What it is for.\n\n| option | meaning |\n| --- | --- |\n| `--version` | Say which. |\n" in page
+    assert "## Options of every command\n\n| option | meaning |\n| --- | --- |\n| `--loud` |  |\n" in page
+    assert page.count("`--loud`") == 1
 
 
 @dataclass

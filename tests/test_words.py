@@ -37,6 +37,8 @@ _EXEMPT = (
     "tests/test_words.py",
     "tests/test_config.py",
     "src/deeprec/config/renamed.py",
+    "src/deeprec/serving/schemas.py",
+    "tests/serving/test_renamed_fields.py",
     "docs/research-log/",
     "docs/decisions/",
 )

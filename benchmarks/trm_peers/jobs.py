@@ -12,7 +12,7 @@ from typing import Any
 
 from deeprec.config import load_config
 
-BUDGETED = ("seed", "epochs", "patience", "minutes")  # of the TRM: given by the budget, not by its settings
+BUDGETED = ("seed", "epochs", "minutes")  # of the TRM: given by the budget, not by its settings
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = tomllib.loads((HERE / "settings.toml").read_text(encoding="utf-8"))
 SYSTEMS = [name for name in SETTINGS if name != "rectools-popularity"]  # that one checks ours

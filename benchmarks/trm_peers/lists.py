@@ -1,4 +1,4 @@
-"""Rankings of a run by the data's own ids, as a system of the kind `lists` of an experiment reads them."""
+"""Rankings of a run by the data's own ids, as a system of the kind `external` of a plan reads them."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Ragged:
         return np.repeat(np.arange(len(self)), np.diff(self.starts_U1))
 
     def positions(self) -> Ints:
-        """The 0-based place (N,) of each item in its vector."""
+        """The 0-based position (N,) of each item in its vector."""
         return np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], np.diff(self.starts_U1))
 
     def windows(self, inputs: int) -> Ragged:
@@ -107,7 +107,7 @@ class Data:
 
 
 @dataclass
-class Watch:
+class TrainingLog:
     """One training's clock, validation curve and best state. It begins when it is made; times are wall clock.
 
     Attributes:
@@ -268,8 +268,8 @@ class Job:
         args.data, args.out = args.data.resolve(), args.out.resolve()
         return cls(**vars(args))
 
-    def watch(self) -> Watch:
-        return Watch(self.budget, self.patience)
+    def log(self) -> TrainingLog:
+        return TrainingLog(self.budget, self.patience)
 
     def finish(self, ranked_TK: NDArray[np.int32], packages: Sequence[str], record: dict[str, Any]) -> None:
         """Write `<out>.npz`, then `<out>.json`: a run that has its JSON is whole."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peer import Data, Ints, Job, Ragged, Watch, ndcg, padded, rankings
+from peer import Data, Ints, Job, Ragged, TrainingLog, ndcg, padded, rankings
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
@@ -33,8 +33,8 @@ NAME = "export"
 class Timed:
     """A loader that ends at the budget: RecBole's epochs have no hook between two batches."""
 
-    def __init__(self, loader: Any, watch: Watch) -> None:
-        self.loader, self.watch, self.done = loader, watch, 0
+    def __init__(self, loader: Any, log: TrainingLog) -> None:
+        self.loader, self.log, self.done = loader, log, 0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -44,7 +44,7 @@ class Timed:
         for batch in self.loader:
             yield batch
             self.done += 1
-            if self.watch.over():
+            if self.log.over():
                 return
 
 
@@ -87,18 +87,18 @@ class Peer:
         with torch.inference_mode():
             return self.model.full_sort_predict(batch).numpy()[:, self.rows_I]
 
-    def fit(self, watch: Watch, every: int) -> None:
-        """RecBole's training epochs until the watch says stop; the best validation's weights are loaded."""
-        loader = Timed(self.loader, watch)
+    def fit(self, log: TrainingLog, every: int) -> None:
+        """RecBole's training epochs until the log says stop; the best validation's weights are loaded."""
+        loader = Timed(self.loader, log)
         for epoch in range(100_000):
-            watch.epoch_begins()
+            log.epoch_begins()
             self.trainer._train_epoch(loader, epoch)
-            watch.epoch_ends(loader.done / len(loader))
-            if watch.over() or (epoch + 1) % every == 0:
+            log.epoch_ends(loader.done / len(loader))
+            if log.over() or (epoch + 1) % every == 0:
                 self.model.eval()
-                if watch.validate(lambda: ndcg(self.scorer, self.data.validation), self.state):
+                if log.validate(lambda: ndcg(self.scorer, self.data.validation), self.state):
                     break
-        self.model.load_state_dict(watch.best)
+        self.model.load_state_dict(log.best)
         self.model.eval()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -106,7 +106,7 @@ class Peer:
 
 
 def write_atomic(sequences: Ragged, n_items: int, folder: Path) -> None:
-    """RecBole's atomic files; the time is the place in the sequence."""
+    """RecBole's atomic files; the time is the position in the sequence."""
     (folder / NAME).mkdir()
     columns = (sequences.users(), sequences.items_N, sequences.positions())
     with open(folder / NAME / f"{NAME}.inter", "w", encoding="utf-8") as file:
@@ -122,12 +122,12 @@ def main() -> None:
     sys.argv = sys.argv[:1]  # RecBole would read this program's options as its own
     warnings.filterwarnings("ignore")
     torch.set_num_threads(job.threads)
-    data, watch = Data.load(job.data, job.last), job.watch()
+    data, log = Data.load(job.data, job.last), job.log()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # RecBole writes logs where it stands
         peer = Peer(data, job.settings, job.seed, Path(folder))
-        peer.fit(watch, job.settings["validate_every"])
-    record = watch.record(len(data.train.items_N) - len(data.train))
+        peer.fit(log, job.settings["validate_every"])
+    record = log.record(len(data.train.items_N) - len(data.train))
     packages = ("recbole", "numpy", "pandas", "scipy", "torch")
     job.finish(rankings(peer.scorer, data.test.histories), packages, record)
 

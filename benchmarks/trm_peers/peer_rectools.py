@@ -17,7 +17,7 @@ import pytorch_lightning as lightning
 import torch
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 from numpy.typing import NDArray
-from peer import Data, Ints, Job, Ragged, Scorer, Watch, ndcg, padded, rankings
+from peer import Data, Ints, Job, Ragged, Scorer, TrainingLog, ndcg, padded, rankings
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.fast_transformers import UniSRecModel
@@ -37,27 +37,27 @@ class TimeBudget(lightning.Callback):
         every: epochs between two validations.
     """
 
-    def __init__(self, watch: Watch, data: Data, scorer: Callable[[Any], Scorer], every: int) -> None:
-        self.watch, self.data, self.scorer, self.every = watch, data, scorer, every
+    def __init__(self, log: TrainingLog, data: Data, scorer: Callable[[Any], Scorer], every: int) -> None:
+        self.training_log, self.data, self.scorer, self.every = log, data, scorer, every
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TimeBudget:
-        return self  # RecTools copies the trainer before it fits: the copy must tell this watch
+        return self  # RecTools copies the trainer before it fits: the copy must tell this log
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.watch.epoch_begins()
+        self.training_log.epoch_begins()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         self.share = (index + 1) / trainer.num_training_batches
-        if self.watch.over():
+        if self.training_log.over():
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        self.watch.epoch_ends(self.share)
+        self.training_log.epoch_ends(self.share)
         if not trainer.should_stop and (trainer.current_epoch + 1) % self.every:
             return
         module.eval()
         scorer = self.scorer(module)
-        if self.watch.validate(lambda: ndcg(scorer, self.data.validation), lambda: _copy(module)):
+        if self.training_log.validate(lambda: ndcg(scorer, self.data.validation), lambda: _copy(module)):
             trainer.should_stop = True
         module.train()
 
@@ -144,7 +144,7 @@ def counting(job: Job, data: Data) -> Scorer:
     return scorer_of(inner_ids(external_R, data.n_items, 0), score)
 
 
-def transformer(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
+def transformer(job: Job, data: Data, log: TrainingLog) -> tuple[Scorer, int]:
     """Fit SASRec, eSASRec or HSTU; the scorer of the best epoch, and the targets of an epoch."""
     options = dict(job.settings)
     every, windows = options.pop("validate_every"), options.pop("windows")
@@ -169,16 +169,16 @@ def transformer(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
 
         return scorer_of(inner_ids(model.data_preparator.get_known_item_ids(), data.n_items, 1), score)
 
-    clock = TimeBudget(watch, data, scorer_in, every)
+    clock = TimeBudget(log, data, scorer_in, every)
     model = kind(**options, item_net_block_types=(IdEmbeddingsItemNet,), get_trainer_func=clock.trainer)
     sequences = data.train.windows(options["session_max_len"]) if windows else data.train
     model.fit(Dataset.construct(frame(sequences)))
-    model.lightning_model.load_state_dict(watch.best)
+    model.lightning_model.load_state_dict(log.best)
     model.lightning_model.eval()
     return scorer_in(model.lightning_model), count_targets(sequences, options["session_max_len"])
 
 
-def unisrec(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
+def unisrec(job: Job, data: Data, log: TrainingLog) -> tuple[Scorer, int]:
     """Fit UniSRec on the items' MiniLM vectors; as for `transformer`."""
     options = dict(job.settings)
     every, windows = options.pop("validate_every"), options.pop("windows")
@@ -192,7 +192,7 @@ def unisrec(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
 
         return scorer_of(inner_ids(model.item_id_mapping.numpy(), data.n_items, 1), score)
 
-    clock = TimeBudget(watch, data, scorer_in, every)
+    clock = TimeBudget(log, data, scorer_in, every)
 
     class Timed(UniSRecModel):
         """With our clock in the trainer, and the trained module kept."""
@@ -209,7 +209,7 @@ def unisrec(job: Job, data: Data, watch: Watch) -> tuple[Scorer, int]:
     sequences = data.train.windows(options["session_max_len"]) if windows else data.train
     columns = (sequences.users(), sequences.items_N + 1, sequences.positions())
     model.fit(*map(torch.from_numpy, columns))
-    model.module.load_state_dict(watch.best)
+    model.module.load_state_dict(log.best)
     model.module.eval()
     return scorer_in(model.module), count_targets(sequences, options["session_max_len"])
 
@@ -225,14 +225,14 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.set_num_threads(job.threads)
     lightning.seed_everything(job.seed, verbose=False)
-    data, watch = Data.load(job.data, job.last), job.watch()
+    data, log = Data.load(job.data, job.last), job.log()
     packages = ("RecTools", "numpy", "pandas", "pytorch-lightning", "scipy", "torch")
     if job.system in ("rectools-popularity", "rectools-ease", "rectools-itemknn"):
         scorer = counting(job, data)
-        record: dict[str, Any] = {"train_seconds": watch.seconds(), "best_ndcg": ndcg(scorer, data.validation)}
+        record: dict[str, Any] = {"train_seconds": log.seconds(), "best_ndcg": ndcg(scorer, data.validation)}
     else:
-        scorer, targets = (unisrec if job.system == "rectools-unisrec" else transformer)(job, data, watch)
-        record = watch.record(targets)
+        scorer, targets = (unisrec if job.system == "rectools-unisrec" else transformer)(job, data, log)
+        record = log.record(targets)
     job.finish(rankings(scorer, data.test.histories), packages, record)
 
 

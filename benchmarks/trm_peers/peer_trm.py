@@ -6,40 +6,46 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from export import load
 from numpy.typing import NDArray
-from peer import TOP, Data, Ints, Job, Ragged, Watch, ndcg, rankings
+from peer import TOP, Data, Ints, Job, Ragged, TrainingLog, ndcg, rankings
 
 from deeprec.config import load_config
 from deeprec.data.dataset import Dataset
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.retriever import queries_of
-from deeprec.trm import training
+from deeprec.trm import batches, network, training
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch
 from deeprec.trm.trm import TRM
 
+CONSTANTS = {"dropout": (network, "DROPOUT"), "batch_positions": (batches, "BATCH_POSITIONS")}
+"""Settings of a run that are constants of the TRM, not keys of its configuration."""
 
-def fit(dataset: Dataset, encoder: TextEncoder, job: Job) -> tuple[TRM, Watch]:
+
+def fit(dataset: Dataset, encoder: TextEncoder, job: Job) -> tuple[TRM, TrainingLog]:
     """Train until patience or the budget ends; the epoch in which the budget ends is finished."""
     training.time = SimpleNamespace(perf_counter=time.process_time)  # trm.minutes counts what the budget counts
-    watch = job.watch()
-    settings = {"epochs": 1000, "patience": job.patience, "minutes": job.budget / 60}
-    settings |= job.settings | {"seed": job.seed}
+    training.PATIENCE = job.patience
+    log = job.log()
+    settings: dict[str, Any] = {"epochs": 1000, "minutes": job.budget / 60} | job.settings | {"seed": job.seed}
+    for name, (module, constant) in CONSTANTS.items():
+        if name in settings:
+            setattr(module, constant, settings.pop(name))
     config = load_config(None, [f"trm.{name}={value}" for name, value in settings.items()]).trm
 
     def on_epoch(epoch: Epoch) -> None:
-        watch.laps.append((1.0, epoch.seconds))  # without its validation
-        watch.note(epoch.ndcg)
+        log.laps.append((1.0, epoch.seconds))  # without its validation
+        log.note(epoch.ndcg)
 
     trm = TRM.fit(dataset, config, encoder, on_epoch=on_epoch)
-    curve = trm.curve
-    stale = len(curve) - int(np.argmax([epoch.ndcg for epoch in curve])) > config.patience
-    watch.stopped_by = "patience" if stale else "epochs" if len(curve) == config.epochs else "budget"
-    return trm, watch
+    stale = len(trm.curve) - int(np.argmax([epoch.ndcg for epoch in trm.curve])) > job.patience
+    log.stopped_by = "patience" if stale else "epochs" if len(trm.curve) == config.epochs else "budget"
+    return trm, log
 
 
 def cut(dataset: Dataset, last: int) -> Dataset:
@@ -62,14 +68,14 @@ def main() -> None:
         job.finish(rankings(scorer, data.test.histories), packages, {"best_ndcg": ndcg(scorer, data.validation)})
         return
     dataset, encoder = load(job.source), TextEncoder.load()
-    trm, watch = fit(dataset if job.last is None else cut(dataset, job.last), encoder, job)
-    trm.save(job.out)  # for trm_listening.py
+    trm, log = fit(dataset if job.last is None else cut(dataset, job.last), encoder, job)
+    trm.save(job.out)  # for preference_sensitivity.py
     queries = queries_of(dataset.tasks("test"))
     ranked_TK = np.full((len(queries), TOP), -1, dtype=np.int32)
     for row_K, hits in zip(ranked_TK, trm.retrieve(queries, TOP), strict=True):
         row_K[: len(hits)] = [hit.item for hit in hits]
     targets = len(data.train.items_N) - len(data.train)
-    job.finish(ranked_TK, packages, watch.record(targets) | {"config": trm.config.model_dump(mode="json")})
+    job.finish(ranked_TK, packages, log.record(targets) | {"config": trm.config.model_dump(mode="json")})
 
 
 if __name__ == "__main__":

@@ -83,8 +83,7 @@ def _per_user(
 
 def _compare(ours_U: Floats, theirs_U: Floats) -> dict[str, list[float]]:
     """Difference and ratio of the means, with percentile bootstrap intervals over users, in pairs."""
-    change = paired_interval(ours_U, theirs_U)
-    ratio = ratio_interval(ours_U, theirs_U)
+    change, ratio = paired_interval(ours_U, theirs_U), ratio_interval(ours_U, theirs_U)
     return {
         "difference": [change.difference, change.low, change.high],
         "ratio": [ratio.mean, ratio.low, ratio.high],

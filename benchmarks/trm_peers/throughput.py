@@ -28,7 +28,7 @@ from deeprec.runs import environment
 INPUTS = 50
 NEVER = 1_000_000
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "trm": {"width": 64, "layers": 2, "heads": 2, "history": INPUTS, "batch_places": 128 * INPUTS, "patience": NEVER},
+    "trm": {"width": 64, "layers": 2, "history": INPUTS, "batch_positions": 128 * INPUTS},
     "rectools-sasrec": settings_of("rectools-sasrec") | {"windows": False, "validate_every": NEVER},
     "recbole-sasrec": settings_of("recbole-sasrec") | {"train_batch_size": 128, "validate_every": NEVER},
 }

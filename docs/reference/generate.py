@@ -97,17 +97,27 @@ def cli(app: typer.Typer | None = None) -> str:
     """Every command with its help, arguments and options, from the typer app."""
     if app is None:
         from deeprec.cli import app
-    told = app.info.help if isinstance(app.info.help, str) else ""
-    parts = [_NOTE, "# Commands", *_text(told)]
-    for path, command in _commands(app, "deeprec"):
-        parameters = list(_parameters(command.callback))
-        arguments = [name for name, info, _ in parameters if isinstance(info, ArgumentInfo)]
+    about = app.info.help if isinstance(app.info.help, str) else ""
+    parts = [_NOTE, "# Commands", *_text(about)]
+    if app.registered_callback is not None:
+        parts += _rows(list(_parameters(app.registered_callback.callback)))
+    commands = [(path, command, list(_parameters(command.callback))) for path, command in _commands(app, "deeprec")]
+    shared = [each for each in commands[0][2] if len(commands) > 1 and all(each in found for _, _, found in commands)]
+    if shared:
+        parts += ["## Options of every command", *_rows(shared)]
+    for path, command, parameters in commands:
+        arguments = [name for name, is_argument, _ in parameters if is_argument]
         options = ["[OPTIONS]"] * (len(arguments) < len(parameters))
         parts += [f"## {path}", *_text(inspect.cleandoc(command.help or command.callback.__doc__ or ""))]
         parts.append(f"```\n{' '.join([path, *options, *arguments])}\n```")
-        rows = [(f"`{name}`", meaning) for name, _, meaning in parameters]
-        parts += [_table(("argument or option", "meaning"), rows)] * bool(rows)
+        parts += _rows([each for each in parameters if each not in shared])
     return "\n\n".join(parts) + "\n"
+
+
+def _rows(parameters: list[tuple[str, bool, str]]) -> list[str]:
+    rows = [(f"`{name}`", meaning) for name, _, meaning in parameters]
+    head = "argument or option" if any(is_argument for _, is_argument, _ in parameters) else "option"
+    return [_table((head, "meaning"), rows)] if rows else []
 
 
 def _commands(app: typer.Typer, path: str) -> Iterator[tuple[str, Any]]:
@@ -120,8 +130,8 @@ def _commands(app: typer.Typer, path: str) -> Iterator[tuple[str, Any]]:
             yield from _commands(group.typer_instance, f"{path} {name}")
 
 
-def _parameters(callback: Any) -> Iterator[tuple[str, OptionInfo | ArgumentInfo, str]]:
-    """How each parameter of a command is written, what typer knows of it, and its meaning; arguments first."""
+def _parameters(callback: Any) -> Iterator[tuple[str, bool, str]]:
+    """How each parameter of a command is written, whether it is an argument, and its meaning; arguments first."""
     hints = get_type_hints(callback, include_extras=True)
     found = []
     for name, parameter in inspect.signature(callback).parameters.items():
@@ -136,8 +146,8 @@ def _parameters(callback: Any) -> Iterator[tuple[str, OptionInfo | ArgumentInfo,
         default = "" if parameter.default in (parameter.empty, None, False, "") else f"Default: `{parameter.default}`."
         choices = f"One of {', '.join(f'`{choice}`' for choice in _choices(kind))}." if _choices(kind) else ""
         meaning = " ".join(filter(None, (" ".join((info.help or "").split()), choices, default)))
-        found.append((written, info, meaning))
-    yield from sorted(found, key=lambda each: isinstance(each[1], OptionInfo))
+        found.append((written, isinstance(info, ArgumentInfo), meaning))
+    yield from sorted(found, key=lambda each: not each[1])
 
 
 def _written_argument(name: str, kind: Any, info: Any, required: bool) -> str:

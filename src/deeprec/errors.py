@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DeepRecError(Exception):
-    """Something the user can mend.
+    """A fault that the user can mend.
 
     The message is one clear sentence: what is wrong, where, and how to mend it. The command line prints it
     without a traceback and exits with status 2.
@@ -12,5 +12,5 @@ class DeepRecError(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """The message of another library's error, fit for a sentence of ours."""
+    """The message of another library's error on one line, to quote in a sentence."""
     return " ".join(str(error).split())

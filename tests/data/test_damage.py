@@ -1,4 +1,4 @@
-"""Damaged input: one clear sentence that names the file, the place and the mend; never a traceback."""
+"""Damaged input: one clear sentence that names the file, the line and what to do; never a traceback."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parquet(folder: Path) -> bytes:
     return content
 
 
-# name: files, and what the sentence must say (file, place, what is wrong, mend)
+# name: files, and what the sentence must say (file, line, what is wrong, what to do)
 REFUSED: dict[str, tuple[dict[str, str | bytes], tuple[str, ...]]] = {
     # the whole file
     "no folder content": ({"notes.txt": "x"}, ("notes.txt", "no interaction file", "give a folder with")),

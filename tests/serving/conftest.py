@@ -1,24 +1,26 @@
-"""A real server on loopback, with scripted policies that a test can hold up."""
+"""A real server on loopback, with scripted policies that a test can block."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
 import uvicorn
+from mcp import Client
 
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, UserId
 from deeprec.data.dataset import Dataset
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Chunk, PromptDefaults
+from deeprec.explore.trace import Trace
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.serving.api import create_app
@@ -34,7 +36,7 @@ SECONDS = 20
 
 
 def films() -> Dataset:
-    """The same, with those of MovieLens that examples name."""
+    """The toy data with the titles and users of MovieLens that the examples name."""
     fields = {name: getattr(DATASET.catalog, name) for name in DATASET.catalog.__dataclass_fields__}
     titles = ("Toy Story (1995)", "Fargo (1996)", *DATASET.catalog.titles[2:])
     users = tuple(UserId(user.removeprefix("u")) for user in DATASET.users)
@@ -42,14 +44,14 @@ def films() -> Dataset:
 
 
 class Gate:
-    """A writer that waits until it is opened, then does as the scripted one.
+    """A scripted writer that waits before each segment until it is opened.
 
     Attributes:
-        alone: it shuts behind each segment.
+        single: close again after each segment.
     """
 
     def __init__(self) -> None:
-        self.alone = False
+        self.single = False
         self.script = ScriptedWriter(3)
         self.open = threading.Event()
         self.reached = threading.Event()
@@ -57,19 +59,19 @@ class Gate:
     def __call__(self, conversation: str) -> str:
         self.reached.set()
         assert self.open.wait(SECONDS)
-        if self.alone:
+        if self.single:
             self.open.clear()
         return self.script(conversation)
 
     def pass_one(self) -> None:
-        """Let the segment that waits through, until the next one waits."""
+        """Let one segment through, and wait for the next."""
         self.reached.clear()
         self.open.set()
         assert self.reached.wait(SECONDS)
 
 
 class Endless(TextPolicy):
-    """Writes on and on, and never finishes."""
+    """Never finishes a segment."""
 
     def step(self) -> list[Chunk]:
         time.sleep(0.01)
@@ -91,50 +93,67 @@ class Site:
 
 
 def serve(service: Service, **options: object) -> Iterator[str]:
-    """The address of a server that runs until the caller goes on."""
+    """Yields the address of a server, which ends at the next step."""
     port = free_port()
     app = create_app(service, **options)  # type: ignore[arg-type]
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + SECONDS
-    while not server.started:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: server.started, SECONDS)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(SECONDS)
 
 
-@contextmanager
-def service_of_scripts() -> Iterator[Service]:
-    """Of a scripted policy, one that never ends, and one that a gate holds up."""
-    gate = Gate()
+def with_client(server: Any, use: Callable[[Client], Awaitable[None]]) -> None:
+    """Run `use` with a client of the Model Context Protocol."""
+
+    async def session() -> None:
+        with anyio.fail_after(60):
+            async with Client(server) as client:
+                await use(client)
+
+    anyio.run(session)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ranking_of(trace: Trace) -> list[str]:
+    """Ids of the ranking with fallback."""
+    return [DATASET.catalog.ids[item] for item in trace.with_fallback()[0]]
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """What the policy "held" waits for."""
+    return Gate()
+
+
+@pytest.fixture
+def service(gate: Gate) -> Iterator[Service]:
+    """With a scripted policy, one that the gate holds, and one that never ends."""
     workers = {
         "script": Worker(explorer(ScriptedWriter(3)), slots=8, queue=100, seconds=SECONDS),
         "held": Worker(explorer(gate), slots=2, queue=2, seconds=SECONDS),
         "endless": Worker(explorer(ScriptedWriter(3), Endless), slots=2, queue=2, seconds=3 * SECONDS),
     }
     points = np.random.default_rng(0).random((len(DATASET.catalog), 2), dtype=np.float32)
-    service = Service(DATASET, RecordingRetriever(len(DATASET.catalog)), workers, CONFIG, points)
-    service.__dict__["gate"] = gate
-    yield service
+    yield Service(DATASET, RecordingRetriever(len(DATASET.catalog)), workers, CONFIG, points)
     gate.open.set()
     for worker in workers.values():
         worker.close()
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    with service_of_scripts() as service:
-        yield service
-
-
-@pytest.fixture
-def site(service: Service) -> Iterator[Site]:
+def site(service: Service, gate: Gate) -> Iterator[Site]:
     running = serve(service)
     url = next(running)
     with httpx.Client(base_url=url, timeout=SECONDS) as client:
-        yield Site(client, service, service.__dict__["gate"], url)
-    service.__dict__["gate"].open.set()
+        yield Site(client, service, gate, url)
+    gate.open.set()
     next(running, None)

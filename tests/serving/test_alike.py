@@ -1,23 +1,23 @@
-"""One user, one language model, four ways to ask: the same exploration."""
+"""One user, one language model, four interfaces: the same exploration."""
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Any
 
 import httpx
 import pytest
 from mcp import Client
-from rich.console import Console
-from serve.test_mcp import with_client
 
-from deeprec.cli.workbench import Workbench
 from deeprec.config import load_config
+from deeprec.data.sources import load_dataset
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Author
+from deeprec.policies.loading import load_policy
 from deeprec.serving.mcp import create_mcp
-from serving.conftest import serve
+from deeprec.serving.server import open_service
+from deeprec.trm.run import load_or_train_trm
+from serving.conftest import serve, with_client
 from test_cli import site, stand_in  # noqa: F401 (fixtures)
 
 SETTINGS = [
@@ -29,18 +29,19 @@ SETTINGS = [
 
 
 @pytest.mark.llm
-def test_the_command_the_api_the_protocol_and_python_tell_the_same(site: Any) -> None:  # noqa: F811
+def test_the_command_the_api_the_protocol_and_python_agree(site: Any) -> None:  # noqa: F811
     user = "u3"
-    bench = Workbench(load_config(site.config, SETTINGS), site.runs, offline=True, console=Console(file=io.StringIO()))
-    dataset = bench.dataset()
-    (trace,) = Explorer(bench.policy(), bench.trm(dataset)[0], dataset.catalog, bench.config.explore).run(
-        [bench.task(dataset, user, [])]
-    )
+    config = load_config(site.config, SETTINGS)
+    dataset = load_dataset(config.data)
+    trm, folder = load_or_train_trm(dataset, config, site.runs, offline=True)
+    task = next(task for task in dataset.tasks("test") if task.user == user)
+    explorer = Explorer(load_policy(config, offline=True), trm, dataset.catalog, config.explore)
+    (trace,) = explorer.run([task])
     written = [segment.text for segment in trace.segments if segment.author is Author.POLICY]
     titles = [dataset.catalog.titles[item] for item in trace.with_fallback()[0]]
     assert trace.policy_tokens > 20
 
-    with bench.service() as service:
+    with open_service(dataset, trm, folder, config, offline=True) as service:
         running = serve(service)
         over_http = httpx.post(f"{next(running)}/recommend", json={"user": user, "k": 3}, timeout=120).json()
         next(running, None)

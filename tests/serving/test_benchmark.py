@@ -1,4 +1,4 @@
-"""The benchmark of the server: it measures explorations that ended well, or says that it did not."""
+"""The benchmark of the server: it measures explorations that ended well, and fails otherwise."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_it_says_how_explorations_ended(service: Service, measure: Any) -> None:
     found = measure(next(running))
     assert set(found["retrieve"]["statuses"]) == {200}
     assert found["explore"]["rounds"][0]["ended"] == {"answered": 3}
-    assert found["past capacity"]["ended"] == {"answered": 49}
+    assert found["beyond capacity"]["ended"] == {"answered": 97}
     next(running, None)
 
 

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows is run as it stands, against a server of this test."""
+"""The examples of docs/guides/serving.md run as they stand, against a server of this test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from deeprec.serving.service import Service
 from serving.conftest import films, serve
 
-TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "guides" / "serving.md").read_text(encoding="utf-8")
 CURLS = [
     command
     for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
@@ -26,7 +26,7 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 @pytest.fixture
 def url(service: Service) -> Iterator[str]:
-    """Of a server whose catalogue has the films that the examples name."""
+    """Of a server that has the films which the examples name."""
     running = serve(replace(service, dataset=films()))
     yield next(running)
     next(running, None)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,15 @@ from mcp.client.stdio import StdioServerParameters
 import processes
 from deeprec.serving.mcp import create_mcp
 from deeprec.serving.service import Service
-from serving.conftest import DATASET, Site
+from serving.conftest import DATASET, Site, wait_for, with_client
 from test_cli import site as data_site  # noqa: F401 (fixtures)
 from test_cli import stand_in  # noqa: F401
 
 HISTORY = ["Film 0 (1970)", "i5", "film 10"]
 
 
-def with_client(server: Any, use: Callable[[Client], Awaitable[None]]) -> None:
-    async def session() -> None:
-        with anyio.fail_after(60):
-            async with Client(server) as client:
-                await use(client)
-
-    anyio.run(session)
-
-
 async def tour(client: Client) -> None:
-    """What every transport must give."""
+    """What every transport must answer."""
     tools = {tool.name: tool for tool in (await client.list_tools()).tools}
     assert set(tools) == {"retrieve_items", "search_titles", "explore"}
     assert tools["retrieve_items"].description
@@ -79,7 +68,7 @@ async def explore_endlessly(url: str, mode: str) -> None:
 def test_a_client_that_leaves_frees_its_slot(site: Site, mode: str, way: str) -> None:
     worker = site.service.workers["endless"]
     here = str(Path(__file__).parents[1])
-    code = f"import sys; sys.path.insert(0, {here!r}); import anyio; from serve.test_mcp import explore_endlessly\n"
+    code = f"import sys; sys.path.insert(0, {here!r}); import anyio; from serving.test_mcp import explore_endlessly\n"
     code += f"anyio.run(explore_endlessly, {site.url + '/mcp'!r}, {mode!r})"
     if way == "killed":
         with subprocess.Popen([sys.executable, "-c", code], env=processes.environment()) as client:
@@ -95,13 +84,6 @@ def test_a_client_that_leaves_frees_its_slot(site: Site, mode: str, way: str) ->
 
         anyio.run(session)
     wait_for(lambda: worker.load() == (0, 0), 1)
-
-
-def wait_for(there: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_it_is_what_the_api_gives(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: what a person does, sees, and is told when something is wrong."""
+"""The page in a real headless Chromium: what a person does, sees, and reads when something is wrong."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def page(browser: Browser, site: Site) -> Iterator[Page]:
     expect(page.locator("#history li")).not_to_have_count(0)
     yield page
     page.close()
-    assert not wrong, "the page raised an error or asked a stranger"
+    assert not wrong, "the page raised an error or asked another host"
 
 
 def turns(page: Page) -> Any:
@@ -56,17 +56,17 @@ def test_two_clicks_lead_to_an_exploration(page: Page) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(turns(page).nth(1)).to_be_visible()
     ranking = page.locator(".card.ranking")
-    expect(ranking.locator(".picks li")).to_have_count(10)
-    expect(ranking.locator(".picks li").first).to_contain_text(re.compile(r"call \d: "))
+    expect(ranking.locator(".ranked-items li")).to_have_count(10)
+    expect(ranking.locator(".ranked-items li").first).to_contain_text(re.compile(r"found in call \d: "))
     label = page.locator("#map").get_attribute("aria-label") or ""
     numbers = [int(number) for number in re.findall(r"\d+", label)]
     assert numbers[0] == 40
     assert all(number > 0 for number in numbers)
-    expect(page.locator("#news")).to_contain_text("ranked 10 items")
+    expect(page.locator("#status")).to_contain_text("ranked 10 items")
 
 
 def press_tab_to(page: Page, target: Locator) -> None:
-    """As a person does, who has nothing but the keyboard; what is reached must be seen to have the focus."""
+    """As a person with only a keyboard does; the focus must be visible."""
     for _ in range(100):
         page.keyboard.press("Tab")
         if target.evaluate("element => element === document.activeElement"):
@@ -75,7 +75,7 @@ def press_tab_to(page: Page, target: Locator) -> None:
     pytest.fail("Tab does not lead there")
 
 
-def test_all_is_done_by_keyboard_alone(page: Page) -> None:
+def test_everything_works_by_keyboard_alone(page: Page) -> None:
     keyboard = page.keyboard
     press_tab_to(page, page.locator("#history button").first)
     while page.locator("#history li").count():
@@ -103,26 +103,26 @@ def test_all_is_done_by_keyboard_alone(page: Page) -> None:
     keyboard.type("Horror")
     keyboard.press("Tab")
     keyboard.press("Enter")
-    expect(turns(page).first.locator(".preference")).to_have_text("Looks for: Horror")
+    expect(turns(page).first.locator(".preference")).to_have_text("Preference: Horror")
     expect(page.locator(".card.ranking")).to_have_count(1)
 
 
-def test_turns_are_seen_as_they_are_made(page: Page, site: Site) -> None:
-    """The model is held up before each segment: what is there by then is seen, and no more."""
+def test_turns_appear_as_they_are_made(page: Page, site: Site) -> None:
+    """The model waits before each segment; the page shows the turns before it, and no more."""
     page.get_by_role("checkbox", name="script").uncheck()
     page.get_by_role("checkbox", name="held").check()
-    site.gate.alone = True
+    site.gate.single = True
     page.get_by_role("button", name="Explore", exact=True).click()
     assert site.gate.reached.wait(SECONDS)
-    lit = []
+    labels = []
     for made in (0, 1, 2):
         expect(turns(page)).to_have_count(made)
         expect(page.locator(".card.ranking")).to_have_count(0)
         expect(page.get_by_role("button", name="Stop")).to_be_enabled()
-        lit.append(re.findall(r"\d+", page.locator("#map").get_attribute("aria-label") or ""))
+        labels.append(re.findall(r"\d+", page.locator("#map").get_attribute("aria-label") or ""))
         site.gate.pass_one()
-    assert lit[0] != lit[1] != lit[2]
-    site.gate.alone = False
+    assert labels[0] != labels[1] != labels[2]
+    site.gate.single = False
     site.gate.open.set()
     expect(page.locator(".card.ranking")).to_be_visible()
 
@@ -132,14 +132,14 @@ def test_a_preference_is_edited_and_explored_from(page: Page) -> None:
     expect(page.locator(".card.ranking")).to_be_visible()
     before = turns(page).first.locator(".preference").inner_text()
     page.get_by_role("button", name="Edit call 2").click()
-    page.get_by_label("Look for (phrases parted by ;)").fill("Horror; 1980s")
+    page.get_by_label("Preference (phrases separated by ;)").fill("Horror; 1980s")
     page.get_by_role("button", name="Explore from here").click()
-    expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror; 1980s")
+    expect(turns(page).nth(1).locator(".preference")).to_have_text("Preference: Horror; 1980s")
     expect(turns(page).first.locator(".preference")).to_have_text(before)
     expect(page.locator(".card.ranking")).to_be_visible()
 
 
-def test_what_was_explored_stays_when_another_history_is_chosen(page: Page, site: Site, tmp_path: Path) -> None:
+def test_an_exploration_keeps_its_history_when_another_is_chosen(page: Page, site: Site, tmp_path: Path) -> None:
     seen = page.locator("#history li span").all_inner_texts()
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.locator(".card.ranking")).to_be_visible()
@@ -152,12 +152,12 @@ def test_what_was_explored_stays_when_another_history_is_chosen(page: Page, site
     retriever: Any = site.service.workers["script"].explorer.retriever
     before = list(retriever.queries)
     page.get_by_role("button", name="Edit call 2").click()
-    page.get_by_label("Look for (phrases parted by ;)").fill("Horror")
+    page.get_by_label("Preference (phrases separated by ;)").fill("Horror")
     page.get_by_role("button", name="Explore from here").click()
-    expect(turns(page).nth(1).locator(".preference")).to_have_text("Looks for: Horror")
+    expect(turns(page).nth(1).locator(".preference")).to_have_text("Preference: Horror")
     expect(page.locator(".card.ranking")).to_be_visible()
     again, edited, *later = retriever.queries[len(before) :]
-    assert again == before[0]  # the history and the trust, too
+    assert again == before[0]  # history and preference weight, too
     assert (edited.history, edited.preference_weight) == (before[1].history, DEFAULT_PREFERENCE_WEIGHT)
     assert {query.preference_weight for query in later} <= {PROMPT_DEFAULTS.preference_weight}
     expect(page.locator("#history li")).to_have_count(len(seen) - 1)
@@ -168,13 +168,15 @@ def test_policies_are_compared_side_by_side(page: Page) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.locator(".exploration")).to_have_count(2)
     expect(page.locator(".card.ranking")).to_have_count(2)
-    expect(page.locator("[data-policy=trm-alone] .picks li").first).to_contain_text("by the recommender alone")
+    expect(page.locator("[data-policy=trm-alone] .ranked-items li").first).to_contain_text(
+        "recommender without a preference"
+    )
 
 
-def test_what_was_saved_is_replayed(page: Page, tmp_path: Path) -> None:
+def test_a_saved_exploration_is_replayed(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.locator(".card.ranking")).to_be_visible()
-    shown = page.locator(".picks").inner_text()
+    shown = page.locator(".ranked-items").inner_text()
     with page.expect_download() as download:
         page.get_by_role("button", name="Save").click()
     kept = tmp_path / "exploration.json"
@@ -184,11 +186,11 @@ def test_what_was_saved_is_replayed(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#history li")).not_to_have_count(0)
     page.locator("#replay").set_input_files(kept)
     expect(page.locator(".card.ranking")).to_be_visible()
-    assert page.locator(".picks").inner_text() == shown
+    assert page.locator(".ranked-items").inner_text() == shown
     bad = tmp_path / "bad.json"
     bad.write_text("{")
     page.locator("#replay").set_input_files(bad)
-    expect(page.get_by_role("alert")).to_contain_text("bad.json is no saved exploration")
+    expect(page.get_by_role("alert")).to_contain_text("bad.json is not a saved exploration")
 
 
 def test_markup_in_a_title_is_text(page: Page, tmp_path: Path) -> None:
@@ -204,9 +206,9 @@ def test_markup_in_a_title_is_text(page: Page, tmp_path: Path) -> None:
     assert page.locator("main img, main b").count() == 0
 
 
-def test_a_title_that_is_not_there_is_said(page: Page) -> None:
+def test_a_title_that_is_not_there_is_reported(page: Page) -> None:
     page.get_by_role("combobox", name="Add a title").press_sequentially("qqqqqqzzzz")
-    expect(page.get_by_role("alert")).to_contain_text("No title is like")
+    expect(page.get_by_role("alert")).to_contain_text("No title is similar to")
 
 
 def test_a_slow_model_can_be_stopped(page: Page, site: Site) -> None:
@@ -219,7 +221,7 @@ def test_a_slow_model_can_be_stopped(page: Page, site: Site) -> None:
     expect(page.get_by_role("button", name="Explore", exact=True)).to_be_enabled()
 
 
-def test_a_server_that_is_gone_is_said(page: Page) -> None:
+def test_a_server_that_is_gone_is_reported(page: Page) -> None:
     page.route("**/recommend", lambda route: route.abort())
     page.get_by_role("button", name="Explore", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
@@ -255,12 +257,17 @@ def test_it_fits_and_everyone_can_read_it(browser: Browser, site: Site, tmp_path
     _see_that_all_can_use(page)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= SCREENS[name]["viewport"]["width"]
-    page.screenshot(path=Path(os.environ.get("DEEPREC_SCREENSHOTS", tmp_path)) / f"{name}.png", full_page=True)
+    picture = Path(os.environ.get("DEEPREC_SCREENSHOTS", tmp_path)) / f"{name}.png"
+    page.screenshot(path=picture, full_page=True)
+    if "DEEPREC_SCREENSHOTS" in os.environ:
+        from PIL import Image
+
+        Image.open(picture).quantize(256).save(picture, optimize=True)  # half the size
     page.get_by_role("button", name="Edit call 1").click()
     _see_that_all_can_use(page)
     page.keyboard.press("Escape")
     page.get_by_role("combobox", name="Add a title").press_sequentially("qqqqqqzzzz")
-    expect(page.get_by_role("alert")).to_contain_text("No title is like")
+    expect(page.get_by_role("alert")).to_contain_text("No title is similar to")
     _see_that_all_can_use(page)
     page.close()
 

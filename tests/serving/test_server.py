@@ -1,4 +1,4 @@
-"""`deeprec serve` as a process: it says where it is, answers, and ends when it is told to."""
+"""`deeprec serve` as a process: it prints its address, answers, and ends on a signal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
+def test_it_serves_until_a_signal(site, sign):  # noqa: F811
     process = subprocess.Popen(
         [*processes.DEEPREC, "serve", "--set", "serve.port=0", "--config", str(site.config), "--runs", str(site.runs)],
         stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def test_it_serves_until_it_is_told_to_end(site, sign):  # noqa: F811
     assert (site.trained / "map.safetensors").exists()
 
 
-def test_the_demo_ends_by_offering_it(site):  # noqa: F811
+def test_the_demo_ends_by_naming_it(site):  # noqa: F811
     makefile = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", "demo", "VENV=v"], capture_output=True, text=True, cwd=ROOT
     )
@@ -69,7 +69,7 @@ def test_the_demo_ends_by_offering_it(site):  # noqa: F811
 
 
 def test_the_containers_options_are_options() -> None:
-    """No image is built here; what it would run is read by the real command line."""
+    """No image is built here; the real command line parses what it would run."""
     entry = next(line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("ENTRYPOINT "))
     program, *options = json.loads(entry.removeprefix("ENTRYPOINT "))
     assert program == "deeprec"
@@ -83,7 +83,7 @@ def test_the_containers_options_are_options() -> None:
     assert 'kind = "openai"' in told.out
 
 
-def test_a_taken_port_is_said(site):  # noqa: F811
+def test_a_taken_port_is_an_error(site):  # noqa: F811
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = site("serve", "--set", f"serve.port={port}")
@@ -101,13 +101,13 @@ def test_an_open_address_needs_a_token(host, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_this_machine_needs_none(host, monkeypatch):
+def test_a_loopback_address_needs_none(host, monkeypatch):
     monkeypatch.delenv(TOKEN, raising=False)
     assert token_for(host) is None
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])
-def test_the_map_is_kept_and_made_again_when_it_is_cut_off(tmp_path, n):
+def test_the_map_is_kept_and_made_again_when_its_file_is_damaged(tmp_path, n):
     vectors = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     path = tmp_path / "map.safetensors"
     points = project(vectors, path)

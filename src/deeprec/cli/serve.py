@@ -41,11 +41,10 @@ def mcp(options: Options) -> None:
 def _service(options: Options, config: Config, progress: Progress) -> Iterator[Service]:
     """What a server answers from; closed at the end."""
     from deeprec.data.sources import load_dataset
-    from deeprec.serving.server import load_policies, service_of
+    from deeprec.serving.server import open_service
     from deeprec.trm.run import load_or_train_trm
 
     dataset = load_dataset(config.data, offline=options.offline)
     trm, folder = load_or_train_trm(dataset, config, options.runs, offline=options.offline, progress=progress)
-    policies = load_policies(config, offline=options.offline)
-    with service_of(dataset, trm, folder, policies, config) as service:
+    with open_service(dataset, trm, folder, config, offline=options.offline) as service:
         yield service

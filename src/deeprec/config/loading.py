@@ -64,6 +64,6 @@ def subsection(annotation: Any) -> type[Section] | None:
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location[:-1]:
-        if isinstance(part, str):  # a number is a position in the list that the name before it stands for
+        if isinstance(part, str):  # numbers are positions in the list before them
             model = subsection(model.model_fields[part].annotation) or model
     return sorted(model.model_fields)

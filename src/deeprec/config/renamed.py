@@ -1,4 +1,4 @@
-"""Keys of earlier versions, and what became of each; a stage's keys stand under `train.stages`."""
+"""Keys of earlier versions, and what became of each. A stage's keys are written as `train.stages.KEY`."""
 
 from __future__ import annotations
 

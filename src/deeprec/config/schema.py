@@ -62,7 +62,7 @@ class DataConfig(Section):
 
     source: str = Field("ml-100k", description="an asset's name, a folder, or an interaction file")
     format: Literal["auto", "recbole", "movielens", "amazon2023", "table"] = Field(
-        "auto", description="of the files; auto tells it from their names and headers"
+        "auto", description="of the files; auto: by their names and headers"
     )
     items: str | None = Field(None, description="item file; default: the one beside the interactions")
     columns: Columns = Columns()

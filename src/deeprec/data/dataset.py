@@ -25,7 +25,7 @@ _EARLIEST_DATE = 1e8  # smaller times are counters, not seconds since 1970
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A user at a moment: recommend what comes next. The target is kept apart, under `id`, on purpose."""
+    """A user at a moment: recommend what comes next. The target is not in it; `Dataset.targets` has it, by `id`."""
 
     id: str
     user: UserId
@@ -55,11 +55,13 @@ class Sequences:
 class Dataset:
     """Interactions of U users with the items of a Catalog, each user's in order.
 
-    items_N: ItemIdx of all interactions, user after user (int32). starts_U1: where each user's begin, and N
-    (int64). times_N: seconds since 1970, or the source's own counter, aligned with items_N; None where the
-    source has positions only. Equal times keep the order of the source's rows.
-    cuts: times before which is training, and validation, for all users alike; None where each user's last two items
-    are left out.
+    Attributes:
+        items_N: ItemIdx of all interactions, user after user (int32).
+        starts_U1: where each user's interactions begin, and N (int64).
+        times_N: seconds since 1970, or the source's own counter, aligned with items_N; None where the source has
+            positions only. Equal times keep the order of the source's rows.
+        cuts: the times at which training ends, and validation, for all users alike; None where each user's last two
+            items are left out.
     """
 
     name: str
@@ -76,8 +78,10 @@ class Dataset:
         return self._sequences[u]
 
     def train_sequences(self) -> Sequences:
-        """What may be trained on: all but each user's last two items, or all of them of fewer than three; with `cuts`,
-        what came before the first, which of some users is nothing."""
+        """What may be trained on: each user's items without the last two, or all items of users with fewer than three.
+
+        With `cuts`, everything before the first cut, which may be nothing of a user.
+        """
         lengths_U = np.diff(self.starts_U1)
         kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U) if self.cuts is None else self._before(self.cuts[0])
         position_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
@@ -108,8 +112,10 @@ class Dataset:
     def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
         """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
 
-        Returns the tasks and, by task id, what followed in the training sequence: the target, and the items after it.
         A history has at least one item. Ids are 'train:{length of the history}:{user}'.
+
+        Returns:
+            The tasks and, by task id, what followed in the training sequence: the target and the items after it.
         """
         tasks, followed = [], {}
         for user, sequence in zip(self.users, self.train_sequences(), strict=True):
@@ -120,10 +126,10 @@ class Dataset:
         return tasks, followed
 
     def divide(self, shares: Mapping[str, float], seed: int) -> tuple[dict[str, Dataset], Dataset]:
-        """Parts of the users by name, and all others; each over the same catalogue, and no user in two.
+        """Disjoint parts of the users by name, and the rest of the users, all over the same catalogue.
 
-        A user's part follows from the seed and the user's id alone: other users, and the order of rows,
-        change nothing. Shares are expected, not exact.
+        The seed and a user's id alone decide the user's part: other users and the order of rows change nothing.
+        Shares are expected, not exact.
 
         Raises:
             DeepRecError: a share is negative or they sum to more than 1.
@@ -148,7 +154,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the ids of users and items, all sequences, and `cuts`; titles and times do not enter."""
+        """sha256 (hex) of the ids of users and items, all sequences, and `cuts`, without titles and times."""
         digest = hashlib.sha256()
         for part in (self.users, self.catalog.ids):
             digest.update(len(part).to_bytes(8, "little"))
@@ -161,15 +167,15 @@ class Dataset:
 
     @cached_property
     def text_digest(self) -> str:
-        """sha256 (hex) over what `fingerprint` leaves out of the catalogue: titles, years, brands and the like."""
+        """sha256 (hex) of the catalogue: ids, titles, years, brands, categories, descriptions."""
         return hashlib.sha256(self.catalog.to_frame().write_json().encode("utf-8", "surrogatepass")).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Statistics of the set, ready for JSON.
 
-        `interactions_per_user` and `..._per_item` are {min, median, max}; shares and density are in 0..1;
-        `first_date` and `last_date` are None without real times, `tied_times` (share of interactions at the
-        same time as another of their user) None without times.
+        `interactions_per_user` and `interactions_per_item` are {min, median, max}; shares and density are in 0..1.
+        `first_date` and `last_date` are None without real times. `tied_times`, the share of interactions at the same
+        time as another of their user, is None without times.
         """
         catalog, titles = self.catalog, self.catalog.title_report()
         users, items, interactions = len(self.users), len(catalog), len(self.items_N)
@@ -202,7 +208,7 @@ class Dataset:
         return Sequences(self.items_N, self.starts_U1)
 
     def _left_out(self, split: Split) -> list[tuple[int, int]]:
-        """Users, and the place in `items_N` of the item that the split leaves out of each."""
+        """Users, and the position in `items_N` of the item that the split leaves out of each."""
         if self.cuts is None:
             users_T = np.flatnonzero(np.diff(self.starts_U1) >= 3)
             positions_T = self.starts_U1[users_T + 1] - _FROM_END[split]
@@ -215,7 +221,7 @@ class Dataset:
         return list(zip(users_T.tolist(), positions_T.tolist(), strict=True))
 
     def _before(self, time: float) -> npt.NDArray[np.int64]:
-        """How many interactions of each user (U,) came before a time."""
+        """How many interactions of each user (U,) are before a time."""
         assert self.times_N is not None, "cuts are of times"
         counts_N1 = np.concatenate([[0], np.cumsum(self.times_N < time)])
         return np.diff(counts_N1[self.starts_U1])

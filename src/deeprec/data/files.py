@@ -25,10 +25,12 @@ _UNICODE_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """What a format's reader hands over, before any row is judged.
+    """What a format's reader returns, before any row is checked.
 
-    interactions: #line, user, item, order (strings). items: #line, item, title, year, brand, description
-    (strings) and categories (lists of strings). `dated_titles`: titles may end in '(year)'.
+    Attributes:
+        interactions: columns #line, user, item, order (strings).
+        items: columns #line, item, title, year, brand, description (strings), categories (lists of strings).
+        dated_titles: titles may end in '(year)'.
     """
 
     interactions_file: str
@@ -74,7 +76,7 @@ def read_bytes(path: Path) -> bytes:
 def read_header(path: Path) -> str:
     """The first line of a text file that may be gzipped; '' if it cannot be read."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with open_lines(path) as stream:
             return stream.readline(1 << 16).decode("utf-8-sig", "replace").rstrip("\r\n")
     except (OSError, EOFError, zlib.error):
         return ""
@@ -92,10 +94,10 @@ def read_fields(
     row begins) and one column a name; without `names` the first line gives them.
 
     With `quoted`, a field that begins with '"' runs to the closing '"', over separators and line breaks.
-    Rows that cannot be decoded, never close a quote or have another number of fields go to the ledger.
+    The ledger takes rows that cannot be decoded, never close a quote or have another number of fields.
 
     Raises:
-        DeepRecError: as `read_bytes`; no rows; a name is there twice.
+        DeepRecError: as `read_bytes`; no rows; a name occurs twice.
     """
     header, lines = _read_lines(path, encoding, names is None, ledger)
     if names is None:
@@ -162,7 +164,7 @@ def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, men
     """The first of `names` that is a column.
 
     Raises:
-        DeepRecError: none is; names the columns found and the one that was likely meant.
+        DeepRecError: none is; the message names the columns found and the one that was probably meant.
     """
     column = pick(frame, names)
     if column is not None:
@@ -253,8 +255,8 @@ def _decodes(piece: bytes, encoding: str) -> bool:
 def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger) -> pl.DataFrame:
     """Rows from lines, as quoted fields may hold line breaks; adds `quotes` (has one) and `span` (lines)."""
     lines = lines.with_columns(quotes=pl.col("text").str.contains('"', literal=True), span=pl.lit(1))
-    # Only a line with an odd number of quotes opens or closes a field; it opens one if a quote still stands
-    # where a field begins once the closed fields are taken off, so that '5" pipe' is text.
+    # Only a line with an odd number of quotes opens or closes a field. It opens one if, without its closed fields, a
+    # quote is left at the beginning of a field, so that '5" pipe' is text.
     odd = lines.with_row_index("number").filter(pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
     if odd.is_empty():
         return lines
@@ -289,14 +291,14 @@ def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger)
 
 
 def _unquote(rows: Sequence[str], separator: str) -> list[list[str]]:
-    """The fields of each row; none where something follows a closing quote, as after two stray quotes."""
+    """The fields of each row; none where text follows a closing quote."""
     try:
         fields = list(csv.reader(rows, delimiter=separator, strict=True))
     except csv.Error:
         fields = []
     if len(fields) == len(rows):
         return fields
-    # Some row is broken: rows one by one, to find it.
+    # A row is broken: read them one by one to find it.
     return [[]] if len(rows) == 1 else [_unquote([row], separator)[0] for row in rows]
 
 

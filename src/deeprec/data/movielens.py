@@ -22,8 +22,8 @@ LAYOUTS = {"u.data": "u.item", "ratings.dat": "movies.dat", "ratings.csv": "movi
 
 
 def read_movielens(path: Path, items: Path, ledger: Ledger) -> Raw:
-    """Ratings of any value are interactions. 'Toy Story (1995)' is split into title and year; what follows
-    the year, as in '(1995) (V)', goes. 100K and 1M are latin-1, latest-small is UTF-8 with quoting."""
+    """Ratings of any value are interactions. 'Toy Story (1995)' is split into title and year; anything after the year,
+    as in '(1995) (V)', is dropped. 100K and 1M are latin-1, latest-small is UTF-8 with quotes."""
     if path.name == "u.data":
         interactions = read_fields(path, "\t", ledger, _RATING)
         names = ("item", "title", "released", "released_video", "url", *_GENRES_100K)

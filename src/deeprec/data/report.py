@@ -17,34 +17,27 @@ LINE = "#line"
 
 
 class BadKind(StrEnum):
-    """Why a row was dropped."""
+    """Why a row was dropped; `mend` says what to do about it."""
 
-    ENCODING = "undecodable bytes"
-    QUOTE = "unclosed or misplaced quote"
-    FIELDS = "wrong number of fields"
-    JSON = "broken JSON"
-    USER = "empty user"
-    ITEM = "empty item"
-    TIME = "unreadable time"
-    POSITION = "unreadable position"
-    DUPLICATE = "duplicate row"  # the same user, item and time or position
-    UNKNOWN_ITEM = "item without an item row"
-    REPEATED_ITEM = "item row with a repeated id"
+    mend: str
 
+    def __new__(cls, value: str, mend: str) -> BadKind:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.mend = mend
+        return member
 
-_MEND = {
-    BadKind.ENCODING: "save the file as UTF-8",
-    BadKind.QUOTE: "close the quote",
-    BadKind.FIELDS: "give every row the same number of fields",
-    BadKind.JSON: "write one JSON object a line, or fetch the file again",
-    BadKind.USER: "fill in the users",
-    BadKind.ITEM: "fill in the items",
-    BadKind.TIME: "write times as numbers or ISO dates",
-    BadKind.POSITION: "write positions as numbers",
-    BadKind.DUPLICATE: "remove the duplicates",
-    BadKind.UNKNOWN_ITEM: "add these items to the item file",
-    BadKind.REPEATED_ITEM: "keep one row an item",
-}
+    ENCODING = "undecodable bytes", "save the file as UTF-8"
+    QUOTE = "unclosed or misplaced quote", "close the quote"
+    FIELDS = "wrong number of fields", "give every row the same number of fields"
+    JSON = "broken JSON", "write one JSON object a line, or fetch the file again"
+    USER = "empty user", "fill in the users"
+    ITEM = "empty item", "fill in the items"
+    TIME = "unreadable time", "write times as numbers or ISO dates"
+    POSITION = "unreadable position", "write positions as numbers"
+    DUPLICATE = "duplicate row", "remove the duplicates"  # the same user, item and time or position
+    UNKNOWN_ITEM = "item without an item row", "add these items to the item file"
+    REPEATED_ITEM = "item row with a repeated id", "keep one row an item"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +131,7 @@ class Ledger:
             kinds = ", ".join(f"{bad.count:,} {bad.kind}" for bad in here)
             raise DeepRecError(
                 f"{here[0].examples[0]}; {count:,} of {rows:,} rows of {file} are bad ({kinds}), more than "
-                f"data.max_bad_share = {max_bad_share:g} allows: {_MEND[here[0].kind]}, or raise the limit."
+                f"data.max_bad_share = {max_bad_share:g} allows: {here[0].kind.mend}, or raise the limit."
             )
 
 

@@ -1,4 +1,4 @@
-"""From a source to a Dataset: find the files, read their format, judge the rows, filter, number users and items."""
+"""From a source to a Dataset: find the files, read their format, check the rows, filter, number users and items."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
         offline: download no asset.
 
     Raises:
-        DeepRecError: anything about the files that the user can mend.
+        DeepRecError: a file is missing, damaged or lacks a column, or too many of its rows are bad.
     """
     config = _data_config(source)
     path = Path(config.source).expanduser()
@@ -150,10 +150,10 @@ def _stem(path: Path) -> str:
 
 
 def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Dataset:
-    items = _judge_items(raw, ledger)
-    # Before the interactions are judged: items missing for this reason are no fault of theirs.
+    items = _check_items(raw, ledger)
+    # Before the interactions are checked, which would be blamed for items that are missing because of bad item rows.
     ledger.check(config.max_bad_share)
-    interactions = _judge_interactions(raw, items, ledger)
+    interactions = _check_interactions(raw, items, ledger)
     ledger.check(config.max_bad_share)
     if interactions.is_empty():
         raise DeepRecError(f"{raw.interactions_file} has no usable row: see that it has interactions.")
@@ -219,7 +219,7 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
 
 
 def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> tuple[float, float] | None:
-    """The times at which the interactions are divided."""
+    """The times at which training and validation end."""
     if config.time_split is None:
         return None
     if times_N is None:
@@ -233,7 +233,7 @@ def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> 
     return first, second
 
 
-def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
+def _check_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     """Item rows with an id of their own; years become numbers, from the title where the cell has none."""
     file = raw.items_file
     items = ledger.drop(raw.items, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item id is empty")
@@ -249,13 +249,13 @@ def _judge_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     unread = items.filter((pl.col("year") != "") & in_cell.is_null())
     if not unread.is_empty():
         ledger.notes.append(
-            f"{unread.height:,} years of {file} cannot be read and do not count, "
+            f"{unread.height:,} years of {file} cannot be read and are ignored, "
             f"first {shorten(unread['year'][0])} in {position(file, unread[LINE][0])}"
         )
     return items.with_columns(year=pl.coalesce(in_cell, in_title).cast(pl.Int32))
 
 
-def _judge_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
+def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
     """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
     file, rows, timed = raw.interactions_file, raw.interactions, raw.ordered_by == "time"
     rows = ledger.drop(rows, pl.col("user") == "", BadKind.USER, file, lambda row: "the user is empty")

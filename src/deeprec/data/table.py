@@ -1,4 +1,4 @@
-"""RecBole's atomic files and a user's own table: named columns, items beside or inside the interactions."""
+"""RecBole's atomic files, and a user's own table with items in a file of their own or among the interactions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _NO_CATEGORIES = pl.lit(None, dtype=pl.List(pl.String))
 def read_recbole(path: Path, items: Path, ledger: Ledger) -> Raw:
     """`.inter` and `.item` files, tab separated, typed headers ('user_id:token'), no quoting.
 
-    Order is by `timestamp`, else by `position`. Titles stand in `title` or `movie_title`; categories in
-    `genres` or `class` (separated by spaces, or by | where one occurs) or in `categories` (by commas).
+    `timestamp` decides the order, else `position`. Titles are in `title`, `movie_title` or `name`; categories in
+    `genres`, `class` or `genre` (separated by spaces, or by | where one occurs) or in `categories` (by commas).
     """
     interactions = _untyped(read_fields(path, "\t", ledger), path.name)
     item_rows = _untyped(read_fields(items, "\t", ledger), items.name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +16,11 @@ from torch import Tensor
 from deeprec.assets.downloads import sha256_of
 from deeprec.errors import DeepRecError, one_line
 from deeprec.retrieval.retriever import Hit, flatten, rank, shortlist
+from deeprec.retrieval.saving import replacing
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 
-_RECORD = "index.json"
+_VECTORS, _FAISS = "vectors.npy", "faiss.bin"
 _FORMAT_VERSION = 2
 _SCORES = 1 << 25  # scores that an exact search holds in memory at once
 _PAIRS = 4096  # pairs of a query and an item that are scored at once: they fit in a processor's cache
@@ -137,32 +136,19 @@ class Index:
         Raises:
             DeepRecError: the folder can't be written.
         """
-        stamp = secrets.token_hex(4)
-        names = [f"vectors-{stamp}.npy"] + ([] if self.faiss is None else [f"faiss-{stamp}.bin"])
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / names[0], self.vectors_ID)
+        with replacing(folder, "index", "index") as (files, record):
+            np.save(files / _VECTORS, self.vectors_ID)
             if self.faiss is not None:
-                import_faiss(self.kind).write_index(self.faiss, str(folder / names[1]))
-            record = {
+                import_faiss(self.kind).write_index(self.faiss, str(files / _FAISS))
+            record |= {
                 "format_version": _FORMAT_VERSION,
                 "kind": self.kind,
                 "items": len(self),
                 "width": self.width,
                 "max_norm": self._max_norm,
                 "refine": self.refine,
-                "files": {n: {"size": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in names},
+                "files": {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(files.iterdir())},
             }
-            part = folder / f"{_RECORD}.part"
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, folder / _RECORD)  # now the folder holds this index
-            for path in [*folder.glob("vectors-*.npy"), *folder.glob("faiss-*.bin")]:
-                if path.name not in names:
-                    path.unlink()
-        except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
-            raise DeepRecError(
-                f"The index can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
-            ) from None
 
     @classmethod
     def load(cls, folder: Path, *, read_all: bool = False) -> Index:
@@ -174,39 +160,40 @@ class Index:
         Raises:
             DeepRecError: the folder holds no index or a damaged one, or FAISS is needed and not installed.
         """
-        path = folder / _RECORD
+        path = folder / "index.json"
         if not path.is_file():
-            raise DeepRecError(f"{folder} holds no index ({_RECORD} is missing): build and save one there.")
+            raise DeepRecError(f"{folder} holds no index (index.json is missing): build and save one there.")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format_version"] != _FORMAT_VERSION:
                 raise ValueError(f"it has the format version {record['format_version']!r} instead of {_FORMAT_VERSION}")
+            files = folder / record["folder"]
             for name, file in record["files"].items():
-                if (size := (folder / name).stat().st_size) != file["size"]:
+                if (size := (files / name).stat().st_size) != file["size"]:
                     raise ValueError(f"{name} has {size:,} bytes instead of {file['size']:,}")
-                if read_all and sha256_of(folder / name) != file["sha256"]:
+                if read_all and sha256_of(files / name) != file["sha256"]:
                     raise ValueError(f"{name} fails its sha256")
-            return cls._map(record, [folder / name for name in record["files"]])
+            return cls._map(record, files)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise DeepRecError(
                 f"{folder} holds a damaged index ({one_line(error)}): remove it, build it again and save it."
             ) from None
 
     @classmethod
-    def _map(cls, record: dict[str, Any], paths: list[Path]) -> Index:
+    def _map(cls, record: dict[str, Any], files: Path) -> Index:
         # Copy on write: torch wants writable memory, and the file must not change.
-        vectors_ID = np.asarray(np.load(paths[0], mmap_mode="c"))
+        vectors_ID = np.asarray(np.load(files / _VECTORS, mmap_mode="c"))
         shape, kind = (record["items"], record["width"]), record["kind"]
         if vectors_ID.shape != shape or vectors_ID.dtype != np.float32:
-            raise ValueError(f"{vectors_ID.dtype} {vectors_ID.shape} in {paths[0].name} instead of float32 {shape}")
-        if kind not in ("exact", "hnsw", "ivfpq") or len(paths) != 1 + (kind != "exact"):
-            raise ValueError(f"kind {kind!r} with {len(paths)} files")
+            raise ValueError(f"{vectors_ID.dtype} {vectors_ID.shape} in {_VECTORS} instead of float32 {shape}")
+        if record["files"].keys() != ({_VECTORS} if kind == "exact" else {_VECTORS, _FAISS}):
+            raise ValueError(f"kind {kind!r} with the files {', '.join(record['files'])}")
         index = cls(kind, vectors_ID, float(record["max_norm"]))
         if kind != "exact":
             faiss = import_faiss(kind)
-            index.faiss = faiss.read_index(str(paths[1]), faiss.IO_FLAG_MMAP_IFC)
+            index.faiss = faiss.read_index(str(files / _FAISS), faiss.IO_FLAG_MMAP_IFC)
             if (index.faiss.ntotal, index.faiss.d) != shape:
-                raise ValueError(f"{(index.faiss.ntotal, index.faiss.d)} in {paths[1].name} instead of {shape}")
+                raise ValueError(f"{(index.faiss.ntotal, index.faiss.d)} in {_FAISS} instead of {shape}")
         index.refine = int(record["refine"])
         index._mapped = True
         return index

@@ -1,6 +1,6 @@
 """Run folders: configuration, manifest, metrics, traces and checkpoints of everything that was trained or measured."""
 
-from deeprec.runs.environment import commit, environment, hardware, versions
+from deeprec.runs.environment import commit, cores, environment, hardware, versions
 from deeprec.runs.run import JsonLines, Run, RunSummary, Status, explaining_full_disk, list_runs, lock, matching_runs
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "RunSummary",
     "Status",
     "commit",
+    "cores",
     "environment",
     "explaining_full_disk",
     "hardware",

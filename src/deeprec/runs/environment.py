@@ -16,15 +16,20 @@ from typing import Any
 def hardware() -> dict[str, Any]:
     """The machine: `cpu` model, `cores` this process may use, `memory_gib`, `gpu` name or None, `os`.
 
-    The GPU is asked for only where torch has been imported already, since importing it takes seconds.
+    The GPU is named only where torch has been imported already, since importing it takes seconds.
     """
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": _memory_gib(),
         "gpu": _gpu_name(),
         "os": f"{platform.system()} {platform.machine()}",
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
@@ -43,7 +48,7 @@ def commit() -> str | None:
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
-        # An installed copy may lie in a folder that some other project's repository ignores.
+        # An installed copy may lie in a folder that another project's repository ignores.
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()
@@ -78,7 +83,7 @@ def _cpu_model() -> str:
 def _memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # not on Windows
+    except (AttributeError, ValueError, OSError):  # Windows
         return None
 
 

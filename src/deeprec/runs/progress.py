@@ -1,4 +1,4 @@
-"""What long work tells whoever shows it; the command line draws it."""
+"""How long work reports its progress; the command line draws it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Protocol
 
 class Advance(Protocol):
     def __call__(self, done: int, total: int | None = None, text: str = "") -> None:
-        """So much of the phase is done, in all; `total` and `text` replace those before."""
+        """`done` units of the phase are done so far; `total` and `text` replace the earlier ones."""
         ...
 
 
 class Progress:
-    """Silent. Subclasses show messages, and draw phases as bars."""
+    """Silent; subclasses show messages and draw phases as bars."""
 
     def message(self, text: str) -> None:
         """A line for the reader, plain text."""
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Advance]:
-        """A part of the work, which is timed.
+        """A timed part of the work.
 
         Args:
             total: units of work; None where they are not counted.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -27,10 +26,10 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 
 class JsonLines:
-    """A file of one JSON object a line, appended to and safe against the writer's sudden death.
+    """A file of one JSON object a line, which survives a writer that is killed.
 
     Every append reaches the operating system before it returns, so kill -9 tears at most the last line.
-    Reading leaves torn lines out and counts them in `dropped`; the next append starts a new line behind one.
+    Reading skips torn lines and counts them in `dropped`; the next append starts a new line after one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +51,7 @@ class JsonLines:
             file.write(line)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Every whole object in order; `dropped` counts the lines left out so far by this pass."""
+        """Every whole object in order; `dropped` counts the lines that this pass has skipped so far."""
         self.dropped = 0
         if not self.path.exists():
             return
@@ -75,7 +74,7 @@ class Run:
 
     Attributes:
         path: the folder; `config.toml`, `manifest.json`, `checkpoints/` lie in it.
-        metrics: `metrics.jsonl`; its `dropped` counts torn lines after a reading.
+        metrics: `metrics.jsonl`; its `dropped` counts torn lines once it was read.
         traces: `traces.jsonl`, likewise.
     """
 
@@ -100,7 +99,7 @@ class Run:
         kind: str,
         fingerprint: str | None = None,
     ) -> Run:
-        """A new folder `<root>/<UTC time>-<name>`; without a name, `kind` ("trm", "eval", ...) serves as one.
+        """A new folder `<root>/<UTC time>-<name>`; `name` defaults to `kind` ("trm", "eval", ...).
 
         Raises:
             DeepRecError: the folder can't be written, or the disk is full.
@@ -156,7 +155,7 @@ class Run:
         return manifest
 
     def record(self, **fields: Any) -> None:
-        """Set fields of the manifest, for what is known only later (the fingerprint of the data)."""
+        """Set fields of the manifest that are known only later, as the fingerprint of the data."""
         self._write_manifest(self.manifest | fields)
 
     def append_metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -181,7 +180,7 @@ class Run:
         """Take the run for this process.
 
         Raises:
-            DeepRecError: another process is at work in it. A killed one leaves nothing that would say so.
+            DeepRecError: another process is at work in it; a killed one leaves no lock behind.
         """
         self._lock = lock(self.path)  # held until the run ends
         if self.manifest["status"] != "running":
@@ -214,7 +213,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a listing shows of a run; `created` is an ISO time in UTC."""
+    """A run as a listing shows it; `created` is an ISO time in UTC."""
 
     path: Path
     kind: str
@@ -225,7 +224,7 @@ class RunSummary:
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """The runs under `root`, oldest first; folders that are no runs are passed over."""
+    """The runs under `root`, oldest first; other folders are skipped."""
     found = []
     for path in sorted(root.glob("*/manifest.json")):
         manifest = _read_manifest(path)
@@ -250,7 +249,7 @@ def matching_runs(
             continue
         try:
             run = Run.open(summary.path)
-            # The file itself, not the parsed configuration: a key that is new since then must not be filled in.
+            # The file itself, not the parsed configuration, which would fill in keys that are newer than the run.
             written = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
         except (DeepRecError, OSError, ValueError):
             continue
@@ -263,11 +262,13 @@ def matching_runs(
 
 
 def lock(folder: Path) -> IO[str]:
-    """Take a folder for this process, until the file is closed or the process ends, however it ends.
+    """Reserve a folder for this process until the returned file is closed or the process ends in any way.
 
     Raises:
         DeepRecError: another process is at work in it.
     """
+    import fcntl  # absent on Windows, where the rest works
+
     held = open(folder / ".lock", "w")  # noqa: SIM115  # the caller closes it
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,17 +307,16 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest if keys <= manifest.keys() else None
 
 
-_NOTHING = 1 << 20
-"""Free bytes of a disk that is full."""
+_FULL = 1 << 20
+"""A disk with fewer free bytes counts as full."""
 
 
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
-    """A full disk under what is written to `path` is said in a sentence. What writes weights has errors of its own for
-    it, which may not name it.
+    """Turn the errors of writing to a full disk into one sentence; libraries that write weights raise their own kinds.
 
     Raises:
-        DeepRecError: it is full.
+        DeepRecError: the disk of `path` is full.
     """
     try:
         yield
@@ -334,7 +334,7 @@ def _full(path: Path, error: Exception) -> bool:
     if "No space left" in str(error):
         return True
     try:
-        return shutil.disk_usage(path).free < _NOTHING
+        return shutil.disk_usage(path).free < _FULL
     except OSError:
         return False
 

@@ -1,1 +1,1 @@
-"""Serving: explorations for many callers at once, over HTTP and MCP, and on a page."""
+"""Serving: explorations for many callers at once, over HTTP, over MCP and on a page."""

@@ -1,14 +1,14 @@
-"""The HTTP API. Everything that it answers comes from a `Service`; this file knows HTTP and nothing else."""
+"""The HTTP API. Its answers come from a `Service`; this file knows HTTP and nothing else."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated
+from typing import Annotated, cast
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -20,35 +20,23 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from deeprec import __version__
 from deeprec.errors import DeepRecError
+from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration, GoneError
 from deeprec.serving.mcp import create_mcp
-from deeprec.serving.middleware import MCP, BearerAuth, LimitBodies, Metrics
-from deeprec.serving.schemas import (
-    WORDS,
-    Items,
-    Problem,
-    Projection,
-    Recommend,
-    Recommended,
-    Retrieve,
-    Retrieved,
-    TurnSchema,
-)
+from deeprec.serving.middleware import MCP, BearerAuth, BodyLimit, Metrics
 from deeprec.serving.service import Service
 from deeprec.serving.worker import BusyError, Text
 
-RETRY = 5
-"""Seconds after which who was refused may try again."""
-
+_RETRY_AFTER = 5
+"""Seconds after which a refused client may try again."""
 _PAGE = pathlib.Path(__file__).with_name("page")
+_UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-_PROBLEMS: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in (400, 413, 422)}
-_AGAIN = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
-_BUSY: dict[int | str, dict[str, object]] = {429: {"model": Problem, "headers": _AGAIN}}
+_Responses = dict[int | str, dict[str, object]]
 
 
-def _heard(name: str, data: dict[str, object]) -> dict[str, object]:
-    """A server-sent event in the document's terms."""
+def _event_schema(name: str, data: dict[str, object]) -> dict[str, object]:
+    """A server-sent event in the OpenAPI document."""
     json_data = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     return {
         "type": "object",
@@ -58,153 +46,162 @@ def _heard(name: str, data: dict[str, object]) -> dict[str, object]:
 
 
 _EVENTS = [
-    _heard("text", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
-    _heard("turn", {"$ref": "#/components/schemas/TurnMessage"}),
-    _heard("ranking", {"$ref": "#/components/schemas/Ranking"}),
+    _event_schema("text", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
+    _event_schema("turn", {"$ref": "#/components/schemas/Turn"}),
+    _event_schema("ranking", {"$ref": "#/components/schemas/Ranking"}),
 ]
-_STREAM: dict[int | str, dict[str, object]] = {
-    200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}}}
-}
+_STREAM: _Responses = {200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}}}}
+_PROBLEMS: _Responses = {status: {"model": schemas.Problem} for status in (400, 413, 422)}
+_WAIT = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+_BUSY: _Responses = {429: {"model": schemas.Problem, "headers": _WAIT}}
+
+router = APIRouter()
+
+
+async def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+Served = Annotated[Service, Depends(_service)]
+
+
+@router.post("/recommend", responses=_PROBLEMS | _BUSY | _STREAM, response_model=schemas.RecommendResponse)
+async def recommend(
+    body: schemas.RecommendRequest, request: Request, service: Served
+) -> Response | schemas.RecommendResponse:
+    """Explore for a user and rank what was found. `stream: true` sends each event as it happens."""
+    exploration = await run_in_threadpool(Exploration, service, body)
+    exploration.begin()
+    if not body.stream:
+        return await exploration.result(request)
+    # If the client leaves before the stream starts, the generator never runs: the background task frees the slot.
+    cleanup = BackgroundTask(exploration.cancel)
+    return StreamingResponse(_stream(exploration), 200, _UNBUFFERED, "text/event-stream", cleanup)
+
+
+@router.post("/retrieve", responses=_PROBLEMS | _BUSY)
+async def retrieve(body: schemas.RetrieveRequest, service: Served) -> schemas.RetrieveResponse:
+    """Query the TRM alone, many queries at once."""
+    queries = await run_in_threadpool(lambda: [service.query(query) for query in body.queries])
+    hits = await service.batcher.retrieve(queries, body.k)
+    return schemas.RetrieveResponse(results=tuple(map(service.scored, hits)))
+
+
+@router.get("/items", responses=_PROBLEMS)
+def items(
+    service: Served,
+    query: Annotated[str, Query(min_length=1, max_length=200, examples=["toy stroy"])],
+    limit: Annotated[int, Query(ge=1, le=50)] = 10,
+) -> schemas.ItemList:
+    """Search titles; letters may be wrong or missing."""
+    return schemas.ItemList(items=service.search(query, limit))
+
+
+@router.get("/users/{user}", responses=_PROBLEMS)
+def history(
+    service: Served, user: Annotated[str, Path(max_length=schemas.MAX_CHARACTERS, examples=["1"])]
+) -> schemas.ItemList:
+    """The history of a user of the data, oldest first, without the held-out item."""
+    return schemas.ItemList(items=service.history(user))
+
+
+@router.get("/map")
+def projection(service: Served) -> schemas.Projection:
+    """All items in two dimensions; items that the TRM finds similar lie near each other."""
+    return service.projection
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "alive"}
+
+
+@router.get("/ready")
+def ready(service: Served) -> dict[str, object]:
+    """Everything is loaded; the policies, and some users."""
+    return {"status": "ready", "policies": service.policies(), "users": service.users(20)}
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """Metrics for Prometheus."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    return FileResponse(_PAGE / "index.html")
 
 
 def create_app(service: Service, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
     """The application of a service: the API, the Model Context Protocol at /mcp, and the page.
 
     Args:
-        token: what a client must show as a bearer token; None: nothing.
-        host: where it listens. On a loopback address /mcp takes only requests that were sent to one.
+        token: the bearer token that clients must show; None: no token.
+        host: the address of the server. On a loopback address, /mcp accepts only requests sent to one.
     """
-    agents = create_mcp(service)
-    # A token makes up for the name by which a client came here; without one the protocol's server looks at it too.
+    mcp = create_mcp(service)
+    # A token protects against DNS rebinding. Without one, the host of every request is checked.
     security = TransportSecuritySettings(enable_dns_rebinding_protection=False) if token is not None else None
-    at_mcp = agents.streamable_http_app(streamable_http_path=MCP, host=host, transport_security=security)
+    mcp_app = mcp.streamable_http_app(streamable_http_path=MCP, host=host, transport_security=security)
 
     @asynccontextmanager
-    async def alive(_: FastAPI) -> AsyncIterator[None]:
-        async with agents.session_manager.run():
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with mcp.session_manager.run():
             yield
 
     app = FastAPI(
         title="DeepRec",
         version=__version__,
         description="A language model explores a catalogue with a preference-aware recommender as its tool.",
-        lifespan=alive,
-        responses={401: {"model": Problem}},
+        lifespan=lifespan,
+        responses={401: {"model": schemas.Problem}},
     )
-    metrics = Metrics({name: worker.load for name, worker in service.workers.items()})
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(DeepRecError, _refused)
-    app.add_exception_handler(BusyError, _busy)
-    app.add_exception_handler(GoneError, _gone)
-    app.add_exception_handler(Exception, _failed)
-    app.add_middleware(LimitBodies)
+    app.state.service = service
+    app.state.metrics = Metrics({name: worker.load for name, worker in service.workers.items()})
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(DeepRecError, _problem(422))
+    app.add_exception_handler(BusyError, _problem(429, headers={"Retry-After": str(_RETRY_AFTER)}))
+    app.add_exception_handler(GoneError, _problem(499))  # for the log: nobody reads the answer
+    app.add_exception_handler(Exception, _problem(500, "The server failed; its log says why."))
+    app.add_middleware(BodyLimit)
     if token is not None:
         app.add_middleware(BearerAuth, token=token)
-    else:  # else any page that the user opens could have a name of its own lead here
+    else:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
-    app.add_middleware(metrics.middleware)
-
-    @app.post("/recommend", responses=_PROBLEMS | _BUSY | _STREAM, response_model=Recommended)
-    async def recommend(asked: Recommend, request: Request) -> Response | Recommended:
-        """Explore for a user and rank what was found. `stream: true` tells of it as it happens."""
-        exploration = await run_in_threadpool(Exploration, service, asked)
-        exploration.begin()
-        if asked.stream:
-            # A client may be gone before the stream begins, and then nothing in it runs.
-            after = BackgroundTask(exploration.leave)
-            events = _stream(exploration)
-            return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED, background=after)
-        return await exploration.whole(request)
-
-    @app.post("/retrieve", responses=_PROBLEMS | _BUSY)
-    async def retrieve(asked: Retrieve) -> Retrieved:
-        """Ask the TRM alone; many queries at once."""
-        queries = await run_in_threadpool(lambda: list(map(service.query, asked.queries)))
-        hits = await service.batcher.ask(queries, asked.k)
-        return Retrieved(results=tuple(map(service.found, hits)))
-
-    @app.get("/items", responses=_PROBLEMS)
-    async def items(
-        query: Annotated[str, Query(min_length=1, max_length=200, examples=["toy stroy"])],
-        limit: Annotated[int, Query(ge=1, le=50)] = 10,
-    ) -> Items:
-        """Search titles; letters may be wrong or missing."""
-        return Items(items=tuple(await run_in_threadpool(service.search, query, limit)))
-
-    @app.get("/users/{user}", responses=_PROBLEMS)
-    async def history(user: Annotated[str, Path(max_length=WORDS, examples=["1"])]) -> Items:
-        """A user of the data: all but the item that is held out, oldest first."""
-        return Items(items=tuple(await run_in_threadpool(service.history, user)))
-
-    @app.get("/map")
-    async def projection() -> Projection:
-        """All items on a plane, those that the TRM takes for alike near each other."""
-        return await run_in_threadpool(lambda: service.projection)
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """The process is alive."""
-        return {"status": "alive"}
-
-    @app.get("/ready")
-    async def ready() -> dict[str, object]:
-        """Everything is loaded; what there is to ask for."""
-        return {"status": "ready", "policies": service.policies(), "users": service.users(20)}
-
-    @app.get("/metrics", response_class=Response)
-    async def scrape() -> Response:
-        """For Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(_PAGE / "index.html")
-
-    app.router.routes.extend(at_mcp.routes)
+    app.add_middleware(app.state.metrics.middleware)
+    app.include_router(router)
+    app.router.routes.extend(mcp_app.routes)
     app.mount("/page", StaticFiles(directory=_PAGE))
     return app
-
-
-_UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def _stream(exploration: Exploration) -> AsyncIterator[str]:
     async with aclosing(exploration.events()) as events:
         async for event in events:
             if isinstance(event, Text):
-                yield _event("text", json.dumps({"text": event.text}))
-            elif isinstance(event, TurnSchema):
-                yield _event("turn", event.model_dump_json())
+                name, data = "text", json.dumps({"text": event.text})
             else:
-                yield _event("ranking", event.model_dump_json())
+                name, data = type(event).__name__.lower(), event.model_dump_json()
+            yield f"event: {name}\ndata: {data}\n\n"  # JSON has no line breaks
 
 
-def _event(name: str, data: str) -> str:
-    """A server-sent event; JSON has no line breaks of its own."""
-    return f"event: {name}\ndata: {data}\n\n"
+def _problem(
+    status: int, detail: str | None = None, headers: Mapping[str, str] | None = None
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """A handler that answers with `detail`, or with the exception's own sentence."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": detail or str(error)}, status, headers)
+
+    return answer
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
-    """One sentence: where the request is wrong, and why. Of what it held only names of fields are repeated."""
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    """One sentence: where the request is wrong, and why. It repeats names of fields, but no values."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))[:200]
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return JSONResponse({"detail": f"{where}: {said}" if where else said}, 422)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, 422)
-
-
-async def _failed(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": "The server failed; its log says why."}, 500)
-
-
-async def _gone(_: Request, error: Exception) -> Response:
-    """For the log alone: nobody is there to read it."""
-    return JSONResponse({"detail": str(error)}, 499)
-
-
-async def _busy(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, 429, headers={"Retry-After": str(RETRY)})
+    why = str(first["msg"]).removeprefix("Value error, ")
+    return JSONResponse({"detail": f"{where}: {why}" if where else why}, 422)

@@ -1,4 +1,4 @@
-"""Questions of many callers to one retriever: what comes while it works on a batch makes the next one."""
+"""Queries of many callers to one retriever: those that arrive while a batch is computed form the next batch."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving.worker import BusyError
 
 _BATCH = 256
-"""Queries of a batch, at most."""
+"""Maximum queries of a batch."""
 
 
 class Batcher:
-    """See the module. One event loop's.
+    """See the module. It belongs to one event loop.
 
     Args:
-        most: queries that are answered or wait; one more is refused.
+        limit: queries that may wait, those of the current batch included; more are refused.
     """
 
-    def __init__(self, retriever: Retriever, most: int) -> None:
+    def __init__(self, retriever: Retriever, limit: int) -> None:
         self.retriever = retriever
-        self.most = most
+        self.limit = limit
         self._waiting: list[tuple[Query, int, asyncio.Future[list[Hit]]]] = []
         self._work: asyncio.Task[None] | None = None
 
-    def ask(self, queries: Sequence[Query], k: int) -> asyncio.Future[list[list[Hit]]]:
-        """As the retriever's `retrieve`, for whoever awaits it; it may fail as that does.
+    def retrieve(self, queries: Sequence[Query], k: int) -> asyncio.Future[list[list[Hit]]]:
+        """The result of the retriever's `retrieve`, or its exception, as a future.
 
         Raises:
-            BusyError: at once, where too many wait.
+            BusyError: at once, if too many queries wait.
         """
-        if len(self._waiting) + len(queries) > self.most:
+        if len(self._waiting) + len(queries) > self.limit:
             raise BusyError(f"{len(self._waiting)} queries wait for the recommender: try later.")
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in queries]
-        self._waiting += zip(queries, [k] * len(queries), futures, strict=True)
+        self._waiting += [(query, k, future) for query, future in zip(queries, futures, strict=True)]
         if self._work is None or self._work.done():
             self._work = loop.create_task(self._run())
         return asyncio.gather(*futures)
@@ -45,15 +45,15 @@ class Batcher:
     async def _run(self) -> None:
         while self._waiting:
             batch = self._waiting[:_BATCH]
-            longest = max(k for _, k, _ in batch)
+            queries, sizes, futures = zip(*batch, strict=True)
             try:
-                found = await run_in_threadpool(self.retriever.retrieve, [query for query, _, _ in batch], longest)
-            except Exception as error:  # noqa: BLE001 (theirs to hear, not the loop's)
-                for _, _, future in batch:
+                results = await run_in_threadpool(self.retriever.retrieve, queries, max(sizes))
+            except Exception as error:  # noqa: BLE001 (the callers get it; the loop goes on)
+                for future in futures:
                     if not future.done():
                         future.set_exception(error)
             else:
-                for (_, k, future), hits in zip(batch, found, strict=True):
+                for k, future, hits in zip(sizes, futures, results, strict=True):
                     if not future.done():
                         future.set_result(hits[:k])
             del self._waiting[: len(batch)]

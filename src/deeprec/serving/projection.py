@@ -1,4 +1,4 @@
-"""The catalogue on a plane, for people to look at."""
+"""The catalogue in two dimensions, for the page's map."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-_FEW = 5
-"""Items of which no plane can be computed; any will do."""
-_NEIGHBOURS = 20_000
-"""Items beyond which neighbourhoods cost minutes to compute, and the two main directions must do."""
+_TSNE_MIN, _TSNE_MAX = 6, 20_000
+"""Numbers of items that t-SNE can project, and can project within minutes."""
 
 
 def project(vectors_ID: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Places (I, 2) in the unit square, near each other where vectors are; kept at `path` if that can be."""
+    """Points (I, 2) in the unit square; similar vectors lie near each other.
+
+    Args:
+        path: a file that keeps the points, if its folder can be written.
+    """
     try:
         points_I2: NDArray[np.float32] = load_file(path)["points"]
         if points_I2.shape == (len(vectors_ID), 2):
             return points_I2
     except (OSError, KeyError, SafetensorError):
-        pass  # never made, or cut off: made again
+        pass  # absent or damaged
     points_I2 = _project(np.asarray(vectors_ID, dtype=np.float32))
     low_2, high_2 = points_I2.min(0), points_I2.max(0)
     points_I2 = ((points_I2 - low_2) / np.maximum(high_2 - low_2, 1e-9)).astype(np.float32)
     part = path.with_suffix(".part")
-    with suppress(OSError, SafetensorError):  # a folder that may not be written to: made again next time
+    with suppress(OSError, SafetensorError):
         save_file({"points": points_I2}, part)
         os.replace(part, path)
     return points_I2
@@ -39,11 +41,10 @@ def _project(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    if len(vectors_ID) <= _FEW:
+    if len(vectors_ID) < _TSNE_MIN:
         return vectors_ID[:, :2]
-    if len(vectors_ID) <= _NEIGHBOURS:
-        perplexity = min(30.0, len(vectors_ID) / 4)
-        found = TSNE(init="pca", metric="cosine", perplexity=perplexity, random_state=0).fit_transform(vectors_ID)
+    if len(vectors_ID) <= _TSNE_MAX:
+        model = TSNE(init="pca", metric="cosine", perplexity=min(30.0, len(vectors_ID) / 4), random_state=0)
     else:
-        found = PCA(2, random_state=0).fit_transform(vectors_ID)
-    return np.asarray(found, dtype=np.float32)
+        model = PCA(2, random_state=0)
+    return np.asarray(model.fit_transform(vectors_ID), dtype=np.float32)

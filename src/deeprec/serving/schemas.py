@@ -1,4 +1,4 @@
-"""What goes over the wire: requests with their limits, and answers."""
+"""Requests with their limits, and answers: the JSON of the API and of the tools."""
 
 from __future__ import annotations
 
@@ -11,67 +11,79 @@ from deeprec.explore.explorer import ForcedSegment
 from deeprec.explore.policy import Usage
 from deeprec.explore.protocol import call_text
 
-HISTORY = 500
-"""Items of a history, at most."""
-BATCH = 64
-"""Queries of one `/retrieve`, at most."""
-K = 100
-"""Items of a ranking, at most."""
-WORDS = 500
-"""Characters of a title or a preference, at most."""
+MAX_HISTORY = 500
+"""Items of a history."""
+MAX_CHARACTERS = 500
+"""Characters of a title, an id or a preference."""
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories: control, format, surrogate, private, unassigned, line and paragraph separator."""
+_RENAMED = {"trust": "preference_weight", "own": "by_policy"}
+"""Old names of fields, each with the name of today."""
+_FILMS = ["Toy Story (1995)", "Fargo (1996)"]
 
 
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode's categories of what is no letter, sign or space: control, format, half characters, breaks of lines."""
-
-
-def _plain(text: str) -> str:
-    if any(unicodedata.category(character) in _UNSEEN for character in text):
+def _check_visible(text: str) -> str:
+    if any(unicodedata.category(character) in _INVISIBLE for character in text):
         raise ValueError("it holds a control character or an invisible one")
     return text
 
 
-def _untagged(text: str) -> str:
+def _check_untagged(text: str) -> str:
     if "<" in text or ">" in text:
-        raise ValueError("it holds < or >, of which the protocol's tags are made")
+        raise ValueError("it holds < or >, which are reserved for the protocol's tags")
     return text
 
 
-Plain = Annotated[str, Field(max_length=WORDS), AfterValidator(_plain)]
+Plain = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_check_visible)]
+Untagged = Annotated[Plain, AfterValidator(_check_untagged)]
 Name = Annotated[Plain, Field(min_length=1)]
 """An item's id or, where no item has this id, its title."""
-Places = Annotated[int, Field(ge=1, le=K, strict=True)]
+ListSize = Annotated[int, Field(ge=1, le=100, strict=True)]
+History = Annotated[tuple[Name, ...], Field(max_length=MAX_HISTORY, description="titles or ids of items, oldest first")]
+User = Annotated[Name | None, Field(description="a user of the data, in place of a history")]
+Weight = Annotated[
+    float | None,
+    Field(ge=0, le=1, strict=True, description="how strongly a preference moves the ranking; 0 ignores it"),
+]
 
 
-class _Schema(BaseModel):
+class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-_FILMS = ["Toy Story (1995)", "Fargo (1996)"]
+    @model_validator(mode="before")
+    @classmethod
+    def _name_renamed_field(cls, data: Any) -> Any:
+        for old, new in _RENAMED.items():
+            if new in cls.model_fields and isinstance(data, dict) and old in data:
+                raise ValueError(f"the field {old!r} is now called {new!r}")
+        return data
 
 
 def _examples(*bodies: dict[str, Any]) -> ConfigDict:
-    """For the document; of MovieLens, as all examples."""
+    """Examples in the OpenAPI document. They name films of MovieLens."""
     return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
-class Call(_Schema):
-    """A tool call that is given and not written by the policy."""
+class ForcedCall(_Request):
+    """A tool call that the client gives, as if the policy had written it."""
 
-    preference: Annotated[Plain, AfterValidator(_untagged)]
-    thought: Annotated[Plain, AfterValidator(_untagged)] = ""
+    preference: Untagged
+    thought: Untagged = ""
     by_policy: bool = Field(
-        False, strict=True, description="the policy made it in an exploration before, and is believed no more than then"
+        False,
+        strict=True,
+        description="the policy made it in an earlier exploration, so it keeps the policy's preference weight",
     )
 
     @model_validator(mode="after")
-    def _says_something(self) -> Call:
+    def _check_preference(self) -> ForcedCall:
         if not (self.preference or self.by_policy):
             raise ValueError("a call needs a preference")
         return self
 
 
-class Recommend(_Schema):
+class RecommendRequest(_Request):
     """An exploration for a new user's history, or for a user of the data."""
 
     model_config = _examples(
@@ -80,17 +92,15 @@ class Recommend(_Schema):
         {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
     )
 
-    history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
-    user: Name | None = Field(None, description="a user of the data, in place of a history")
-    k: Places = 10
+    history: History = ()
+    user: User = None
+    k: ListSize = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
     max_calls: int | None = Field(
         None, ge=1, le=20, strict=True, description="budget of tool calls; at most the server's"
     )
-    preference_weight: float | None = Field(
-        None, ge=0, le=1, strict=True, description="how far preferences are believed"
-    )
-    calls: tuple[Call, ...] = Field((), max_length=20, description="first calls to make, before the policy goes on")
+    preference_weight: Weight = None
+    calls: tuple[ForcedCall, ...] = Field((), max_length=20, description="first calls, before the policy continues")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
 
     def forced_prefix(self) -> list[ForcedSegment]:
@@ -98,7 +108,7 @@ class Recommend(_Schema):
         return [ForcedSegment(call_text(call.thought, call.preference), call.by_policy) for call in self.calls]
 
     @model_validator(mode="after")
-    def _one_user(self) -> Recommend:
+    def _check_user_and_calls(self) -> RecommendRequest:
         if bool(self.history) == (self.user is not None):
             raise ValueError("give a history or a user, and not both")
         if self.max_calls is not None and len(self.calls) > self.max_calls:
@@ -106,20 +116,20 @@ class Recommend(_Schema):
         return self
 
 
-class RetrieveQuery(_Schema):
-    """A question to the TRM."""
+class RetrieveQuery(_Request):
+    """A query to the TRM."""
 
-    history: tuple[Name, ...] = Field((), max_length=HISTORY, description="titles or ids, oldest first")
+    history: History = ()
     preference: Plain = ""
-    exclude: tuple[Name, ...] = Field((), max_length=HISTORY, description="beside the history")
-    preference_weight: float | None = Field(None, ge=0, le=1, strict=True)
+    exclude: tuple[Name, ...] = Field((), max_length=MAX_HISTORY, description="items to leave out beside the history")
+    preference_weight: Weight = None
 
 
-class Retrieve(_Schema):
+class RetrieveRequest(_Request):
     model_config = _examples({"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5})
 
-    queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=BATCH)
-    k: Places = 10
+    queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=64)
+    k: ListSize = 10
 
 
 class Item(BaseModel):
@@ -128,38 +138,47 @@ class Item(BaseModel):
     categories: tuple[str, ...]
 
 
-class Found(Item):
-    """An item that came back, with the TRM's score."""
+class ItemDetails(Item):
+    year: int | None
+    brand: str
+    description: str
+
+
+class ScoredItem(Item):
+    """A retrieved item with the TRM's score."""
 
     score: float
 
 
-class Ranked(Item):
-    """An item of the ranking: by which call it was found (from 1) and for what; null where no call found it."""
+class RankedItem(Item):
+    """An item of the ranking, with the number (from 1) and the preference of the call that found it first.
+
+    Both are null for an item that no call found.
+    """
 
     call: int | None
     preference: str | None
 
 
-class TurnSchema(BaseModel):
-    """A tool call and what it brought; `own`: the policy made it, now or in an exploration before."""
+class Turn(BaseModel):
+    """A tool call and the items that it found. `by_policy`: the policy made it, now or in an earlier exploration."""
 
     call: int
     by_policy: bool
     thought: str
     preference: str
-    items: tuple[Found, ...]
+    items: tuple[ScoredItem, ...]
 
 
 class Ranking(BaseModel):
     """The end of an exploration.
 
-    `origin` says where the ranking comes from; "answer" alone is wholly the policy's. `stop` and `faults` say how the
-    exploration ended and what was wrong with it, `error` why the policy failed, where it did; `usage` is what a policy
-    behind a server read and wrote.
+    `origin` says where the ranking comes from; "answer" means the policy alone. `stop` says why the exploration
+    ended, `faults` what was wrong with it, and `error` why the policy failed, if it did. `usage` holds the tokens
+    that a policy's server counted.
     """
 
-    items: tuple[Ranked, ...]
+    items: tuple[RankedItem, ...]
     origin: str
     stop: str
     faults: tuple[str, ...]
@@ -170,37 +189,29 @@ class Ranking(BaseModel):
     seconds: float
 
 
-class Recommended(BaseModel):
+class RecommendResponse(BaseModel):
     policy: str
-    turns: tuple[TurnSchema, ...]
+    turns: tuple[Turn, ...]
     ranking: Ranking
 
 
-class Retrieved(BaseModel):
-    results: tuple[tuple[Found, ...], ...]
+class RetrieveResponse(BaseModel):
+    results: tuple[tuple[ScoredItem, ...], ...]
 
 
-class Items(BaseModel):
+class ItemList(BaseModel):
     items: tuple[Item, ...]
 
 
-class FoundItems(BaseModel):
-    items: tuple[Found, ...]
-
-
-class Details(Item):
-    """All that the catalogue says of an item."""
-
-    year: int | None
-    brand: str
-    description: str
+class ScoredItemList(BaseModel):
+    items: tuple[ScoredItem, ...]
 
 
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Projection(BaseModel):
-    """Items on a plane; places lie in the unit square."""
+    """All items in two dimensions, in the unit square."""
 
     ids: tuple[str, ...]
     titles: tuple[str, ...]

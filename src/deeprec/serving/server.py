@@ -6,8 +6,8 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -27,17 +27,20 @@ from deeprec.serving.worker import Worker
 from deeprec.trm.trm import TRM
 
 TOKEN = "DEEPREC_TOKEN"
-_PARTING = 5
-"""Seconds that open answers have when the server ends."""
-_IDLE = 75
-"""Seconds that an idle connection is kept. Under load, uvicorn's 5 closed some on which a request had just arrived."""
+"""The environment variable of the bearer token."""
+QUEUE_PER_SLOT = 4
+"""Explorations that may wait for each slot."""
+_SHUTDOWN = 5
+"""Seconds that unfinished answers have when the server ends."""
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open. With uvicorn's 5, some closed just as a request arrived under load."""
 
 
 def token_for(host: str) -> str | None:
-    """What clients must show; the environment says it.
+    """The token of the environment.
 
     Raises:
-        DeepRecError: others can reach the address, and there is none.
+        DeepRecError: there is none, and other machines can reach the address.
     """
     token = os.environ.get(TOKEN) or None
     try:
@@ -52,73 +55,65 @@ def token_for(host: str) -> str | None:
 
 
 def load_policies(config: Config, *, offline: bool = False) -> dict[str, Policy]:
-    """What a server offers: the configuration's policy, the same without its adapter, and the script."""
-    script = ScriptedPolicy(config.explore.answer_size)
-    if config.policy.kind == "scripted":
-        return {"script": script}
-    slots, adapter = config.serve.slots, adapter_folder(config.policy)
-    found: dict[str, Policy] = {
-        "trained" if adapter else "untrained": load_policy(config, rows=slots, offline=offline),
-    }
-    if adapter:
-        untrained = config.model_copy(update={"policy": bare(config.policy)})
-        found["untrained"] = load_policy(untrained, rows=slots, offline=offline)
-    return {**found, "script": script}
+    """The policies of a server: the configured one, the same model without its adapter, and the scripted explorer."""
+    policies: dict[str, Policy] = {}
+    if config.policy.kind != "scripted":
+        adapter = adapter_folder(config.policy)
+        if adapter:
+            policies["trained"] = load_policy(config, rows=config.serve.slots, offline=offline)
+            config = config.model_copy(update={"policy": bare(config.policy)})
+        policies["untrained"] = load_policy(config, rows=config.serve.slots, offline=offline)
+    return {**policies, "script": ScriptedPolicy(config.explore.answer_size)}
 
 
 @contextmanager
-def service_of(
-    dataset: Dataset, trm: TRM, folder: Path, policies: Mapping[str, Policy], config: Config
+def open_service(
+    dataset: Dataset, trm: TRM, folder: Path, config: Config, *, offline: bool = False
 ) -> Iterator[Service]:
-    """A service with a desk for each policy; the desks are closed at the end.
+    """A service with a worker for each policy of the configuration; the workers are closed at the end.
 
     Args:
-        folder: where the map is kept.
-        policies: by the names under which clients ask for them; the first is the default.
+        folder: keeps the points of the map.
+        offline: use the cache only, never the network.
+
+    Raises:
+        DeepRecError: a policy can't be loaded.
     """
     points_I2 = project(trm.index.vectors_ID, folder / "map.safetensors")
-    limits = config.serve
-    workers = {
-        name: Worker(
-            Explorer(policy, trm, dataset.catalog, config.explore),
-            slots=limits.slots,
-            queue=4 * limits.slots,
-            seconds=limits.seconds,
-        )
-        for name, policy in policies.items()
-    }
-    try:
+    slots, seconds = config.serve.slots, config.serve.seconds
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name, policy in load_policies(config, offline=offline).items():
+            explorer = Explorer(policy, trm, dataset.catalog, config.explore)
+            workers[name] = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
+            stack.callback(workers[name].close)
         yield Service(dataset, trm, workers, config.explore, points_I2)
-    finally:
-        for worker in workers.values():
-            worker.close()
 
 
 def listen(service: Service, listener: socket.socket, token: str | None, say: Callable[[str], None]) -> None:
     """Serve over HTTP until SIGINT or SIGTERM."""
     host, port = listener.getsockname()[:2]
-    app = create_app(service, token=token, host=host)
     settings = uvicorn.Config(
-        app,
+        create_app(service, token=token, host=host),
         access_log=False,
         log_level="warning",
-        timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=_PARTING,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_SHUTDOWN,
     )
-    # One JSON line a request, without what was asked or by whom.
+    # One JSON line a request, without its content or its user.
     log = logging.getLogger("deeprec.serving")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
-    log.propagate = False  # what MCP's package makes of the root would write each line again
+    log.propagate = False  # the mcp package adds a handler to the root logger
     say(f"Serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
     uvicorn.Server(settings).run(sockets=[listener])
 
 
 def open_listener(config: ServeConfig) -> socket.socket:
-    """The address, taken before anything is loaded.
+    """The address, bound before anything is loaded.
 
     Raises:
-        DeepRecError: it can't be had.
+        DeepRecError: it can't be bound.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:

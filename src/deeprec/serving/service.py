@@ -1,4 +1,4 @@
-"""What a server holds: the data, the TRM, and a desk for each policy; and its answers, without HTTP."""
+"""What a server answers from: the data, the TRM, and a worker for each policy. This file knows no transport."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from deeprec.config import ExploreConfig, preference_weight_of
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.trace import Origin, Stop, Trace, Turn
+from deeprec.explore.trace import Origin, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
 from deeprec.serving.batcher import Batcher
-from deeprec.serving.worker import FAILED, LATE, Worker
+from deeprec.serving.worker import FAILED, TIMED_OUT, Worker
 
 _LOG = logging.getLogger("deeprec.serving")
-QUERIES = 1024
-"""Queries that may wait for the retriever; one more is refused."""
-ALONE = "trm-alone"
-"""The policy that asks the TRM once, without a word."""
+TRM_ALONE = "trm-alone"
+"""The policy that asks the TRM once, without a preference."""
+_MIN_SIMILARITY = 60
+"""Of a title to a search, out of 100."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Service:
     """See the module.
 
     Args:
-        desks: by the name under which a request asks for a policy; the first is the default.
-        explore: limits of an exploration; a request may ask for fewer calls and for another trust.
-        points_I2: the items' places on the map, in the unit square.
+        workers: by the name of their policy; the first is the default.
+        explore: limits of an exploration. A request may ask for fewer calls and for another preference weight.
+        points_I2: the items' points on the map, in the unit square.
+        max_queries: queries that may wait for the retriever; more are refused.
     """
 
     dataset: Dataset
@@ -43,10 +44,11 @@ class Service:
     workers: Mapping[str, Worker]
     explore: ExploreConfig
     points_I2: NDArray[np.float32]
+    max_queries: int = 1024
 
     @cached_property
     def batcher(self) -> Batcher:
-        return Batcher(self.retriever, QUERIES)
+        return Batcher(self.retriever, self.max_queries)
 
     @property
     def catalog(self) -> Catalog:
@@ -60,39 +62,26 @@ class Service:
     def _titles(self) -> list[str]:
         return [utils.default_process(title) for title in self.catalog.titles]
 
+    @cached_property
+    def projection(self) -> schemas.Projection:
+        points = tuple(self.points_I2.astype(float).round(4).tolist())
+        return schemas.Projection(ids=self.catalog.ids, titles=self.catalog.titles, points=points)
+
     def policies(self) -> list[str]:
-        return [*self.workers, ALONE]
+        return [*self.workers, TRM_ALONE]
 
     def users(self, n: int) -> list[str]:
-        """Some users of the data who can be asked for."""
+        """Some users of the data."""
         return list(self._tasks)[:n]
 
-    def task(self, asked: schemas.Recommend) -> Task:
-        """Whom to explore for.
-
-        Raises:
-            DeepRecError: there is no such user or item.
-        """
-        if asked.user is None:
-            return Task("new:you", UserId("you"), self.known(asked.history, None))
-        return self._task(asked.user)
-
-    def known(self, history: Sequence[str], user: str | None) -> tuple[ItemIdx, ...]:
-        """The items of a history of titles and ids, or of a user of the data.
-
-        Raises:
-            DeepRecError: there is no such user or item.
-        """
-        if history and user is not None:
-            raise DeepRecError("Give a history or a user, and not both.")
-        return tuple(map(self.find, history)) if user is None else self._task(user).history
-
-    def history(self, user: str) -> list[schemas.Item]:
+    def task(self, body: schemas.RecommendRequest) -> Task:
         """
         Raises:
-            DeepRecError: there is no such user.
+            DeepRecError: the user or an item is unknown.
         """
-        return [self.item(item) for item in self.known((), user)]
+        if body.user is None:
+            return Task("new:you", UserId("you"), self._find(body.history))
+        return self._task(body.user)
 
     def _task(self, user: str) -> Task:
         if user not in self._tasks:
@@ -100,117 +89,116 @@ class Service:
             raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {examples}.")
         return self._tasks[user]
 
-    @cached_property
-    def projection(self) -> schemas.Projection:
-        points = tuple(self.points_I2.astype(float).round(4).tolist())
-        return schemas.Projection(ids=self.catalog.ids, titles=self.catalog.titles, points=points)
+    def _find(self, names: Sequence[str]) -> tuple[ItemIdx, ...]:
+        return tuple(self.catalog.find(name, id_first=True) for name in names)
 
-    def find(self, name: str) -> ItemIdx:
+    def history(self, user: str) -> tuple[schemas.Item, ...]:
         """
         Raises:
-            DeepRecError: no item has this id or title.
+            DeepRecError: the user is unknown.
         """
-        return self.catalog.find(name, id_first=True)
+        return tuple(map(self.item, self._task(user).history))
 
-    def limits(self, asked: schemas.Recommend) -> ExploreConfig:
+    def limits(self, body: schemas.RecommendRequest) -> ExploreConfig:
         """
         Raises:
-            DeepRecError: more calls are given than the server allows.
+            DeepRecError: the request has more calls than the server allows.
         """
-        most = min(asked.max_calls or self.explore.max_calls, self.explore.max_calls)
-        if len(asked.calls) > most:
-            raise DeepRecError(f"There are {len(asked.calls)} calls, and an exploration may make {most}.")
-        preference_weight = (
-            self.explore.preference_weight if asked.preference_weight is None else asked.preference_weight
-        )
-        return self.explore.model_copy(update={"max_calls": most, "preference_weight": preference_weight})
+        max_calls = min(body.max_calls or self.explore.max_calls, self.explore.max_calls)
+        if len(body.calls) > max_calls:
+            raise DeepRecError(f"There are {len(body.calls)} calls, and an exploration may make {max_calls}.")
+        changed: dict[str, object] = {"max_calls": max_calls}
+        if body.preference_weight is not None:
+            changed["preference_weight"] = body.preference_weight
+        return self.explore.model_copy(update=changed)
 
-    def query(self, asked: schemas.RetrieveQuery, user: str | None = None) -> Query:
+    def query(self, body: schemas.RetrieveQuery, user: str | None = None) -> Query:
         """
         Args:
             user: of the data, in place of a history.
 
         Raises:
-            DeepRecError: there is no such item or user.
+            DeepRecError: there is both a user and a history, or the user or an item is unknown.
         """
-        history = self.known(asked.history, user)
-        exclude = frozenset((*history, *map(self.find, asked.exclude)))
-        return Query(history, asked.preference, exclude, self._preference_weight(asked))
-
-    def _preference_weight(self, asked: schemas.Recommend | schemas.RetrieveQuery) -> float:
-        return preference_weight_of(self.explore) if asked.preference_weight is None else asked.preference_weight
-
-    def search(self, query: str, n: int) -> list[schemas.Item]:
-        """Items whose titles are like the query, the likest first; letters may be wrong, missing or swapped."""
-        wanted = utils.default_process(query)
-        found = process.extract(wanted, self._titles, scorer=fuzz.WRatio, limit=n, score_cutoff=60)
-        return [self.item(ItemIdx(position)) for _, _, position in found]
-
-    def item(self, item: ItemIdx) -> schemas.Item:
-        return schemas.Item(
-            id=self.catalog.ids[item], title=self.catalog.titles[item], categories=self.catalog.categories[item]
+        if body.history and user is not None:
+            raise DeepRecError("Give a history or a user, and not both.")
+        history = self._find(body.history) if user is None else self._task(user).history
+        weight = body.preference_weight
+        return Query(
+            history,
+            body.preference,
+            exclude=frozenset((*history, *self._find(body.exclude))),
+            preference_weight=preference_weight_of(self.explore) if weight is None else weight,
         )
 
-    def details(self, item: ItemId) -> schemas.Details:
+    def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
+        """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""
+        wanted = utils.default_process(query)
+        found = process.extract(wanted, self._titles, scorer=fuzz.WRatio, limit=n, score_cutoff=_MIN_SIMILARITY)
+        return tuple(self.item(ItemIdx(position)) for _, _, position in found)
+
+    def item(self, item: ItemIdx) -> schemas.Item:
+        return schemas.Item(**self._fields(item))
+
+    def _fields(self, item: ItemIdx) -> dict[str, object]:
+        catalog = self.catalog
+        return {"id": catalog.ids[item], "title": catalog.titles[item], "categories": catalog.categories[item]}
+
+    def details(self, item: ItemId) -> schemas.ItemDetails:
         """
         Raises:
-            DeepRecError: no item has this id.
+            DeepRecError: the id is unknown.
         """
         position, catalog = self.catalog.index(item), self.catalog
-        more = {"year": catalog.years[position], "brand": catalog.brands[position]}
-        return schemas.Details(**self.item(position).model_dump(), **more, description=catalog.descriptions[position])
+        return schemas.ItemDetails(
+            **self._fields(position),
+            year=catalog.years[position],
+            brand=catalog.brands[position],
+            description=catalog.descriptions[position],
+        )
 
-    def found(self, hits: Sequence[Hit]) -> tuple[schemas.Found, ...]:
-        return tuple(schemas.Found(**self.item(hit.item).model_dump(), score=hit.score) for hit in hits)
+    def scored(self, hits: Sequence[Hit]) -> tuple[schemas.ScoredItem, ...]:
+        return tuple(schemas.ScoredItem(**self._fields(hit.item), score=hit.score) for hit in hits)
 
-    def turn(self, number: int, turn: Turn, *, by_policy: bool) -> schemas.TurnSchema:
-        said = {"thought": turn.thought, "preference": turn.preference}
-        return schemas.TurnSchema(call=number, by_policy=by_policy, **said, items=self.found(turn.hits))
+    def turn(self, call: int, turn: Turn, *, by_policy: bool) -> schemas.Turn:
+        return schemas.Turn(
+            call=call,
+            by_policy=by_policy,
+            thought=turn.thought,
+            preference=turn.preference,
+            items=self.scored(turn.hits),
+        )
 
     def ranking(self, trace: Trace, k: int, seconds: float) -> schemas.Ranking:
-        """The served ranking, filled up to `k` with what else was retrieved and then by the TRM alone."""
-        with_fallback, origin = trace.with_fallback()
-        if origin is Origin.ANSWER and len(with_fallback) < k:
+        """The ranking with fallback, extended to `k` items by other retrieved ones, then by the TRM alone."""
+        items, origin = trace.with_fallback()
+        if origin is Origin.ANSWER and len(items) < k:
             origin = Origin.COMPLETED
-        positions = list(dict.fromkeys((*with_fallback, *trace.pool)))[:k]
-        if len(positions) < k:
-            rest = Query(trace.history, exclude=frozenset((*trace.history, *positions)))
-            positions += [hit.item for hit in self.retriever.retrieve([rest], k - len(positions))[0]]
+        ranked = list(dict.fromkeys((*items, *trace.pool)))[:k]
+        if len(ranked) < k:
+            rest = Query(trace.history, exclude=frozenset((*trace.history, *ranked)))
+            ranked += [hit.item for hit in self.retriever.retrieve([rest], k - len(ranked))[0]]
         found = trace.first_found()
         return schemas.Ranking(
-            items=tuple(self._ranked(item, found.get(item)) for item in positions),
+            items=tuple(self._ranked(item, found.get(item)) for item in ranked),
             origin=origin.value,
             stop=trace.stop.value,
             faults=tuple(fault.value for fault in trace.faults),
-            error=_told(trace.error),
+            error=_public_error(trace.error),
             thought=trace.thought,
             tokens=trace.policy_tokens,
             usage=trace.usage,
             seconds=seconds,
         )
 
-    def alone(self, hits: Sequence[Hit], seconds: float, error: str | None = None) -> schemas.Ranking:
-        """What the TRM says without a word: asked for, or in place of an explorer that failed."""
-        return schemas.Ranking(
-            items=tuple(self._ranked(hit.item, None) for hit in hits),
-            origin=Origin.RETRIEVER.value,
-            stop=(Stop.FAILED if error else Stop.ANSWERED).value,
-            faults=(),
-            error=error,
-            thought="",
-            tokens=0,
-            usage=None,
-            seconds=seconds,
-        )
-
-    def _ranked(self, item: ItemIdx, by: tuple[int, Turn] | None) -> schemas.Ranked:
-        call, preference = (by[0], by[1].preference) if by else (None, None)
-        return schemas.Ranked(**self.item(item).model_dump(), call=call, preference=preference)
+    def _ranked(self, item: ItemIdx, found: tuple[int, Turn] | None) -> schemas.RankedItem:
+        call, preference = (found[0], found[1].preference) if found else (None, None)
+        return schemas.RankedItem(**self._fields(item), call=call, preference=preference)
 
 
-def _told(error: str | None) -> str | None:
-    """What a client hears of an error: a policy's own words may name a server behind this one, and more."""
-    if error is None or error.startswith(LATE):
+def _public_error(error: str | None) -> str | None:
+    """The error that clients see. A policy's own text may name another server, so it goes to the log only."""
+    if error is None or error == FAILED or error.startswith(TIMED_OUT):
         return error
     _LOG.warning("a policy failed: %s", error)
-    return FAILED.error
+    return FAILED

@@ -1,4 +1,4 @@
-"""Explorations for many callers at once: one thread drives one explorer, and each caller hears of its own."""
+"""Explorations of many callers at once: one thread drives one explorer and reports to each caller."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from deeprec.config import ExploreConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer, ForcedSegment
-from deeprec.explore.trace import Author, Trace, Turn
+from deeprec.explore.trace import Author, Stop, Trace, Turn
+from deeprec.retrieval.retriever import Hit
 
 _LOG = logging.getLogger("deeprec.serving")
 
 
 class BusyError(DeepRecError):
-    """All places are taken, those in the queue too."""
+    """All slots are taken, and the queue is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +31,55 @@ class Text:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The exploration ended without a trace: the explorer itself failed."""
+Event = Text | Turn | Trace
+"""What a caller receives: texts and turns in order, and last the trace."""
+FAILED = "the policy failed; the server's log says why"
+"""The error of an exploration whose policy or explorer raised an exception."""
+TIMED_OUT = "it took more than"
+"""The error of an exploration that exceeded its time limit starts with these words."""
 
-    error: str
 
-
-FAILED = Broken("the policy failed; the server's log says why")
-LATE = "it took more than"
-"""So the error of an exploration begins that was ended for its time."""
-Event = Text | Turn | Trace | Broken
-"""What a caller hears: texts and turns in order, and last a trace, or that there is none."""
+def trace_of_hits(task: Task, stop: Stop, hits: Sequence[Hit] = (), error: str | None = None) -> Trace:
+    """A trace without a turn, whose ranking is the retriever's without a preference."""
+    return Trace(task.id, task.user, task.history, (), (), "", (), tuple(hits), stop, (), max(len(hits), 1), error)
 
 
 @dataclass(eq=False)
 class Job:
-    """An exploration that was asked for."""
+    """An exploration that a caller submitted."""
 
     task: Task
     config: ExploreConfig
-    tell: Callable[[Event], None]
+    on_event: Callable[[Event], None]
     deadline: float
     forced_prefix: Sequence[ForcedSegment] = ()
     key: str = ""
-    told: int = 0
-    left: bool = False
+    reported: int = 0
+    cancelled: bool = False
+
+    def report(self, event: Event) -> None:
+        if not self.cancelled:
+            try:
+                self.on_event(event)
+            except RuntimeError:  # the caller's event loop is closed
+                self.cancelled = True
+
+    def fail(self) -> None:
+        self.report(trace_of_hits(self.task, Stop.FAILED, error=FAILED))
+
+    def report_text(self, _: Task, author: Author, text: str) -> None:
+        """The explorer's listener."""
+        if author is Author.POLICY:
+            self.report(Text(text))
 
 
 class Worker:
-    """Takes on explorations while others are under way.
+    """Starts explorations while others are in flight.
 
     Args:
-        slots: explorations under way at once.
+        slots: explorations in flight at once.
         queue: callers who may wait for a slot; one more is refused.
-        seconds: after so long, waiting included, an exploration is ended and served from what it has found.
+        seconds: time limit of an exploration, waiting included. Its trace then holds what it has found.
     """
 
     def __init__(self, explorer: Explorer, *, slots: int, queue: int, seconds: float) -> None:
@@ -72,133 +87,114 @@ class Worker:
         self.slots = slots
         self.queue = queue
         self.seconds = seconds
-        self._waiting: deque[Job] = deque()
-        self._open: list[Job] = []
-        self._news = threading.Condition()
+        self._queued: deque[Job] = deque()
+        self._in_flight: list[Job] = []
+        self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="explorations", daemon=True)
         self._thread.start()
 
-    def ask(
+    def submit(
         self,
         task: Task,
         config: ExploreConfig,
-        tell: Callable[[Event], None],
+        on_event: Callable[[Event], None],
         forced_prefix: Sequence[ForcedSegment] = (),
     ) -> Job:
-        """Begin an exploration as soon as there is a slot. `tell` is called from the desk's thread.
+        """Start an exploration as soon as there is a slot.
 
         Args:
-            given: segments that come before the policy's own; see `Explorer.start`.
+            on_event: called from the worker's thread.
+            forced_prefix: segments before the policy's own; see `Explorer.start`.
 
         Raises:
             BusyError: no slot is free, and the queue is full.
         """
-        job = Job(task, config, tell, time.monotonic() + self.seconds, forced_prefix)
-        with self._news:
+        job = Job(task, config, on_event, time.monotonic() + self.seconds, forced_prefix)
+        with self._changed:
+            in_flight, queued = self.load()
             if self._closed:
                 raise BusyError("The server is closing.")
-            if len(self._waiting) >= self.queue + max(0, self.slots - len(self._open)):
-                raise BusyError(
-                    f"{len(self._open)} explorations are under way and {len(self._waiting)} wait: try later."
-                )
-            self._waiting.append(job)
-            self._news.notify()
+            if queued >= self.queue + max(0, self.slots - in_flight):
+                raise BusyError(f"{in_flight} explorations are in flight and {queued} wait: try later.")
+            self._queued.append(job)
+            self._changed.notify()
         return job
 
-    def leave(self, job: Job) -> None:
-        """The caller has gone: nothing more is told, and the slot is free after the step under way."""
-        with self._news:
-            job.left = True
-            if job in self._waiting:
-                self._waiting.remove(job)
-            self._news.notify()
+    def cancel(self, job: Job) -> None:
+        """Report nothing more of a job. Its slot is free after the current step."""
+        with self._changed:
+            job.cancelled = True
+            if job in self._queued:
+                self._queued.remove(job)
+            self._changed.notify()
 
     def close(self) -> None:
-        """Leave everything and end the thread."""
-        with self._news:
+        """Stop all explorations and end the thread."""
+        with self._changed:
             self._closed = True
-            self._news.notify()
+            self._changed.notify()
         self._thread.join()
 
     def load(self) -> tuple[int, int]:
-        """How many explorations are under way, and how many wait."""
-        return len(self._open), len(self._waiting)
+        """The numbers of explorations in flight and queued."""
+        return len(self._in_flight), len(self._queued)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while self._admit():
             try:
                 self._step()
-            except Exception:  # noqa: BLE001 (whatever a policy raises must not end the desk)
+            except Exception:  # noqa: BLE001 (a policy's exception must not end the thread)
                 _LOG.exception("a policy failed")
-                jobs, self._open = self._open, []
+                jobs, self._in_flight = self._in_flight, []
                 for job in jobs:
-                    _tell(job, FAILED)
-                self._forget(jobs)
-        self._forget(self._open)
+                    job.fail()
+                self._stop(jobs)
+        self._stop(self._in_flight)
 
-    def _forget(self, jobs: Sequence[Job]) -> None:
+    def _stop(self, jobs: Sequence[Job]) -> None:
         try:
             self.explorer.stop([job.key for job in jobs])
         except Exception:  # noqa: BLE001 (a policy that has failed may fail again)
-            _LOG.exception("a policy does not let go of explorations")
+            _LOG.exception("a policy can't release its explorations")
 
     def _admit(self) -> bool:
-        """Free the slots of who left and fill them; waits while there is nothing to do. False: the desk is closed."""
-        with self._news:
-            while not (self._waiting or self._open or self._closed):
-                self._news.wait()
-            gone = [job for job in self._open if job.left]
-            self._open = [job for job in self._open if not job.left]
-            while self._waiting and len(self._open) < self.slots:
-                self._open.append(self._waiting.popleft())
-        self._forget(gone)
+        """Free the slots of cancelled jobs, then fill slots; wait if there is nothing to do. False: closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued or self._in_flight or self._closed)
+            cancelled = [job for job in self._in_flight if job.cancelled]
+            self._in_flight = [job for job in self._in_flight if not job.cancelled]
+            while self._queued and len(self._in_flight) < self.slots:
+                self._in_flight.append(self._queued.popleft())
+        self._stop(cancelled)
         return not self._closed
 
     def _step(self) -> None:
         now = time.monotonic()
-        for job in list(self._open):
-            if not job.key and not self._start(job):
-                continue
-            if now > job.deadline:
+        for job in list(self._in_flight):
+            if (job.key or self._start(job)) and now > job.deadline:
                 job.deadline = math.inf
-                self.explorer.abort(job.key, f"{LATE} {self.seconds:g} s")
-        finished = dict(self.explorer.step()) if self._open else {}
-        for job in self._open:
+                self.explorer.abort(job.key, f"{TIMED_OUT} {self.seconds:g} s")
+        finished = dict(self.explorer.step()) if self._in_flight else {}
+        for job in self._in_flight:
             trace = finished.get(job.key)
             turns = self.explorer.turns(job.key) if trace is None else trace.turns
-            for turn in turns[job.told :]:
-                _tell(job, turn)
-            job.told = len(turns)
-        with self._news:
-            ended = [job for job in self._open if job.key in finished]
-            self._open = [job for job in self._open if job.key not in finished]
+            for turn in turns[job.reported :]:
+                job.report(turn)
+            job.reported = len(turns)
+        ended = [job for job in self._in_flight if job.key in finished]
+        with self._changed:
+            self._in_flight = [job for job in self._in_flight if job.key not in finished]
         for job in ended:
-            _tell(job, finished[job.key])
+            job.report(finished[job.key])
 
     def _start(self, job: Job) -> bool:
-        """One caller's calls may fail without the others' explorations."""
+        """A forced prefix may fail; the other explorations go on."""
         try:
-            job.key = self.explorer.start(job.task, _listener(job), config=job.config, forced_prefix=job.forced_prefix)
-        except Exception:  # noqa: BLE001 (as in _work)
+            job.key = self.explorer.start(job.task, job.report_text, config=job.config, forced_prefix=job.forced_prefix)
+        except Exception:  # noqa: BLE001 (as in _run)
             _LOG.exception("an exploration can't be started")
-            self._open.remove(job)
-            _tell(job, FAILED)
+            self._in_flight.remove(job)
+            job.fail()
             return False
         return True
-
-
-def _listener(job: Job) -> Callable[[Task, Author, str], None]:
-    def hear(_: Task, author: Author, text: str) -> None:
-        if author is Author.POLICY:
-            _tell(job, Text(text))
-
-    return hear
-
-
-def _tell(job: Job, event: Event) -> None:
-    if not job.left:
-        try:
-            job.tell(event)
-        except RuntimeError:  # its event loop is closed: nobody is there
-            job.left = True

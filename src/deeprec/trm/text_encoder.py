@@ -65,25 +65,20 @@ class TextEncoder:
             on_batch: called with the number of distinct texts done, and of all, while many new ones are encoded.
         """
         with self._lock:  # threads of a server share the encoder
-            return self._encode(texts, on_batch)
-
-    def _encode(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
-        distinct = dict.fromkeys(texts)
-        new = [text for text in distinct if text not in self._known]
-        if len(new) >= _BULK:
-            vectors_ND = self._encode_many(list(distinct), on_batch)
-            if len(distinct) == len(texts):
-                return vectors_ND
-            rows = {text: row for row, text in enumerate(distinct)}
-            return vectors_ND[[rows[text] for text in texts]]
-        if new:
-            self._known.update(zip(new, self._run(new), strict=True))
-        for text in distinct:
-            self._known[text] = self._known.pop(text)
-        vectors_ND = np.array([self._known[text] for text in texts], np.float32).reshape(-1, self.width)
-        while len(self._known) > _CACHED:
-            del self._known[next(iter(self._known))]
-        return vectors_ND
+            distinct = dict.fromkeys(texts)
+            new = [text for text in distinct if text not in self._known]
+            if len(new) >= _BULK:
+                vectors_ND = self._encode_many(list(distinct), on_batch)
+                rows = {text: row for row, text in enumerate(distinct)}
+                return vectors_ND if len(rows) == len(texts) else vectors_ND[[rows[text] for text in texts]]
+            if new:
+                self._known.update(zip(new, self._run(new), strict=True))
+            for text in distinct:
+                self._known[text] = self._known.pop(text)
+            vectors_ND = np.array([self._known[text] for text in texts], np.float32).reshape(-1, self.width)
+            while len(self._known) > _CACHED:
+                del self._known[next(iter(self._known))]
+            return vectors_ND
 
     def _encode_many(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)

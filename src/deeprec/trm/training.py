@@ -35,19 +35,16 @@ PATIENCE = 5
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """A point of the training curve.
-
-    Attributes:
-        epoch: counted from 1.
-        loss: mean cross-entropy of the next items, in nats.
-        ndcg: validation NDCG@10.
-        seconds: of training, without `validation_seconds`.
-    """
+    """A point of the training curve."""
 
     epoch: int
+    """Counted from 1."""
     loss: float
+    """Mean cross-entropy of the next items, in nats."""
     ndcg: float
+    """Validation NDCG@10."""
     seconds: float
+    """Of training alone."""
     validation_seconds: float
 
 

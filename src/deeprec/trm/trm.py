@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import secrets
-import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +12,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file as np_load_file
 from safetensors.numpy import save_file as np_save_file
 from safetensors.torch import load_file, save_file
@@ -30,6 +26,7 @@ from deeprec.retrieval.bm25 import BM25
 from deeprec.retrieval.cooccurrence import CoOccurrence
 from deeprec.retrieval.index import Index, NoFaissError, contains, import_faiss
 from deeprec.retrieval.retriever import Hit, Query, Retriever, flatten, queries_of, rank
+from deeprec.retrieval.saving import replacing
 from deeprec.trm.calibration import calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.preferences import encode_preferences, frequent_phrases
@@ -40,9 +37,6 @@ FORMAT_VERSION = 6
 """Of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed."""
 _BATCH = 256
 _IDS = "ids.weight"
-_RECORD = "trm.json"
-_FILES = "trm-"
-"""Prefix of the folder, beside the record, that holds the saved files."""
 _MAX_REDUCTION = 0.5
 """Share of the co-occurrence offset that a fully applied preference removes."""
 _FULL_BM25_WEIGHT = 0.1
@@ -69,16 +63,20 @@ class TRM(Retriever):
         catalog: Catalog,
         encoder: TextEncoder,
         config: TRMConfig,
-        index: Index,
         cooccurrence: CoOccurrence,
+        index: Index | None = None,
         preference_weight: float | None = None,
     ) -> None:
+        """A TRM from its parts; without an index, one of the network's item vectors is built."""
         self.model = model.eval()
         self.catalog = catalog
         self.encoder = encoder
         self.config = config
-        self.index = index
         self.cooccurrence = cooccurrence
+        if index is None:
+            with torch.inference_mode():
+                index = Index.build(model.items(), config.index)
+        self.index = index
         self.preference_weight = preference_weight
         self.curve: tuple[Epoch, ...] = ()
         self._bm25: BM25 | None = None
@@ -91,20 +89,6 @@ class TRM(Retriever):
             if self._bm25 is None:
                 self._bm25 = BM25(self.catalog)
             return self._bm25
-
-    @classmethod
-    def from_network(
-        cls,
-        model: PreferenceSASRec,
-        catalog: Catalog,
-        encoder: TextEncoder,
-        config: TRMConfig,
-        cooccurrence: CoOccurrence,
-    ) -> TRM:
-        """The TRM of a trained network, with an index of its item vectors."""
-        with torch.inference_mode():
-            vectors_ID = model.eval().items()
-        return cls(model, catalog, encoder, config, Index.build(vectors_ID, config.index), cooccurrence)
 
     @classmethod
     def fit(
@@ -144,11 +128,11 @@ class TRM(Retriever):
         exact = config.model_copy(update={"index": "exact"})
 
         def validate(model: PreferenceSASRec) -> float:
-            trm = cls.from_network(model, dataset.catalog, encoder, exact, cooccurrence)
+            trm = cls(model, dataset.catalog, encoder, exact, cooccurrence)
             return float(ndcg_at(trm.ranks(queries, targets_Q), 10).mean())
 
         model, curve = train(sequences, dataset.catalog, encoder, config, validate, checkpoint, on_epoch)
-        trm = cls.from_network(model, dataset.catalog, encoder, config, cooccurrence)
+        trm = cls(model, dataset.catalog, encoder, config, cooccurrence)
         trm.curve = tuple(curve)
         trm.preference_weight = calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, targets_Q)
         return trm
@@ -343,34 +327,14 @@ class TRM(Retriever):
         Raises:
             DeepRecError: the folder can't be written.
         """
-        stamp = _FILES + secrets.token_hex(4)
-        files = folder / stamp
-        try:
-            files.mkdir(parents=True)
+        with replacing(folder, "trm", "TRM") as (files, record):
             weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
             save_file(weights, files / "model.safetensors")
             np_save_file(self.cooccurrence.to_arrays(), files / "cooccurrence.safetensors")
             self.index.save(files / "index")
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
-            record = {
-                "format_version": FORMAT_VERSION,
-                "files": stamp,
-                "config": self.config.model_dump(mode="json"),
-                "preference_weight": self.preference_weight,
-            }
-            part = folder / f"{_RECORD}.part"
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, folder / _RECORD)  # now the folder holds this TRM
-        except (DeepRecError, OSError, SafetensorError) as error:
-            shutil.rmtree(files, ignore_errors=True)
-            if isinstance(error, DeepRecError):  # of the index, in a sentence
-                raise
-            raise DeepRecError(
-                f"The TRM can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
-            ) from None
-        for old in folder.glob(_FILES + 8 * "[0-9a-f]"):
-            if old.name != stamp:
-                shutil.rmtree(old, ignore_errors=True)  # a file that is mapped stays readable
+            config = self.config.model_dump(mode="json")
+            record |= {"format_version": FORMAT_VERSION, "config": config, "preference_weight": self.preference_weight}
 
     @classmethod
     def load(cls, folder: Path, *, offline: bool = False) -> TRM:
@@ -383,10 +347,10 @@ class TRM(Retriever):
             DeepRecError: the folder holds no TRM, a damaged one, or one of another version of DeepRec.
         """
         try:
-            record = json.loads(_existing(folder / _RECORD).read_text(encoding="utf-8"))
+            record = json.loads(_existing(folder / "trm.json").read_text(encoding="utf-8"))
             if record.get("format_version") != FORMAT_VERSION:
                 raise ValueError("it was trained by another version of DeepRec")
-            files = folder / record["files"]
+            files = folder / record["folder"]
             config, preference_weight = TRMConfig.model_validate(record["config"]), record["preference_weight"]
             catalog = Catalog.from_frame(pl.read_parquet(_existing(files / "catalog.parquet")))
             state = load_file(_existing(files / "model.safetensors"))
@@ -412,7 +376,7 @@ class TRM(Retriever):
                 f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
                 "train it again with `deeprec trm train --again`."
             ) from None
-        return cls(model, catalog, TextEncoder.load(offline=offline), config, index, cooccurrence, preference_weight)
+        return cls(model, catalog, TextEncoder.load(offline=offline), config, cooccurrence, index, preference_weight)
 
 
 def _no_text(history: History) -> History:

@@ -1,47 +1,47 @@
-// What the page asks of the server. Every function throws an Error whose message can be shown.
+// Requests to the server. Every function throws an Error whose message can be shown.
 
-const away = "The server does not answer. Is deeprec serve still running?";
+const unreachable = "The server does not answer. Is deeprec serve still running?";
 
-async function ask(path, options = {}) {
-  let answer;
+async function request(path, options = {}) {
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error(away);
+    throw new Error(unreachable);
   }
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => ({}));
-    const wait = answer.headers.get("Retry-After");
-    throw new Error((said.detail ?? `The server answered ${answer.status}.`) + (wait ? ` Try again in ${wait} s.` : ""));
+  if (!response.ok) {
+    const { detail = `The server answered ${response.status}.` } = await response.json().catch(() => ({}));
+    const wait = response.headers.get("Retry-After");
+    throw new Error(detail + (wait ? ` Try again in ${wait} s.` : ""));
   }
-  return answer;
+  return response;
 }
 
-// A server with a token gets it from the address: /#token=... In forms a + is a space, in tokens it is not.
+// The token comes from the address: /#token=... URLSearchParams would read a + as a space.
 function headers() {
   const token = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("token");
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-export const ready = async () => (await ask("ready")).json();
-export const map = async () => (await ask("map")).json();
-export const historyOf = async (user) => (await ask(`users/${encodeURIComponent(user)}`)).json();
+export const ready = async () => (await request("ready")).json();
+export const map = async () => (await request("map")).json();
+export const historyOf = async (user) => (await request(`users/${encodeURIComponent(user)}`)).json();
 
 export async function search(query, signal) {
-  const answer = await ask(`items?${new URLSearchParams({ query, limit: 8 })}`, { signal });
-  return (await answer.json()).items;
+  const response = await request(`items?${new URLSearchParams({ query, limit: 8 })}`, { signal });
+  return (await response.json()).items;
 }
 
-// Calls hear(name, data) for each event of an exploration, until it ends.
-export async function recommend(body, hear, signal) {
-  const answer = await ask("recommend", {
+// Calls onEvent(name, data) for each event of an exploration, until it ends.
+export async function recommend(body, onEvent, signal) {
+  const response = await request("recommend", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...body, stream: true }),
     signal,
   });
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let ended = false;
   for (;;) {
@@ -50,7 +50,7 @@ export async function recommend(body, hear, signal) {
       part = await reader.read();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Error(away);
+      throw new Error(unreachable);
     }
     if (part.done) break;
     const events = (rest + part.value).split("\n\n");
@@ -58,8 +58,8 @@ export async function recommend(body, hear, signal) {
     for (const event of events) {
       const [name, data] = event.split("\n");
       ended ||= name === "event: ranking";
-      hear(name.slice("event: ".length), JSON.parse(data.slice("data: ".length)));
+      onEvent(name.slice("event: ".length), JSON.parse(data.slice("data: ".length)));
     }
   }
-  if (!ended) throw new Error(away);
+  if (!ended) throw new Error(unreachable);
 }

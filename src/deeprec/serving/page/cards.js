@@ -1,4 +1,4 @@
-// An exploration as cards: what is being written, turns, the ranking. All text is set as text, never as markup.
+// An exploration as cards: the text being written, turns, the ranking. All text is set as text, never as markup.
 
 export function make(tag, { text, ...attributes } = {}, ...children) {
   const element = document.createElement(tag);
@@ -8,16 +8,17 @@ export function make(tag, { text, ...attributes } = {}, ...children) {
   return element;
 }
 
-// What the policy is writing, without the protocol's tags.
+// The policy's text without the protocol's tags.
 const readable = (text) => text.replace(/<[^<>]*>?/g, " ").trimStart();
 
-// As the server takes it in a request: one line, no tags. A new line parts phrases as ; does.
+// Text as the server accepts it in a request: one line, no tags. A line break separates phrases, as ; does.
 const plain = (text) => text.replace(/[<>\p{C}\p{Zl}\p{Zp}]/gu, " ").trim().slice(0, 500);
-const wish = (text) => plain(text.replace(/\n/g, "; "));
+const phrases = (text) => plain(text.replace(/\n/g, "; "));
 
 export class Exploration {
-  // onEdit(calls): explore again from a changed call; calls are those up to and with it.
+  // onEdit(calls) explores again from an edited call; calls end with it.
   constructor(policy, onEdit) {
+    this.policy = policy;
     this.calls = [];
     this.onEdit = onEdit;
     this.written = "";
@@ -34,7 +35,7 @@ export class Exploration {
     return this.element.querySelector(".pending");
   }
 
-  hear(name, data) {
+  onEvent(name, data) {
     if (name === "text") this.write(data.text);
     if (name === "turn") this.turn(data);
     if (name === "ranking") this.rank(data);
@@ -45,18 +46,18 @@ export class Exploration {
     this.writing.textContent = readable(this.written) || "…";
   }
 
-  turn({ call, own, thought, preference, items }) {
-    this.calls.push({ own, thought: plain(thought), preference: wish(preference) });
+  turn({ call, by_policy, thought, preference, items }) {
+    this.calls.push({ by_policy, thought: plain(thought), preference: phrases(preference) });
     this.written = "";
     this.writing.textContent = "…";
     const edit = make("button", { type: "button", class: "small", text: "Edit", "aria-label": `Edit call ${call}` });
-    const list = make("ol", { "aria-label": `Found by call ${call}` }, ...items.map(line));
+    const list = make("ol", { "aria-label": `Found in call ${call}` }, ...items.map(itemLine));
     const card = make(
       "article",
       { class: "card turn", "aria-label": `Call ${call}` },
       make("header", {}, make("h3", { text: `Call ${call}` }), edit),
       make("p", { class: "thought", text: thought }),
-      make("p", { class: "preference", text: `Looks for: ${preference}` }),
+      make("p", { class: "preference", text: `Preference: ${preference}` }),
       list,
     );
     edit.addEventListener("click", () => this.edit(card, edit, call));
@@ -70,24 +71,26 @@ export class Exploration {
     const input = make("input", { type: "text", id: name, maxlength: 500 });
     input.value = preference;
     const go = make("button", { type: "submit", class: "first", text: "Explore from here" });
-    const label = make("label", { for: name, text: "Look for (phrases parted by ;)" });
+    const label = make("label", { for: name, text: "Preference (phrases separated by ;)" });
     const form = make("form", { class: "edit" }, label, input, go);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const wanted = wish(input.value);
-      if (wanted) this.onEdit([...this.calls.slice(0, call - 1), { preference: wanted }]);
+      const edited = phrases(input.value);
+      if (edited) this.onEdit([...this.calls.slice(0, call - 1), { preference: edited }]);
     });
     card.insertBefore(form, card.querySelector("ol"));
     input.focus();
   }
 
   rank({ items, origin, stop, faults, error, thought, tokens, seconds }) {
-    const picks = items.map((item) => {
-      const where = item.call === null ? "by the recommender alone" : `call ${item.call}: ${item.preference}`;
-      return make("li", {}, make("span", { text: item.title }), make("span", { class: "found", text: where }));
+    const byModel = this.policy !== "trm-alone";
+    const notFound = byModel ? "fallback: recommender without a preference" : "recommender without a preference";
+    const ranked = items.map(({ title, call, preference }) => {
+      const source = call === null ? notFound : `found in call ${call}: ${preference}`;
+      return make("li", {}, make("span", { text: title }), make("span", { class: "source", text: source }));
     });
     const notes = [];
-    if (origin !== "answer") notes.push(`This ranking is not the model's own alone: ${origin}.`);
+    if (byModel && origin !== "answer") notes.push(`With fallback: ${origin}.`);
     if (error) notes.push(`The model failed: ${error}.`);
     if (faults.length) notes.push(`Faults: ${[...new Set(faults)].join(", ")}.`);
     this.pending.replaceWith(
@@ -96,7 +99,7 @@ export class Exploration {
         { class: "card ranking", "aria-label": "Ranking" },
         make("h3", { text: "Ranking" }),
         make("p", { class: "thought", text: readable(thought) }),
-        make("ol", { class: "picks" }, ...picks),
+        make("ol", { class: "ranked-items" }, ...ranked),
         ...notes.map((text) => make("p", { class: "problem", text })),
         make("p", { class: "seconds", text: `${tokens} tokens, ${seconds.toFixed(1)} s, ended: ${stop}` }),
       ),
@@ -108,6 +111,6 @@ export class Exploration {
   }
 }
 
-function line({ title, categories }) {
+function itemLine({ title, categories }) {
   return make("li", {}, make("span", { text: title }), make("span", { class: "categories", text: ` ${categories.join(", ")}` }));
 }

@@ -1,16 +1,16 @@
-// A combobox that searches titles: arrows choose, Enter adds, Escape closes.
+// A combobox that searches titles: arrow keys move, Enter chooses, Escape closes.
 
 import { search } from "./api.js";
 import { make } from "./cards.js";
 
-export function searchBox(input, list, choose, complain) {
+export function searchBox(input, list, choose, showProblem) {
   let found = [];
   let active = -1;
-  let asking = new AbortController();
+  let pending = new AbortController();
   let timer;
 
   const close = () => {
-    asking.abort();
+    pending.abort();
     found = [];
     active = -1;
     list.hidden = true;
@@ -19,25 +19,25 @@ export function searchBox(input, list, choose, complain) {
     input.removeAttribute("aria-activedescendant");
   };
 
-  const take = (place) => {
-    const item = found[place];
+  const take = (index) => {
+    const item = found[index];
     if (item === undefined) return;
     input.value = "";
     close();
     choose(item);
   };
 
-  const move = (place) => {
-    active = (place + found.length) % found.length;
+  const move = (index) => {
+    active = (index + found.length) % found.length;
     [...list.children].forEach((option, n) => option.setAttribute("aria-selected", String(n === active)));
     input.setAttribute("aria-activedescendant", `option-${active}`);
     list.children[active].scrollIntoView({ block: "nearest" });
   };
 
   const look = async () => {
-    asking.abort();
-    asking = new AbortController();
-    const { signal } = asking;
+    pending.abort();
+    pending = new AbortController();
+    const { signal } = pending;
     const query = input.value.trim();
     if (!query) return close();
     try {
@@ -45,10 +45,10 @@ export function searchBox(input, list, choose, complain) {
       if (signal.aborted) return;
       found = items;
     } catch (error) {
-      if (error.name !== "AbortError") complain(error.message);
+      if (error.name !== "AbortError") showProblem(error.message);
       return;
     }
-    complain(found.length ? "" : `No title is like “${query}”.`);
+    showProblem(found.length ? "" : `No title is similar to “${query}”.`);
     if (!found.length) return close();
     list.replaceChildren(
       ...found.map(({ title }, n) => make("li", { role: "option", id: `option-${n}`, "aria-selected": "false", text: title })),

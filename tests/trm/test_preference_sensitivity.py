@@ -1,9 +1,11 @@
-"""What a TRM is told in order to see how it listens, and what is counted; most of it worked out by hand."""
+"""The benchmark of preference sensitivity: its preferences and its figures, mostly worked out by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
+import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,26 @@ from hypothesis import strategies as st
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
-from deeprec.evaluation.preference_sensitivity import item_preference, listen, pool, preferences
 from deeprec.retrieval.cooccurrence import CoOccurrence
 from deeprec.retrieval.retriever import Hit, Query
 from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.trm.network import PreferenceSASRec
-from deeprec.trm.preferences import frequent_phrases
 from deeprec.trm.trm import TRM
+from stand_ins import HashedWords
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "preference_sensitivity.py"
+
+
+def load_benchmark():
+    spec = importlib.util.spec_from_file_location("preference_sensitivity", PATH)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = load_benchmark()
+item_preference, preferences = benchmark.item_preference, benchmark.preferences
+pool, sensitivity = benchmark.pool, benchmark.sensitivity
 
 
 def items(*numbers):
@@ -35,57 +50,28 @@ def targets_of(*targets):
     return {f"test:u{u}": ItemIdx(target) for u, target in enumerate(targets)}
 
 
-# What is said
+# Preferences
 
 
-def test_an_oracle_says_all_that_the_target_is():
+def test_an_oracle_has_all_phrases_of_the_target():
     catalog = catalog_of([("War", "Sea"), ("War",), (), tuple("abcdefgh")], years=[1995, None, None, None],
                          brands=["", "Acme", "", ""])  # fmt: skip
-    said = [item_preference(catalog, ItemIdx(i)) for i in range(4)]
-    assert said == ["War; Sea; 1990s", "War; Acme", "Film 2", "a; b; c; d; e; f"]
-
-
-# 0 War Sea, 1 War, 2 Love, 3 Sea Love, 4 nothing, 5 eight
-THEMED = catalog_of([("War", "Sea"), ("War",), ("Love",), ("Sea", "Love"), (), tuple("abcdefgh"), (), (), (), ()])
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        ((), []),
-        ((4,), ["Film 4"]),  # a title, where there is nothing else
-        ((1,), ["War"]),
-        ((0, 1), ["War", "Sea"]),
-        ((0, 1, 2), ["War", "Love", "Sea"]),  # War twice; Love was later than Sea
-        ((2, 0), ["War", "Sea", "Love"]),  # once each: the later item first, in its own order
-        ((1, 1, 3, 2), ["Love", "War", "Sea"]),  # Love and War twice each, Love later
-        ((0, 3, 2, 5), ["Love", "Sea", "a"]),
-        ((5, 4), ["Film 4", "a", "b"]),
-        ((1, 1, 1, *[2, 3] * 10), ["Love", "Sea"]),  # the three first are too long ago
-        ((1, *[3] * 19), ["Sea", "Love", "War"]),  # twenty in all: the first still counts
-        ((1, *[3] * 20), ["Sea", "Love"]),  # and here it does not
-        ((5, 5, 5, 2), ["a", "b", "c"]),
-    ],
-)
-def test_themes(history, expected):
-    assert frequent_phrases(THEMED, items(*history)) == expected
-
-
-def test_themes_are_of_the_phrases_that_training_knows():
-    """Six of an item: the seventh and eighth are never a theme, however often they come."""
-    catalog = catalog_of([tuple("abcdefgh"), ("x", "g"), ("y",), ("z",)])
-    assert frequent_phrases(catalog, items(0, 0, 0, 1)) == ["a", "b", "c"]
-    assert "h" not in frequent_phrases(catalog, items(0))
+    assert [item_preference(catalog, ItemIdx(i)) for i in range(4)] == [
+        "War; Sea; 1990s",
+        "War; Acme",
+        "Film 2",
+        "a; b; c; d; e; f",
+    ]
 
 
 @given(n=st.integers(2, 30), seed=st.integers(0, 50))
 def test_a_wrong_preference_is_another_users_and_everyones_is_used(n, seed):
     catalog = catalog_of([(f"phrase {i}",) for i in range(n)])
-    said = preferences(catalog, tasks_of(*[()] * n), targets_of(*range(n)), seed)
-    assert said["oracle"] == [f"phrase {i}" for i in range(n)]
-    assert all(wrong != own for wrong, own in zip(said["wrong"], said["oracle"], strict=True))
-    assert sorted(said["wrong"]) == sorted(said["oracle"])
-    assert said == preferences(catalog, tasks_of(*[()] * n), targets_of(*range(n)), seed)
+    found = preferences(catalog, tasks_of(*[()] * n), targets_of(*range(n)), seed)
+    assert found["oracle"] == [f"phrase {i}" for i in range(n)]
+    assert all(wrong != own for wrong, own in zip(found["wrong"], found["oracle"], strict=True))
+    assert sorted(found["wrong"]) == sorted(found["oracle"])
+    assert found == preferences(catalog, tasks_of(*[()] * n), targets_of(*range(n)), seed)
 
 
 def test_wrong_preferences_are_drawn_at_random():
@@ -97,77 +83,62 @@ def test_wrong_preferences_are_drawn_at_random():
         assert drawn.count(f"phrase {other}") / 400 == pytest.approx(0.25, abs=0.08)
 
 
-def test_a_theme_knows_nothing_of_the_target():
-    """Every film has a studio of its own, so that a leak would show; other targets leave the themes as they are."""
+def test_frequent_phrases_know_nothing_of_the_target():
+    """Every film has a studio of its own, so that a leak would show; other targets change no frequent phrases."""
     dataset = toy_dataset(n_users=40)
     n = len(dataset.catalog)
     catalog = dataclasses.replace(dataset.catalog, brands=tuple(f"Studio {i}" for i in range(n)))
     tasks, targets = dataset.tasks("test"), dataset.targets("test")
-    said = preferences(catalog, tasks, targets, seed=0)
-    for task, frequent_phrase, oracle in zip(tasks, said["theme"], said["oracle"], strict=True):
+    found = preferences(catalog, tasks, targets, seed=0)
+    for task, text, oracle in zip(tasks, found["frequent phrases"], found["oracle"], strict=True):
         own = {phrase for item in task.history for phrase in catalog.phrases(item)}
-        assert set(frequent_phrase.split("; ")) <= own
-        assert len(frequent_phrase.split("; ")) == 3
+        assert set(text.split("; ")) <= own
+        assert len(text.split("; ")) == 3
         assert f"Studio {targets[task.id]}" in oracle
-        assert f"Studio {targets[task.id]}" not in frequent_phrase.split("; ")
+        assert f"Studio {targets[task.id]}" not in text.split("; ")
     others = {task: ItemIdx((target + 1) % n) for task, target in targets.items()}
-    assert preferences(catalog, tasks, others, seed=0)["theme"] == said["theme"]
+    assert preferences(catalog, tasks, others, seed=0)["frequent phrases"] == found["frequent phrases"]
 
 
-# How it is heard
+# Sensitivity
 
 
-class Ranks:
-    """Answers with ranks written beforehand, by preference and trust, and keeps the queries."""
+class WrittenRanks:
+    """Answers with ranks written beforehand, by preference and weight, and keeps the queries."""
 
     def __init__(self, ranks):
-        self.by_question = ranks
-        self.asked = []
+        self.by_query = ranks
+        self.calls = []
 
     def ranks(self, queries, targets):
-        self.asked.append((queries, list(targets)))
-        return np.array([self.by_question[query.preference, query.preference_weight] for query in queries])
+        self.calls.append((queries, list(targets)))
+        return np.array([self.by_query[query.preference, query.preference_weight] for query in queries])
 
 
-def test_every_user_is_heard_with_every_kind_at_every_trust():
-    """Without one, ranks 1 and 10: NDCG@10 of 1 / log2(3) and 0."""
+def test_every_user_is_ranked_with_every_kind_at_every_weight():
+    """Without a preference, ranks 1 and 1: NDCG@10 of 1 / log2(3)."""
     second = 1 / np.log2(3)
-    trm = Ranks(
-        {("", 0.0): 1, ("far", 0.0): 10}
+    trm = WrittenRanks(
+        {("", 0.0): 1}
         | {("war", 0.5): 0, ("sea", 0.5): 10, ("war", 1.0): 0, ("sea", 1.0): 9}
         | {("love", 0.5): -1, ("art", 0.5): 2, ("love", 1.0): -1, ("art", 1.0): 1}
     )
     tasks, targets = tasks_of((0, 1), (2,)), targets_of(7, 8)
-    said = {"good": ["war", "sea"], "bad": ["love", "art"]}
-    none, *heard = listen(trm, tasks, targets, said, (0.5, 1.0))
+    texts = {"good": ["war", "sea"], "bad": ["love", "art"]}
+    none, *found = sensitivity(trm, tasks, targets, texts, (0.5, 1.0))
     assert (none.kind, none.preference_weight) == ("none", 0.0)
     np.testing.assert_allclose(none.ndcg_U, [second, second])
-    assert [(one.kind, one.preference_weight) for one in heard] == [
-        ("good", 0.5),
-        ("good", 1.0),
-        ("bad", 0.5),
-        ("bad", 1.0),
-    ]
+    kinds = [(one.kind, one.preference_weight) for one in found]
+    assert kinds == [("good", 0.5), ("good", 1.0), ("bad", 0.5), ("bad", 1.0)]
     expected = [([1, 0], [1, 0]), ([1, 1 / np.log2(11)], [1, 1]), ([0, 0.5], [0, 1]), ([0, second], [0, 1])]
-    for one, (ndcg_U, recall_U) in zip(heard, expected, strict=True):
+    for one, (ndcg_U, recall_U) in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.ndcg_U, ndcg_U)
         np.testing.assert_array_equal(one.recall_U, recall_U)
-    assert len(trm.asked) == 5
-    for queries, wanted in trm.asked:
-        assert wanted == [7, 8]
+    assert len(trm.calls) == 5
+    for queries, targets_U in trm.calls:
+        assert targets_U == [7, 8]
         assert [query.history for query in queries] == [task.history for task in tasks]
         assert [set(query.exclude) for query in queries] == [{0, 1}, {2}]
-
-
-class Texts:
-    """A text encoder that knows nothing but whether texts are equal."""
-
-    width = 12
-
-    def encode(self, texts):
-        vectors = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=self.width) for text in texts]
-        vectors_ND = np.array(vectors, dtype=np.float32).reshape(-1, self.width)
-        return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -179,23 +150,23 @@ def dataset():
 def trm(dataset):
     """Untrained, which is enough to be moved by a preference."""
     torch.manual_seed(0)
-    config = TRMConfig(width=16, layers=1, heads=2, history=8)
-    encoder = Texts()
-    catalog = dataset.catalog
+    return untrained(dataset, TRMConfig(width=16, layers=1, history=8))
+
+
+def untrained(dataset, config):
+    catalog, encoder = dataset.catalog, HashedWords()
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
-    near = CoOccurrence.of(dataset.train_sequences(), len(catalog))
-    return TRM.of(PreferenceSASRec(config, text_ID), catalog, encoder, config, near)
+    cooccurrence = CoOccurrence.fit(dataset.train_sequences(), len(catalog))
+    return TRM(PreferenceSASRec(config, text_ID), catalog, encoder, config, cooccurrence)
 
 
-def test_without_trust_nothing_changes_and_with_it_something_does(dataset, trm):
+def test_only_weight_zero_changes_nothing(dataset, trm):
     tasks, targets = dataset.tasks("test"), dataset.targets("test")
-    said = preferences(dataset.catalog, tasks, targets, seed=0)
-    none, *heard = listen(trm, tasks, targets, said, (0.0, 1.0))
-    assert [(one.kind, one.preference_weight) for one in heard] == [
-        (kind, preference_weight) for kind in said for preference_weight in (0.0, 1.0)
-    ]
+    texts = preferences(dataset.catalog, tasks, targets, seed=0)
+    none, *found = sensitivity(trm, tasks, targets, texts, (0.0, 1.0))
+    assert [(one.kind, one.preference_weight) for one in found] == [(kind, w) for kind in texts for w in (0.0, 1.0)]
     assert none.ndcg_U.any()
-    for one in heard:
+    for one in found:
         if one.preference_weight == 0:
             np.testing.assert_array_equal(one.ndcg_U, none.ndcg_U)
             np.testing.assert_array_equal(one.recall_U, none.recall_U)
@@ -203,23 +174,22 @@ def test_without_trust_nothing_changes_and_with_it_something_does(dataset, trm):
             assert (one.ndcg_U != none.ndcg_U).any()
 
 
-def test_a_preference_is_measured_on_the_ranking_that_it_gives(dataset, trm):
+def test_a_preference_is_measured_on_its_own_ranking(dataset, trm):
     """NDCG of full retrieval, the history left out."""
     tasks, targets = dataset.tasks("test"), dataset.targets("test")
-    said = preferences(dataset.catalog, tasks, targets, seed=0)["oracle"]
-    _, heard = listen(trm, tasks, targets, {"oracle": said}, (0.4,))
-    queries = [Query(t.history, text, frozenset(t.history), 0.4) for t, text in zip(tasks, said, strict=True)]
-    for ndcg, hits, task in zip(heard.ndcg_U, trm.retrieve(queries, 10), tasks, strict=True):
-        found = [hit.item for hit in hits]
-        wanted = targets[task.id]
-        assert ndcg == pytest.approx(1 / np.log2(found.index(wanted) + 2) if wanted in found else 0)
+    texts = preferences(dataset.catalog, tasks, targets, seed=0)["oracle"]
+    _, oracle = sensitivity(trm, tasks, targets, {"oracle": texts}, (0.4,))
+    queries = [Query(t.history, text, frozenset(t.history), 0.4) for t, text in zip(tasks, texts, strict=True)]
+    for ndcg, hits, task in zip(oracle.ndcg_U, trm.retrieve(queries, 10), tasks, strict=True):
+        found, target = [hit.item for hit in hits], targets[task.id]
+        assert ndcg == pytest.approx(1 / np.log2(found.index(target) + 2) if target in found else 0)
 
 
 # Pools
 
 
 class Genres(RecordingRetriever):
-    """Items of the genre that is asked for first, then the lowest; item i is of genre `letters[i % len(letters)]`."""
+    """Items of the preferred genre first, then the lowest; item i is of genre `letters[i % len(letters)]`."""
 
     def __init__(self, n_items, letters):
         super().__init__(n_items)
@@ -241,7 +211,7 @@ def test_a_pool_by_hand():
 
     The first user saw c, then h, then a last: the pool is 3 times 20 films, of a from 24 to 176, of h from
     23 to 175 and of c from 10 to 162. The second saw one of b: the pool is 20 of b, 9 to 161, then the 40 lowest that
-    are left, 0 to 45. The third saw nothing: the 60 lowest, asked for in three calls without a preference.
+    are left, 0 to 45. The third saw nothing: the 60 lowest, in three calls without a preference.
     """
     letters = "abcdefgh"
     catalog = catalog_of([(letters[i % 8],) for i in range(200)])
@@ -281,7 +251,7 @@ def test_a_pool_by_hand():
     histories=st.lists(st.lists(st.integers(0, 99), max_size=30), min_size=1, max_size=4),
     genres=st.integers(1, 6),
 )
-def test_lists_of_both_sides_are_as_long_and_hold_nothing_twice_nor_seen(n_items, histories, genres):
+def test_both_lists_are_as_long_and_have_no_item_twice_or_of_the_history(n_items, histories, genres):
     """Sixty items, or all that the user has not seen."""
     letters = "abcdef"[:genres]
     histories = [[item % n_items for item in history] for history in histories]
@@ -301,17 +271,14 @@ def test_lists_of_both_sides_are_as_long_and_hold_nothing_twice_nor_seen(n_items
 
 
 def test_the_pool_of_a_trm(dataset, trm):
-    """The toy's 40 films fit into both sides, so nothing can be gained; without trust nothing is even moved."""
+    """The toy's 40 films fit into both lists, so nothing can be gained; at weight 0 both lists are the same."""
     tasks, targets = dataset.tasks("test"), dataset.targets("test")
     result = pool(trm, dataset.catalog, tasks, targets, 1.0)
     assert result.pooled_U.all()
     assert result.blank_U.all()
     large = toy_dataset(n_users=60, n_items=150)
-    text_ID = torch.from_numpy(Texts().encode(large.catalog.texts()))
-    near = CoOccurrence.of(large.train_sequences(), len(large.catalog))
-    other = TRM.of(PreferenceSASRec(trm.config, text_ID), large.catalog, Texts(), trm.config, near)
-    tasks, targets = large.tasks("test"), large.targets("test")
-    deaf, moved = (pool(other, large.catalog, tasks, targets, preference_weight) for preference_weight in (0.0, 1.0))
-    np.testing.assert_array_equal(deaf.pooled_U, deaf.blank_U)
-    assert (moved.pooled_U != moved.blank_U).any()
-    np.testing.assert_array_equal(moved.blank_U, deaf.blank_U)
+    other, tasks, targets = untrained(large, trm.config), large.tasks("test"), large.targets("test")
+    ignored, applied = (pool(other, large.catalog, tasks, targets, weight) for weight in (0.0, 1.0))
+    np.testing.assert_array_equal(ignored.pooled_U, ignored.blank_U)
+    assert (applied.pooled_U != applied.blank_U).any()
+    np.testing.assert_array_equal(applied.blank_U, ignored.blank_U)
