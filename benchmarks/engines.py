@@ -1,11 +1,11 @@
 """Which engine explores fastest on this machine: the same explorations replayed through each, side by side in one run.
 
-The scripted explorer explores for some users, in the tokens of the language model. Then every engine goes the same way:
-for each call it continues its own context greedily by as many tokens as the script wrote, whatever they are, and reads
-the list that the script got. So prompts and the moments of waiting are the same, and what an engine keeps between turns
-counts; they end earlier where the model ends its text, and llama.cpp's tokens are pieces that its server
-sends. Engines: `transformers` and `openvino` (the policies of these kinds), and `llama.cpp` (policy.kind =
-"openai" before llama.cpp's own server in this process) with the asset's 4-bit weights and with 16-bit ones.
+The scripted explorer explores for some users, in the tokens of the language model. Then every engine replays them: for
+each call it continues its context greedily by as many tokens as the script wrote, whatever they are, and reads the list
+that the script got. So prompts and waiting times are the same, and what an engine keeps between turns counts. A segment
+is shorter if the model ends its text; llama.cpp's tokens are the pieces that its server sends. Engines: `transformers`
+and `openvino` (the policies of these kinds), and `llama.cpp` (policy.kind = "openai" with llama.cpp's server in this
+process) with the asset's 4-bit weights and with 16-bit ones.
 
     python benchmarks/engines.py [--users 16] [--at-once 1 16] [--rounds 2] [--engines transformers llama.cpp-4 ...]
 """
@@ -46,8 +46,8 @@ MODEL = "smollm2-135m-instruct"
 
 
 @dataclass
-class Way:
-    """An exploration to be gone again: texts to read, and lengths to write after each."""
+class Replay:
+    """An exploration to repeat: texts to read, and lengths to write after each."""
 
     key: str
     texts: list[str]
@@ -56,64 +56,65 @@ class Way:
     turn: int = 0
 
 
-def ways(users: int, codec: TokenizerCodec, config: Config) -> list[Callable[[], Way]]:
+def replays(users: int, codec: TokenizerCodec, config: Config) -> list[Callable[[], Replay]]:
     dataset = load_dataset(config.data)
     retriever = TransitionRetriever.fit(dataset.train_sequences(), len(dataset.catalog))
-    script = TextPolicy(ScriptedWriter(config.explore.answer_size), codec)
+    script = TextPolicy(ScriptedWriter(), codec)
     traces = Explorer(script, retriever, dataset.catalog, config.explore).run(dataset.tasks("test")[:users])
 
-    def way(trace: Trace) -> Callable[[], Way]:
+    def replay_of(trace: Trace) -> Callable[[], Replay]:
         texts = [segment.text for segment in trace.segments if segment.author is Author.ENVIRONMENT]
         lengths = [len(segment.tokens) for segment in trace.segments if segment.author is Author.POLICY]
-        return lambda: Way(trace.task, texts, lengths)
+        return lambda: Replay(trace.task, texts, lengths)
 
-    return [way(trace) for trace in traces]
+    return [replay_of(trace) for trace in traces]
 
 
-def replay(policy: Policy, waiting: list[Way], at_once: int) -> tuple[int, float]:
+def replay(policy: Policy, waiting: list[Replay], at_once: int) -> tuple[int, float]:
     """Tokens written, and seconds."""
-    started, written, under_way = time.perf_counter(), 0, dict[str, Way]()
+    started, written, in_flight = time.perf_counter(), 0, dict[str, Replay]()
     waiting = waiting[::-1]
-    while waiting or under_way:
-        while waiting and len(under_way) < at_once:
-            way = waiting.pop()
-            under_way[way.key] = way
-            _go_on(policy, way)
+    while waiting or in_flight:
+        while waiting and len(in_flight) < at_once:
+            exploration = waiting.pop()
+            in_flight[exploration.key] = exploration
+            _continue(policy, exploration)
         for chunk in policy.step():
-            way = under_way[chunk.key]
-            way.context += chunk.tokens
+            exploration = in_flight[chunk.key]
+            exploration.context += chunk.tokens
             written += len(chunk.tokens)
             if chunk.finish is Finish.FAILED:
                 raise RuntimeError(chunk.error)
             if chunk.finish is not None:
-                way.turn += 1
-                if way.turn < len(way.lengths):
-                    _go_on(policy, way)
+                exploration.turn += 1
+                if exploration.turn < len(exploration.lengths):
+                    _continue(policy, exploration)
                 else:
-                    policy.release([way.key])
-                    del under_way[way.key]
+                    policy.release([exploration.key])
+                    del in_flight[exploration.key]
     return written, time.perf_counter() - started
 
 
-def _go_on(policy: Policy, way: Way) -> None:
-    way.context += policy.encode(way.texts[way.turn], first=way.turn == 0)
-    policy.submit([Request(way.key, tuple(way.context), (), way.lengths[way.turn])])
+def _continue(policy: Policy, exploration: Replay) -> None:
+    exploration.context += policy.encode(exploration.texts[exploration.turn], first=exploration.turn == 0)
+    policy.submit([Request(exploration.key, tuple(exploration.context), (), exploration.lengths[exploration.turn])])
 
 
 def llama(weights: Path, slots: int, threads: int) -> tuple[Policy, Any]:
-    """The policy, and its server, which lives as long as it is held."""
+    """The policy, and its server, which lives as long as the object."""
     import xllamacpp
+    from openai import AsyncOpenAI
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     params = xllamacpp.CommonParams()
-    params.model.path, params.model_alias, params.verbosity = str(weights), {"m"}, -1
+    params.model.exploration, params.model_alias, params.verbosity = str(weights), {"m"}, -1
     params.port, params.n_parallel, params.n_ctx = port, slots, 2048 * slots
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     url = f"{server.listening_address}/v1"
-    return OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model="m", timeout=600)), server
+    return OpenAIPolicy(AsyncOpenAI(base_url=url, api_key="none", timeout=600), "m"), server
 
 
 def main() -> None:
@@ -134,7 +135,7 @@ def main() -> None:
     found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         large = in_16_bit(small, Path(folder) / "f16.gguf")
-        gone = ways(args.users, ours, config)
+        explorations = replays(args.users, ours, config)
         engines: dict[str, Callable[[], tuple[Policy, Any]]] = {
             "transformers": lambda: (ours, None),
             "llama.cpp-4": lambda: llama(small, max(args.at_once), args.threads),
@@ -147,16 +148,16 @@ def main() -> None:
         for _ in range(args.rounds):
             for name in args.engines:
                 policy, server = engines[name]()
-                replay(policy, [gone[0]()], 1)  # warm
+                replay(policy, [explorations[0]()], 1)  # warm
                 for at_once in args.at_once:
-                    users = gone[: max(2, args.users // 4)] if at_once == 1 else gone
-                    tokens, seconds = replay(policy, [way() for way in users], at_once)
+                    users = explorations[: max(2, args.users // 4)] if at_once == 1 else explorations
+                    tokens, seconds = replay(policy, [make() for make in users], at_once)
                     found[f"{name}, {at_once} at once"].append(tokens / seconds)
                     print(
                         f"{name}, {at_once} at once: {tokens} tokens, {tokens / seconds:.1f} a second", file=sys.stderr
                     )
                 del policy, server
-    turns = statistics.fmean(len(way().lengths) for way in gone)
+    turns = statistics.fmean(len(make().lengths) for make in explorations)
     report = {name: {"tokens a second": [round(each, 1) for each in rates]} for name, rates in found.items()}
     print(
         json.dumps({"environment": environment(sys.argv), "turns": turns, "threads": args.threads} | report, indent=1)

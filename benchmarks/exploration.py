@@ -1,7 +1,7 @@
 """Exploration throughput: the explorer against the naive loop, side by side in one run.
 
-The naive loop is what one writes first: one user at a time, and in every turn the whole text so far is encoded again
-and continued with `generate`. Both use the same model, data type, prompts, limits and retriever, and decode greedily.
+The naive loop takes one user at a time; in every turn it encodes the whole text again and continues it with `generate`.
+Both use the same model, data type, prompts, limits and retriever, and decode greedily.
 
     python benchmarks/exploration.py [--tasks 16] [--segment-tokens 48] [--dtype auto] [--output FILE.json]
 """
@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from deeprec.cli.workbench import Workbench
 from deeprec.config import load_config
+from deeprec.data.sources import load_dataset
 from deeprec.evaluation.rankings import evaluation_tasks
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
+from deeprec.policies.loading import load_policy
 from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.retrieval.baselines import TransitionRetriever
@@ -31,7 +32,7 @@ from deeprec.runs import environment
 
 
 class NaivePolicy(SegmentPolicy):
-    """One request at a time, no state: every segment encodes its whole context anew."""
+    """One request at a time, no state: every segment encodes its whole context again."""
 
     def __init__(self, fast: TransformersPolicy) -> None:
         super().__init__(fast)
@@ -78,16 +79,15 @@ def main() -> None:
             "policy.adapter=none",
         ],
     )
-    bench = Workbench(config)
-    dataset = bench.dataset()
+    dataset = load_dataset(config.data)
     _, tasks = evaluation_tasks(dataset, config.eval)
     # The retriever is not what is measured: transitions need no training.
     retriever = TransitionRetriever.fit(dataset.train_sequences(), len(dataset.catalog))
-    fast = bench.policy()
+    fast = load_policy(config)
     assert isinstance(fast, TransformersPolicy)
     alone = config.explore.model_copy(update={"batch_size": 1})
     naive = NaivePolicy(fast)
-    # Stop strings cost `generate` half a minute of preparation, once a process: not what is measured.
+    # Stop strings cost `generate` half a minute of preparation, once per process: not what is measured.
     naive.submit([Request("warm-up", tuple(fast.encode("Warm-up.")), STOPS, 1)])
     naive.step()
     results: dict[str, dict[str, float]] = {}
@@ -107,8 +107,8 @@ def main() -> None:
             "calls": sum(len(trace.turns) for trace in traces[name]),
         }
         if name == "explorer":
-            parts = {**fast.seconds, **explorer.seconds}
-            results[name] |= {f"share {part}": seconds / wall for part, seconds in parts.items()}
+            seconds_by_activity = {**fast.seconds, **explorer.seconds}
+            results[name] |= {f"share {activity}": part / wall for activity, part in seconds_by_activity.items()}
     same = sum(
         [s.text for s in a.segments] == [s.text for s in b.segments]
         for a, b in zip(traces["explorer"], traces["naive loop"], strict=True)

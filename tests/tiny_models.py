@@ -1,4 +1,4 @@
-"""A tokenizer and a language model that need no download and no time, and titles that are hard to hold an answer to."""
+"""A tokenizer and a language model that need no download and no time, and titles that are hard to constrain to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AWKWARD = (
 
 @functools.cache
 def bytes_tokenizer() -> Any:
-    """One token a byte, and an end token: what can be built without any download."""
+    """One token per byte, and an end token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={letter: position for position, letter in enumerate(letters)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,6 +1,6 @@
 """For tests, ours and yours: a small data set, a recording retriever, and contracts that implementations inherit.
 
-A contract is a class of tests. Inherit it under a name that pytest collects, give the fixtures it names, and every
+A contract is a class of tests. Inherit it under a name that pytest collects, define the fixtures it names, and every
 method runs against your implementation:
 
     class TestMyRetriever(RetrieverContract):
@@ -19,13 +19,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Dataset
 from deeprec.data.report import LoadReport
-from deeprec.explore.policy import Chunk, Finish, Policy, Request
+from deeprec.errors import DeepRecError
+from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, PromptDefaults, Request
+from deeprec.explore.protocol import ANSWER, END_ANSWER
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 
 GENRES = ("Comedy", "Drama", "Horror", "Sci-Fi", "War")
@@ -74,7 +77,7 @@ def toy_dataset(n_users: int = 60, n_items: int = 40, length: int = 12, seed: in
 
 
 class RecordingRetriever(Retriever):
-    """Answers with the lowest items that are allowed, and keeps every question and answer.
+    """Returns the lowest items that are allowed, and records every query and answer.
 
     Attributes:
         never: items that are never returned.
@@ -96,8 +99,8 @@ class RecordingRetriever(Retriever):
         self.batches.append(list(queries))
         hits = []
         for query in queries:
-            closed = self.never.union(query.exclude)
-            allowed = [ItemIdx(i) for i in range(self.n_items) if i not in closed]
+            excluded = self.never.union(query.exclude)
+            allowed = [ItemIdx(i) for i in range(self.n_items) if i not in excluded]
             hits.append([Hit(item, 1 / (1 + item)) for item in allowed[:k]])
         self.answers += hits
         return hits
@@ -105,6 +108,11 @@ class RecordingRetriever(Retriever):
 
 class RetrieverContract:
     """What every `Retriever` must do. Fixtures: `retriever`, and `n_items`, the size of its catalogue (at least 8)."""
+
+    def test_it_declares_what_it_offers(self, retriever: Retriever, n_items: int) -> None:
+        assert Retriever in type(retriever).__mro__, "subclass deeprec.retrieval.retriever.Retriever"
+        assert retriever.catalog is None or len(retriever.catalog) == n_items
+        assert retriever.preference_weight is None or 0 <= retriever.preference_weight <= 1
 
     def test_gives_k_hits_unless_the_catalogue_is_exhausted(self, retriever: Retriever, n_items: int) -> None:
         queries = _queries(n_items)
@@ -171,8 +179,37 @@ class RetrieverContract:
 
 
 class PolicyContract:
-    """What every `Policy` must do. Fixture: `policy`, new for each test, which writes at least four tokens (and four
-    characters) after any context where it is let."""
+    """What every `Policy` must do.
+
+    Fixture: `policy`, new for each test, which writes at least four tokens (and four characters) after any context if
+    its limit allows.
+    """
+
+    def test_it_declares_what_it_offers(self, policy: Policy) -> None:
+        assert Policy in type(policy).__mro__, "subclass deeprec.explore.policy.Policy and inherit its defaults"
+        assert policy.prompt_defaults is None or isinstance(policy.prompt_defaults, PromptDefaults)
+        assert isinstance(policy.context_limit, int)
+        assert policy.context_limit > 0
+        for offered in (policy.supports_sampling, policy.supports_constraints, policy.forkable):
+            assert isinstance(offered, bool)
+
+    def test_it_accepts_what_it_supports_and_refuses_the_rest(self, policy: Policy) -> None:
+        plain = request(policy, "a", limit=2)
+        constraint = Constraint(ANSWER, END_ANSWER, ("A film (1990)",), 1)
+        for supported, asked in (
+            (policy.supports_sampling, replace(plain, temperature=0.7, top_p=0.9, seed=1)),
+            (policy.supports_constraints, replace(plain, constraint=constraint)),
+        ):
+            if supported:
+                assert write(policy, [asked])["a"].tokens
+                policy.release(["a"])
+                continue
+            try:
+                policy.submit([asked])
+            except DeepRecError:
+                assert policy.step() == []
+            else:
+                raise AssertionError(f"the policy declares no support, but accepts {asked}")
 
     def test_text_survives_encoding(self, policy: Policy) -> None:
         for text in TEXTS:
@@ -211,7 +248,7 @@ class PolicyContract:
     def test_a_stop_ends_the_segment_with_the_token_that_completes_it(self, policy: Policy) -> None:
         text = policy.decode(write(policy, [request(policy, "free")])["free"].tokens)
         policy.release(["free"])
-        # A stop that is surely written: two characters from the middle, none of them half a character.
+        # A stop that the policy will write: two characters from the middle, neither of them half a character.
         positions = [position for position in range(1, len(text) - 1) if "�" not in text[position : position + 2]]
         assert positions, f"the policy wrote {text!r}: too little for this test"
         stop = text[positions[len(positions) // 2] :][:2]
@@ -226,9 +263,7 @@ class PolicyContract:
         assert write(policy, [asked])["a"].finish is not Finish.STOP
 
     def test_logprobs_are_absent_or_one_a_token(self, policy: Policy) -> None:
-        for chunk in write(
-            policy, [request(policy, str(position), text) for position, text in enumerate(TEXTS)]
-        ).values():
+        for chunk in write(policy, requests(policy)).values():
             assert len(chunk.logprobs) in (0, len(chunk.tokens))
             assert all(-math.inf < value <= 0 for value in chunk.logprobs)
 
@@ -241,8 +276,8 @@ class PolicyContract:
         policy.release(["nobody"])
         _assert_alike(write(policy)["b"], alone)
 
-    def test_a_released_request_says_no_more(self, policy: Policy) -> None:
-        policy.submit([request(policy, key, text) for key, text in zip("abc", TEXTS, strict=False)])
+    def test_a_released_request_gets_no_more_chunks(self, policy: Policy) -> None:
+        policy.submit(requests(policy))
         policy.release(["b"])
         assert set(write(policy)) == {"a", "c"}
         policy.release(["a", "c"])
@@ -252,15 +287,14 @@ class PolicyContract:
 
     def test_greedy_results_do_not_depend_on_the_batch(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        together = write(policy, [request(policy, key, text) for key, text in zip("abc", TEXTS, strict=False)])
-        for key, chunk in together.items():
+        for key, chunk in write(policy, requests(policy)).items():
             _assert_alike(chunk, alone[key])
 
-    def test_requests_are_taken_while_others_are_open(self, policy: Policy) -> None:
+    def test_requests_are_accepted_while_others_are_open(self, policy: Policy) -> None:
         alone = self._alone(policy)
         chunks: list[Chunk] = []
-        for key, text in zip("abc", TEXTS, strict=False):
-            policy.submit([request(policy, key, text)])
+        for each in requests(policy):
+            policy.submit([each])
             chunks += policy.step()
         for key, chunk in _join([*chunks, *_steps(policy)]).items():
             _assert_alike(chunk, alone[key])
@@ -284,15 +318,17 @@ class PolicyContract:
         policy.release(["a"])
         _assert_alike(write(policy, [request(policy, "c", TEXTS[2])])["c"], alone["c"])
 
-    def test_seconds_are_kept(self, policy: Policy) -> None:
+    def test_seconds_grow_with_what_is_written(self, policy: Policy) -> None:
+        before = dict(policy.seconds)
         write(policy, [request(policy, "a")])
-        assert all(isinstance(name, str) and value >= 0 for name, value in policy.seconds.items())
+        assert all(policy.seconds[name] >= value for name, value in before.items())
+        assert sum(policy.seconds.values()) > sum(before.values())
 
     def _alone(self, policy: Policy) -> dict[str, Chunk]:
         alone = {}
-        for key, text in zip("abc", TEXTS, strict=False):
-            alone.update(write(policy, [request(policy, key, text)]))
-            policy.release([key])
+        for each in requests(policy):
+            alone.update(write(policy, [each]))
+            policy.release([each.key])
         return alone
 
 
@@ -308,8 +344,13 @@ def request(policy: Policy, key: str, text: str = TEXTS[0], *, stops: tuple[str,
     return Request(key, tuple(policy.encode(text, first=True)), stops, limit)
 
 
+def requests(policy: Policy) -> list[Request]:
+    """One request for each of `TEXTS`, with keys a, b and c."""
+    return [request(policy, key, text) for key, text in zip("abc", TEXTS, strict=True)]
+
+
 def write(policy: Policy, requests: Sequence[Request] = ()) -> dict[str, Chunk]:
-    """Submit, step until nothing is open, and return all that was written: one chunk a key."""
+    """Submit, step until nothing is open, and return what was written: one chunk per key."""
     policy.submit(requests)
     written = _join(_steps(policy))
     assert set(written) >= {request.key for request in requests}, "a request was never finished"
@@ -323,7 +364,7 @@ def _steps(policy: Policy) -> list[Chunk]:
         if not new:
             return chunks
         chunks += new
-    raise AssertionError("the policy does not come to an end")
+    raise AssertionError("the policy does not finish its requests")
 
 
 def _join(chunks: Sequence[Chunk]) -> dict[str, Chunk]:

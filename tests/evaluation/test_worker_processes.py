@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +38,7 @@ def explore(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
 @pytest.mark.parametrize("processes", [1, 2, 3, 50])
 def test_every_task_is_explored_once_as_in_one_process(processes: int) -> None:
     def told(trace: Trace) -> tuple[object, ...]:  # the tokens of a text policy are its process's own
-        return trace.task, trace.turns, trace.answered, [segment.text for segment in trace.segments]
+        return trace.task, trace.turns, trace.raw_ranking, [segment.text for segment in trace.segments]
 
     alone = {position: told(trace) for position, trace in explore(TASKS)}
     found = list(in_worker_processes(explore, processes, 1)(TASKS))
@@ -160,5 +159,5 @@ def test_a_language_model_explores_in_workers_as_it_does_alone(monkeypatch: pyte
     assert len(multiprocessing.active_children()) == 2
     assert told([first, *pairs]) == alone
 
-    policy.model = SimpleNamespace(device=torch.device("cuda"))
+    policy.forkable = False
     assert spread(stream, policy, 2) is stream

@@ -25,8 +25,10 @@ from deeprec.explore.protocol import (
     answer_text,
     call_text,
 )
+from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query
+from deeprec.testing import RecordingRetriever
 
 # 0 Heat (1995), 1 Alien (1979), 2 Twin (1990), 3 Twin (1991), 4 Same (2000), 5 Same (2000), 6 Halo (1996), 7 Halo 2
 TITLES = ["Heat", "Alien", "Twin", "Twin", "Same", "Same", "Halo", "Halo 2"]
@@ -53,10 +55,11 @@ def catalog() -> Catalog:
 
 
 def environment(catalog: Catalog, task: Task = TASK, **options: Any) -> Environment:
-    return Environment(task, catalog, CONFIG.model_copy(update=options))
+    config = CONFIG.model_copy(update=options)
+    return Environment(task, catalog, resolve_defaults(config, None, RecordingRetriever(len(catalog)), catalog))
 
 
-def answered(catalog: Catalog, titles: list[str], pool: tuple[int, ...] | None = None, thought: str = "Well.") -> Trace:
+def trace_of(catalog: Catalog, titles: list[str], pool: tuple[int, ...] | None = None, thought: str = "Well.") -> Trace:
     """The trace of one call that gave `pool`, and an answer."""
     env = environment(catalog)
     if pool is not None:
@@ -125,8 +128,9 @@ def test_a_faultless_exploration(catalog: Catalog) -> None:
     assert env.stop is Stop.ANSWERED
     trace = env.trace(())
     assert trace.well_formed
-    assert trace.answered == items(7, 1)
+    assert trace.raw_ranking == items(7, 1)
     assert trace.pool == items(1, 6, 7)
+    assert (trace.ranking, trace.titles) == (items(7, 1), ("Halo 2", "Alien (1979)"))
     assert trace.thought == "Well."
     assert trace.turns == (Turn("Hm.", "war; drama", hits(1, 6)), Turn("More.", "space", hits(7)))
     assert (trace.task, trace.user, trace.history) == (TASK.id, TASK.user, TASK.history)
@@ -142,7 +146,7 @@ def test_the_last_result_says_that_it_is_the_last(catalog: Catalog, max_calls: i
     assert [NO_CALLS in text for text in shown] == [False] * (max_calls - 1) + [True]
 
 
-def test_the_configured_trust_is_asked_for(catalog: Catalog) -> None:
+def test_queries_have_the_configured_preference_weight(catalog: Catalog) -> None:
     env = environment(catalog, preference_weight=0.25)
     for preference in ("war", "space"):
         query = env.receive(call_text("Hm.", preference), Finish.STOP)
@@ -152,7 +156,7 @@ def test_the_configured_trust_is_asked_for(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("preference_weight", [-0.1, 1.1])
-def test_a_trust_that_is_no_share_is_refused(preference_weight: float) -> None:
+def test_a_preference_weight_outside_0_and_1_is_refused(preference_weight: float) -> None:
     with pytest.raises(ValidationError, match="preference_weight"):
         ExploreConfig(preference_weight=preference_weight)
 
@@ -170,22 +174,22 @@ def test_a_trust_that_is_no_share_is_refused(preference_weight: float) -> None:
     ],
 )
 def test_faults_of_lines_are_faults_of_the_trace(catalog: Catalog, titles: list[str], faults: list[Fault]) -> None:
-    trace = answered(catalog, titles, pool=(1, 6))
+    trace = trace_of(catalog, titles, pool=(1, 6))
     assert list(trace.faults) == faults
     assert trace.well_formed == (not faults)
     assert trace.stop is Stop.ANSWERED
 
 
 def test_an_answer_without_a_call_is_a_fault_but_an_answer(catalog: Catalog) -> None:
-    trace = answered(catalog, ["Alien", "Halo"])
+    trace = trace_of(catalog, ["Alien", "Halo"])
     assert trace.faults == (Fault.NO_CALL,)
-    assert trace.with_fallback() == (items(1, 6), Origin.ANSWER)
+    assert (trace.ranking, trace.origin) == (items(1, 6), Origin.ANSWER)
     assert not trace.pool
 
 
 def test_an_answer_right_after_a_list_is_a_fault(catalog: Catalog) -> None:
     for pool, faults in (((1, 6), (Fault.NO_FINAL_THOUGHT,)), (None, (Fault.NO_CALL,))):
-        assert answered(catalog, ["Alien", "Halo"], pool, thought="").faults == faults
+        assert trace_of(catalog, ["Alien", "Halo"], pool, thought="").faults == faults
 
 
 def test_items_of_a_forged_list_are_not_retrieved(catalog: Catalog) -> None:
@@ -233,7 +237,8 @@ def test_what_is_neither_call_nor_answer_ends_it(
     trace = env.trace((), hits(6, 7, 1))
     assert list(trace.faults) == faults
     assert not trace.well_formed
-    assert trace.with_fallback() == (items(6, 7), Origin.RETRIEVER)
+    assert (trace.ranking, trace.origin) == (items(6, 7), Origin.RETRIEVER)
+    assert trace.titles == ("Halo (1996)", "Halo 2")
 
 
 def test_it_can_be_ended_from_outside(catalog: Catalog) -> None:
@@ -242,7 +247,7 @@ def test_it_can_be_ended_from_outside(catalog: Catalog) -> None:
     trace = env.trace(())
     assert (trace.stop, trace.error) == (Stop.FAILED, "the line is dead")
     assert trace.faults == (Fault.NO_ANSWER, Fault.NO_CALL)
-    assert trace.with_fallback() == ((), Origin.RETRIEVER)
+    assert (trace.ranking, trace.origin) == ((), Origin.RETRIEVER)
 
 
 def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
@@ -266,16 +271,15 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         turns=tuple(Turn("", "p", hits(*turn)) for turn in turns),
         thought="",
         answer=tuple(Line("x", None if i is None else ItemIdx(i), True, fault) for i, fault in answer),
-        fallback=more.pop("spare", ()),
         stop=Stop.ANSWERED,
         faults=(),
         answer_size=3,
-        **more,
+        **{"fallback": (), **more},
     )
 
 
 @pytest.mark.parametrize(
-    ("trace", "served", "origin"),
+    ("trace", "ranking", "origin"),
     [
         (record([(1, 2)], [(4, None), (2, None), (7, None)]), (4, 2, 7), Origin.ANSWER),
         (record([(1, 2)], [(4, None), (2, None), (7, None), (1, None)]), (4, 2, 7), Origin.ANSWER),
@@ -294,8 +298,8 @@ def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | 
         (record([], []), (), Origin.RETRIEVER),
     ],
 )
-def test_what_is_served_and_where_it_comes_from(trace: Trace, with_fallback: tuple[int, ...], origin: Origin) -> None:
-    assert trace.with_fallback() == (with_fallback, origin)
+def test_the_ranking_with_fallback_and_its_origin(trace: Trace, ranking: tuple[int, ...], origin: Origin) -> None:
+    assert (trace.ranking, trace.origin) == (ranking, origin)
 
 
 def test_tokens_know_their_author() -> None:
@@ -321,20 +325,22 @@ def test_a_trace_survives_json() -> None:
         faults=(Fault.ECHO, Fault.LINES),
         stop=Stop.FAILED,
         error="boom",
+        titles=("Alien (1979)", "千と千尋の神隠し"),
     )
+    assert {"fallback", "titles"} < set(trace.to_json())
     assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
 
 
-def test_an_answer_may_be_held_to_what_was_retrieved(catalog: Catalog) -> None:
+def test_an_answer_may_be_constrained_to_retrieved_titles(catalog: Catalog) -> None:
     """Namesakes as often as there are items, nothing twice, and no title that would be read as the prompt's words."""
     odd = replace(catalog, titles=(*catalog.titles[:7], "title"))
-    free, held = environment(odd), environment(odd, answer="pool")
-    for env in (free, held):
+    free, pool = environment(odd), environment(odd, answer="pool")
+    for env in (free, pool):
         env.receive(call_text("Hm.", "war"), Finish.STOP)
         env.answer_call(hits(4, 1, 7))
         env.receive(call_text("Hm.", "peace"), Finish.STOP)
         env.answer_call(hits(5, 1))
     assert free.constraint() is None
     titles = ("Same (2000)", "Alien (1979)", "Same (2000)")
-    assert held.constraint() == Constraint(ANSWER, END_ANSWER, titles, CONFIG.answer_size)
+    assert pool.constraint() == Constraint(ANSWER, END_ANSWER, titles, CONFIG.answer_size)
     assert environment(odd, answer="pool").constraint() == Constraint(ANSWER, END_ANSWER, (), CONFIG.answer_size)

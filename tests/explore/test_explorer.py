@@ -1,4 +1,4 @@
-"""The one loop: stops, order, batches, listeners, what the retriever is asked, and that no target leaks."""
+"""The one loop: stops, order, batches, listeners, queries, and that no target leaks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
+from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer, ForcedSegment, Listener
-from deeprec.explore.policy import Chunk, Finish, Request
+from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
 from deeprec.explore.protocol import END_PREFERENCE, PREFERENCE, STOPS, TAGS, Fault, answer_text, call_text
+from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Author, Origin, Stop, Trace
-from deeprec.policies.scripted import ScriptedWriter, list_titles
+from deeprec.policies.scripted import ScriptedPolicy, ScriptedWriter, list_titles
 from deeprec.policies.text import TextPolicy, Writer
 from deeprec.testing import RecordingRetriever, toy_dataset
 
@@ -47,7 +49,7 @@ class Dripping(TextPolicy):
         super().__init__(writer, Bytes())
         self.requests: list[Request] = []
         self.encoded: list[str] = []
-        self.held: set[str] = set()
+        self.open: set[str] = set()
         self.drops: dict[str, list[Chunk]] = {}
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
@@ -56,7 +58,7 @@ class Dripping(TextPolicy):
 
     def submit(self, requests: Sequence[Request]) -> None:
         self.requests += requests
-        self.held |= {request.key for request in requests}
+        self.open |= {request.key for request in requests}
         super().submit(requests)
 
     def step(self) -> list[Chunk]:
@@ -69,7 +71,7 @@ class Dripping(TextPolicy):
 
     def release(self, keys: Sequence[str]) -> None:
         super().release(keys)
-        self.held -= set(keys)
+        self.open -= set(keys)
         for key in keys:
             self.drops.pop(key, None)
 
@@ -116,8 +118,6 @@ PROMPT_BYTES = len(explore("".join)[0][0].segments[0].tokens)
 STOP_CASES: dict[str, tuple[Writer | TextPolicy, dict[str, Any], Stop, int, Origin]] = {
     "answered": (talk(1), {}, Stop.ANSWERED, 1, Origin.ANSWER),
     "answered after the last call": (talk(2), {}, Stop.ANSWERED, 2, Origin.ANSWER),
-    "at the horizon": (talk(2), {"horizon": 1}, Stop.HORIZON, 1, Origin.POOL),
-    "answered before the horizon": (talk(1), {"horizon": 2}, Stop.ANSWERED, 1, Origin.ANSWER),
     "answered with inventions": (after(CALL, answer_text("", "abc")), {}, Stop.ANSWERED, 1, Origin.POOL),
     "one call too many": (talk(3), {}, Stop.CALL_LIMIT, 2, Origin.POOL),
     "malformed": (after(f"{PREFERENCE}{CALL}"), {}, Stop.MALFORMED, 0, Origin.RETRIEVER),
@@ -151,13 +151,13 @@ def test_every_way_to_stop(name: str) -> None:
     (trace,), retriever = explore(writer, **options)
     assert trace.stop is stop
     assert len(trace.turns) == calls
-    assert trace.well_formed == (origin is Origin.ANSWER or stop is Stop.HORIZON)
-    ranking, where = trace.with_fallback()
-    assert where is origin
-    assert len(ranking) == CONFIG.answer_size
-    assert not set(ranking) & set(trace.history)
+    assert trace.well_formed == (origin is Origin.ANSWER)
+    assert trace.origin is origin
+    assert len(trace.ranking) == CONFIG.answer_size
+    assert trace.titles == tuple(CATALOG.titles[item] for item in trace.ranking)
+    assert not set(trace.ranking) & set(trace.history)
     assert (Fault.NO_CALL in trace.faults) == (calls == 0)
-    assert (Fault.NO_ANSWER in trace.faults) == (stop not in (Stop.ANSWERED, Stop.HORIZON))
+    assert (Fault.NO_ANSWER in trace.faults) == (stop is not Stop.ANSWERED)
     assert (trace.error == "the line is dead") == (stop is Stop.FAILED)
     # Without any call there is one question more, which has no preference.
     assert len(retriever.queries) == max(calls, 1)
@@ -168,15 +168,65 @@ def test_the_stop_cases_are_all_there_is() -> None:
     assert {case[2] for case in STOP_CASES.values()} == set(Stop)
 
 
-def test_given_calls_end_at_the_horizon_too() -> None:
+def test_a_forced_prefix_stands_before_the_policys_text_and_ends_with_the_exploration() -> None:
     retriever = RecordingRetriever(len(CATALOG))
-    config = CONFIG.model_copy(update={"context_tokens": 100_000, "horizon": 1})
-    explorer = Explorer(TextPolicy(talk(1), Bytes()), retriever, CATALOG, config)
-    explorer.start(TASKS[0], given=[ForcedSegment(call_text("Hm.", "war")), ForcedSegment(call_text("Hm.", "peace"))])
+    explorer = Explorer(TextPolicy(talk(2), Bytes()), retriever, CATALOG, _roomy())
+    calls = [ForcedSegment(call_text("Hm.", wish)) for wish in ("war", "peace", "love", "hate")]
+    key = explorer.start(TASKS[0], forced_prefix=calls[:1])
+    assert [turn.preference for turn in explorer.turns(key)] == ["war"]
+    (trace,) = [trace for _ in range(2) for _, trace in explorer.step()]
+    assert [turn.preference for turn in trace.turns] == ["war", "wish 1"]
+    assert [segment.author for segment in trace.segments].count(Author.POLICY) == 2
+    explorer.start(TASKS[0], forced_prefix=calls)
     ((_, trace),) = explorer.step()
-    assert trace.stop is Stop.HORIZON
-    assert [turn.preference for turn in trace.turns] == ["war"]
-    assert [query.preference for query in retriever.queries] == ["war"]
+    assert trace.stop is Stop.CALL_LIMIT
+    assert [turn.preference for turn in trace.turns] == ["war", "peace"]
+    assert trace.policy_tokens == 0
+
+
+class CatalogRetriever(RecordingRetriever):
+    """One that has a catalogue."""
+
+    catalog = CATALOG
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_recommend_takes_titles_ids_and_positions(k: int) -> None:
+    explorer = Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG)))
+    reported: list[str] = []
+    trace = explorer.recommend([CATALOG.titles[7], CATALOG.ids[8], ItemIdx(9)], k, listener=into(reported))
+    assert trace.history == (7, 8, 9)
+    assert trace.well_formed
+    assert len(trace.titles) == k
+    assert trace.titles == tuple(CATALOG.titles[item] for item in trace.ranking)
+    assert "".join(reported) == "".join(segment.text for segment in trace.segments)
+    assert explorer.recommend([7, 8, 9], k).to_json() == trace.to_json()
+    assert len(explorer.recommend([CATALOG.titles[0]]).titles) == 10
+
+
+@pytest.mark.parametrize(
+    ("history", "k", "said"),
+    [
+        (["Film 1 (1971)", "No Such Film"], 10, "no item with the title or id 'No Such Film'"),
+        ([len(CATALOG)], 10, "no item at position 40: the catalogue has 40"),
+        ([0], 0, "k=0"),
+    ],
+)
+def test_what_recommend_does_not_know_is_said(history: list[str | int], k: int, said: str) -> None:
+    with pytest.raises(DeepRecError, match=said):
+        Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG))).recommend(history, k)
+
+
+def test_an_explorer_needs_a_catalogue() -> None:
+    with pytest.raises(DeepRecError, match="RecordingRetriever has no catalogue"):
+        Explorer(ScriptedPolicy(), RecordingRetriever(len(CATALOG)))
+    assert Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG))).catalog is CATALOG
+
+
+def test_the_settings_have_no_none() -> None:
+    explorer = Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG)))
+    assert None not in explorer.config.model_dump().values()
+    assert resolve_defaults(explorer.config, PromptDefaults("task", 0.5), explorer.retriever) is explorer.config
 
 
 def test_the_policy_never_writes_beyond_the_limits() -> None:
@@ -318,18 +368,18 @@ def test_sampling_options_reach_the_policy() -> None:
     assert [(asked.temperature, asked.top_p) for asked in policy.requests] == [(0.7, 0.9)]
 
 
-def _condition(heard: list[str]) -> Listener:
-    return lambda task, author, text: heard.append(text)
+def into(reported: list[str]) -> Listener:
+    return lambda task, author, text: reported.append(text)
 
 
 def _roomy(**options: Any) -> ExploreConfig:
     return CONFIG.model_copy(update={"context_tokens": 100_000, "segment_tokens": 10_000, **options})
 
 
-def test_nothing_is_held_in_the_end() -> None:
+def test_the_policy_keeps_nothing_in_the_end() -> None:
     policy = Dripping(various)
     explore(policy, TASKS[:9], batch_size=4)
-    assert policy.held == set()
+    assert policy.open == set()
     assert explore(policy, [])[0] == []
 
 
@@ -339,9 +389,9 @@ def test_closing_the_stream_releases_the_policy() -> None:
     stream = explorer.stream(TASKS[:20])
     assert isinstance(stream, Iterator)
     next(stream)
-    assert policy.held
+    assert policy.open
     stream.close()  # type: ignore[attr-defined]
-    assert policy.held == set()
+    assert policy.open == set()
     assert policy.step() == []
 
 
@@ -353,20 +403,20 @@ def test_a_failing_retriever_releases_the_policy() -> None:
     policy = Dripping(talk(1))
     with pytest.raises(RuntimeError, match="no index"):
         Explorer(policy, Broken(len(CATALOG)), CATALOG, _roomy()).run(TASKS[:3])
-    assert policy.held == set()
+    assert policy.open == set()
 
 
 @pytest.mark.parametrize("kind", [Dripping, TextPolicy])
-def test_a_listener_hears_the_segments_as_they_are_written(kind: Callable[[Writer], TextPolicy]) -> None:
+def test_a_listener_gets_the_segments_as_they_are_written(kind: Callable[[Writer], TextPolicy]) -> None:
     def writer(conversation: str) -> str:
         made = len(list_titles(conversation))
         return call_text(f"日本 🎬 � é {made} �", "wäre 🎬") if made < 2 else first_titles(conversation) + "�"
 
-    heard: dict[str, list[tuple[Author, str]]] = {}
+    reported: dict[str, list[tuple[Author, str]]] = {}
 
     def listener(task: Task, author: Author, text: str) -> None:
         assert text
-        heard.setdefault(task.id, []).append((author, text))
+        reported.setdefault(task.id, []).append((author, text))
 
     policy = kind(writer)
     config = _roomy(batch_size=2)
@@ -374,19 +424,19 @@ def test_a_listener_hears_the_segments_as_they_are_written(kind: Callable[[Write
     for trace in traces:
         runs = [
             (author, "".join(text for _, text in run))
-            for author, run in itertools.groupby(heard[trace.task], key=lambda event: event[0])
+            for author, run in itertools.groupby(reported[trace.task], key=lambda event: event[0])
         ]
         assert runs == [(segment.author, segment.text) for segment in trace.segments]
-        pieces = sum(author is Author.POLICY for author, _ in heard[trace.task])
+        pieces = sum(author is Author.POLICY for author, _ in reported[trace.task])
         assert pieces == 3 if kind is TextPolicy else pieces > 100
 
 
-def test_a_listener_hears_an_unfinished_character_at_the_end() -> None:
-    heard: list[str] = []
+def test_a_listener_gets_an_unfinished_character_at_the_end() -> None:
+    reported: list[str] = []
     policy = Dripping(after("ab🎬"))
     explorer = Explorer(policy, RecordingRetriever(len(CATALOG)), CATALOG, _roomy(segment_tokens=4))
-    (trace,) = explorer.run(TASKS[:1], _condition(heard))
-    assert "".join(heard) == "".join(segment.text for segment in trace.segments)
+    (trace,) = explorer.run(TASKS[:1], into(reported))
+    assert "".join(reported) == "".join(segment.text for segment in trace.segments)
     assert trace.segments[-1].text == "ab�"
 
 
@@ -432,11 +482,11 @@ def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
         catalog = replace(CATALOG, titles=tuple(titles))
         retriever = RecordingRetriever(len(catalog), never=[target])
         policy = Dripping(writer)
-        heard: list[str] = []
+        reported: list[str] = []
         config = _roomy(history=100, guidance="example")
-        (trace,) = Explorer(policy, retriever, catalog, config).run([task], _condition(heard))
+        (trace,) = Explorer(policy, retriever, catalog, config).run([task], into(reported))
         received = [policy.decode(asked.context) for asked in policy.requests]
-        everything = [*received, *policy.encoded, *heard, *(asked.key for asked in policy.requests)]
+        everything = [*received, *policy.encoded, *reported, *(asked.key for asked in policy.requests)]
         everything += [query.preference for query in retriever.queries]
         assert retriever.queries
         assert not any(SENTINEL in text for text in everything)
@@ -444,7 +494,8 @@ def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
             assert target not in query.history
             assert target not in query.exclude
         assert SENTINEL not in json.dumps(trace.to_json())
-        assert target not in trace.with_fallback()[0]
+        assert target not in trace.ranking
+        assert SENTINEL not in trace.titles
 
 
 def test_the_sentinel_would_be_seen() -> None:
@@ -498,9 +549,8 @@ def test_whatever_the_policy_writes_ends_in_a_trace(texts: list[str], limit: int
     assert not set(trace.pool) & set(range(35, 40))
     assert [hit.item for turn in trace.turns for hit in turn.hits] == (returned if trace.turns else [])
     assert all(line.retrieved == (line.item in trace.pool) for line in trace.answer)
-    ranking, _ = trace.with_fallback()
-    assert len(set(ranking)) == len(ranking) == CONFIG.answer_size
-    assert not set(ranking) & set(trace.history)
+    assert len(set(trace.ranking)) == len(trace.ranking) == CONFIG.answer_size
+    assert not set(trace.ranking) & set(trace.history)
     assert trace.well_formed == (trace.stop is Stop.ANSWERED and not trace.faults)
-    assert not trace.well_formed or (trace.turns and len(trace.answered) == CONFIG.answer_size)
+    assert not trace.well_formed or (trace.turns and len(trace.raw_ranking) == CONFIG.answer_size)
     assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace

@@ -1,4 +1,4 @@
-"""Which adapter a policy has, and what it brings along."""
+"""Which adapter a policy has, and the prompt defaults that it brings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer, ForcedSegment
 from deeprec.explore.policy import PromptDefaults
 from deeprec.explore.protocol import call_text
-from deeprec.policies import tokens
+from deeprec.policies import adapters
 from deeprec.policies.adapters import adapter_folder, bare, name_of, read_prompt_defaults, write_prompt_defaults
 from deeprec.policies.text import TextPolicy
 from deeprec.testing import RecordingRetriever, toy_dataset
@@ -22,7 +22,7 @@ ASSET = "smollm2-135m-instruct"
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tokens, "SHIPPED", tmp_path)
+    monkeypatch.setattr(adapters, "SHIPPED", tmp_path)
     (tmp_path / ASSET).mkdir()
     return tmp_path / ASSET
 
@@ -46,7 +46,7 @@ def test_an_adapter_of_one_s_own_must_be_one(tmp_path: Path) -> None:
     assert adapter_folder(PolicyConfig(adapter=str(tmp_path))) == tmp_path
 
 
-def test_habits_lie_beside_an_adapter(tmp_path: Path) -> None:
+def test_prompt_defaults_lie_beside_an_adapter(tmp_path: Path) -> None:
     assert read_prompt_defaults(tmp_path) is None
     write_prompt_defaults(tmp_path, ExploreConfig(guidance="rules", preference_weight=0.1))
     assert read_prompt_defaults(tmp_path) == PromptDefaults("rules", 0.1)
@@ -71,7 +71,7 @@ def test_habits_lie_beside_an_adapter(tmp_path: Path) -> None:
         ({}, PromptDefaults("task"), None, "task", DEFAULT_PREFERENCE_WEIGHT),
     ],
 )
-def test_a_setting_goes_before_a_habit_and_a_habit_before_the_catalogue(
+def test_the_configuration_goes_before_the_policys_defaults_and_these_before_the_retrievers(
     set_: dict[str, object],
     prompt_defaults: PromptDefaults | None,
     found: float | None,
@@ -86,9 +86,9 @@ def test_a_setting_goes_before_a_habit_and_a_habit_before_the_catalogue(
     ) -> tuple[str, float]:
         policy, retriever = TextPolicy(write), RecordingRetriever(len(DATASET.catalog))
         if found is not None:
-            retriever.preference_weight = found  # type: ignore[attr-defined]
+            retriever.preference_weight = found
         if prompt_defaults is not None:
-            policy.prompt_defaults = prompt_defaults  # type: ignore[attr-defined]
+            policy.prompt_defaults = prompt_defaults
         explorer = Explorer(policy, retriever, DATASET.catalog, config)
         keys = [explorer.start(DATASET.tasks("test")[0], config=each) for each in (None, config)]
         first, second = (trace for _ in range(2) for _, trace in explorer.step())
@@ -108,19 +108,19 @@ def test_the_defaults_name_no_adapter_by_its_path() -> None:
 
 
 @pytest.mark.parametrize("of", ["policy", "retriever"])
-def test_a_person_s_calls_keep_a_person_s_trust(of: str) -> None:
+def test_a_person_s_calls_keep_the_weight_of_requests(of: str) -> None:
     policy, retriever = (
         TextPolicy(lambda conversation: call_text("", "drama")),
         RecordingRetriever(len(DATASET.catalog)),
     )
     if of == "policy":
-        policy.prompt_defaults = PromptDefaults("task", 0.2)  # type: ignore[attr-defined]
+        policy.prompt_defaults = PromptDefaults("task", 0.2)
     else:
-        retriever.preference_weight = 0.2  # type: ignore[attr-defined]
+        retriever.preference_weight = 0.2
     explorer = Explorer(policy, retriever, DATASET.catalog, ExploreConfig(max_calls=3))
     explorer.start(
         DATASET.tasks("test")[0],
-        given=[ForcedSegment(call_text("", "war")), ForcedSegment(call_text("", "noir"), own=True)],
+        forced_prefix=[ForcedSegment(call_text("", "war")), ForcedSegment(call_text("", "noir"), by_policy=True)],
     )
     explorer.step()
     preference_weights = [(query.preference, query.preference_weight) for query in retriever.queries]

@@ -1,4 +1,4 @@
-"""Grouped attention says what transformers' own says."""
+"""Grouped attention gives what the attention of transformers gives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def models(request: pytest.FixtureRequest) -> tuple[LlamaForCausalLM, LlamaForCa
 MASKS = {
     "none": None,
     "padded on the right": torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]),
-    "rows of their own": torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)) + torch.eye(6) > 0.4,
+    "a mask per row": torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)) + torch.eye(6) > 0.4,
 }
 
 

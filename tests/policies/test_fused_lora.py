@@ -1,4 +1,4 @@
-"""An adapter that is folded in says what peft's says."""
+"""A fused adapter gives what peft's gives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_in_float32_nothing_changes():
 
 
 def test_a_forward_that_a_trainer_put_in_its_place_stays_behind():
-    """TRL gives the inner model one that is bound to it, and would run the layers that are not folded."""
+    """TRL gives the inner model one that is bound to it, and would run the layers that are not fused."""
     model = adapted(torch.float32)
     wanted, inner = logits(model), model.base_model.model
 

@@ -1,4 +1,4 @@
-"""You are the policy: a person's lines become calls and an answer."""
+"""A person is the policy: typed lines become calls and an answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_game() -> None:
     assert [turn.preference for turn in trace.turns] == ["war; drama", "comedy"]
     assert trace.well_formed
     pool = trace.pool
-    assert trace.answered == (pool[7], pool[0], pool[2])
+    assert trace.raw_ranking == (pool[7], pool[0], pool[2])
     assert [line.split(". ", 1)[1] for line in shown] == [DATASET.catalog.titles[item] for item in pool]
     assert [int(line.split(".")[0]) for line in shown] == list(range(1, 9))
 
@@ -45,13 +45,13 @@ def test_a_game() -> None:
 def test_one_may_rank_before_the_last_call() -> None:
     trace, shown = play("war", "", "1 2 3")
     assert len(trace.turns) == 1
-    assert trace.answered == trace.pool[:3]
+    assert trace.raw_ranking == trace.pool[:3]
     assert len(shown) == CONFIG.items_per_call
 
 
 def test_odd_numbers_are_left_out() -> None:
     trace, _ = play("war", "", "2 2 0 99 x -1 ² 4")
-    assert trace.answered == (trace.pool[1], trace.pool[3])
+    assert trace.raw_ranking == (trace.pool[1], trace.pool[3])
     assert trace.faults == (Fault.LINES,)
 
 

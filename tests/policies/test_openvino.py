@@ -40,7 +40,7 @@ TEXT = "The user liked Toy Story (1995) and Fargo (1996). After these, a good ch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """What is so small is fastest so, the more where tests run beside each other."""
+    """So small a model is fastest on one thread, all the more when tests run in parallel."""
     if assets.locate(SMOLLM2) is None:
         pytest.skip(f"{SMOLLM2} is not in the asset cache")
     threads = torch.get_num_threads()
@@ -73,7 +73,7 @@ def test_its_logprobs_are_those_of_transformers(engine: OpenVinoPolicy) -> None:
 
 
 def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
-    """Its explorations, wholly: adapter, habits, stops, and contexts that grow over turns."""
+    """Whole explorations: adapter, prompt defaults, stops, and contexts that grow over turns."""
     dataset = toy_dataset()
     traces = {}
     for kind in ("openvino", "transformers"):
@@ -87,14 +87,14 @@ def test_with_the_shipped_adapter_it_explores_as_transformers_does() -> None:
     for ours, theirs in zip(traces["openvino"], traces["transformers"], strict=True):
         assert ours.turns
         assert [segment.tokens for segment in ours.segments] == [segment.tokens for segment in theirs.segments]
-        assert ours.answered == theirs.answered
+        assert ours.raw_ranking == theirs.raw_ranking
 
 
 TITLES = (*AWKWARD, "Amélie (2001)", "Amélie (2001)")
 
 
-def test_answers_are_held_to_titles_beside_free_ones(engine: OpenVinoPolicy) -> None:
-    """The opening is what the model writes first of its own that ends as a tag may, or goes on as none may."""
+def test_answers_are_constrained_beside_free_ones(engine: OpenVinoPolicy) -> None:
+    """The opening is a token that the model writes by itself and that occurs once; the three ways end or cut it."""
     context = tuple(engine.encode(TEXT, first=True))
     free = write(engine, [Request("free", context, (), 30)])["free"].tokens
     texts = [engine.decode([token]) for token in free]

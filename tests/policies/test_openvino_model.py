@@ -1,4 +1,4 @@
-"""What OpenVINO's model is made of, and what is left where it can't be. The real conversion is in test_openvino."""
+"""What the conversion to OpenVINO needs, and what it leaves if it fails. test_openvino runs the real conversion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("missing", SOURCES)
 def test_a_folder_without_a_model_is_refused(source: Path, missing: str) -> None:
     (source / missing).unlink()
-    with pytest.raises(DeepRecError, match=r"is none: export the model"):
+    with pytest.raises(DeepRecError, match=r"has neither: export the model"):
         openvino_folder(source)
 
 

@@ -83,6 +83,17 @@ def test_it_calls_as_often_as_it_was_told() -> None:
         assert protocol.ANSWER in ScriptedWriter(3, calls)(talk)
 
 
+@pytest.mark.parametrize("guidance", ["task", "rules", "example"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_it_recommends_as_many_as_the_prompt_asks_for(guidance: Guidance, size: int) -> None:
+    talk = prompt(
+        item_lines(*zip(*HISTORY, strict=True)), answer_size=size, items_per_call=3, max_calls=1, guidance=guidance
+    )
+    parsed = parse(ScriptedWriter()(talk + ScriptedWriter()(talk) + FIRST), answer_size=size, after_items=True)
+    assert isinstance(parsed, Answer)
+    assert parsed.titles == ("P (1985)", "Q (1984)")[:size]
+
+
 def test_it_asks_for_nothing_twice() -> None:
     """What the answers and the history share may be what it asked for first: then it answers."""
     write = ScriptedWriter(answer_size=3)
@@ -108,9 +119,8 @@ def test_it_explores_without_faults(calls: int) -> None:
     assert all(trace.well_formed and trace.stop is Stop.ANSWERED for trace in traces)
     for trace in traces:
         assert 1 <= len(trace.turns) <= calls
-        ranking, origin = trace.with_fallback()
-        assert origin is Origin.ANSWER
-        assert ranking == trace.pool[:5]
+        assert trace.origin is Origin.ANSWER
+        assert trace.ranking == trace.pool[:5]
         preferences = [turn.preference for turn in trace.turns]
         assert len(set(preferences)) == len(preferences)
     assert max(len(trace.turns) for trace in traces) == calls

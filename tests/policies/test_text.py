@@ -28,7 +28,7 @@ def recite(conversation: str) -> str:
     return f"I read {len(conversation)} letters, and I say no more than that."
 
 
-class TestWords(PolicyContract):
+class TestWordTokenizer(PolicyContract):
     @pytest.fixture
     def policy(self) -> TextPolicy:
         return TextPolicy(recite)

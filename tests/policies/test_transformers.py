@@ -20,12 +20,12 @@ from deeprec import assets
 from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
-from deeprec.explore import environment, explorer
-from deeprec.explore.explorer import Explorer
+from deeprec.explore import environment
+from deeprec.explore.explorer import Explorer, seed_of
 from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
-from deeprec.policies import transformers as room
+from deeprec.policies import transformers
 from deeprec.policies.attention import GROUPED
 from deeprec.policies.transformers import TransformersPolicy, pick_device, pick_dtype
 from deeprec.testing import TEXTS, PolicyContract, RecordingRetriever, request, toy_dataset, write
@@ -47,7 +47,7 @@ def smollm2_tokenizer() -> Any:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """What is so small is fastest so, the more where tests run beside each other."""
+    """So small a model is fastest on one thread, all the more when tests run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -100,20 +100,20 @@ def sampled(policy: TransformersPolicy, key: str, text: str, seed: int = 0, **op
 def steer(
     policy: TransformersPolicy, monkeypatch: pytest.MonkeyPatch, tokens_of: Callable[[int], tuple[int, list[int]]]
 ) -> None:
-    """Let the policy sample freely for a while in each segment, then write given tokens, known by the seed.
+    """Let the policy sample freely for a while in each segment, then force tokens, which the seed identifies.
 
-    A small model never calls the tool by itself. The policy records logprobs of steered tokens like of others.
+    A small model never calls the tool by itself. The policy records logprobs of forced tokens like those of others.
     """
-    draw, written = room._draw, {}
+    draw, written = transformers._draw, {}
 
     def steered(logprobs_V: torch.Tensor, top_p: float, generator: torch.Generator) -> int:
         seed = generator.initial_seed()
         position = written[seed] = written.get(seed, -1) + 1
         free, then = tokens_of(seed)
-        own = next(token for _ in range(99) if (token := draw(logprobs_V, top_p, generator)) not in policy.ends)
-        return own if position < free else then[position - free]
+        free_token = next(token for _ in range(99) if (token := draw(logprobs_V, top_p, generator)) not in policy.ends)
+        return free_token if position < free else then[position - free]
 
-    monkeypatch.setattr(room, "_draw", steered)
+    monkeypatch.setattr(transformers, "_draw", steered)
 
 
 def explore_exactly(
@@ -124,26 +124,26 @@ def explore_exactly(
     segments = [policy.encode(text) for text in texts]
     script = {}
     for position, task in enumerate(tasks):
-        base = explorer._seed(config.seed, task.id, 0)
+        base = seed_of(config.seed, task.id, 0)
         for turn, tokens in enumerate(segments):
             script[base + 1 + 2 * turn] = (2 + (3 * position + 5 * turn) % 7, tokens)
     read: list[str] = []
     parse = environment.protocol.parse
 
-    def listening(text: str, **options: Any) -> Any:
+    def reading(text: str, **options: Any) -> Any:
         read.append(text)
         return parse(text, **options)
 
     with monkeypatch.context() as patch:
         steer(policy, patch, script.__getitem__)
-        patch.setattr(environment.protocol, "parse", listening)
+        patch.setattr(environment.protocol, "parse", reading)
         traces = Explorer(policy, RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, config).run(tasks)
     assert policy.rows == []
     written = []
     for trace in traces:
         ids, by_policy, logprobs = trace.tokens()
         said = [0.0, *bare_logprobs(policy.model, ids, config.temperature)]
-        pairs = [(a, b) for a, b, own in zip(logprobs, said, by_policy, strict=True) if own]
+        pairs = [(a, b) for a, b, written in zip(logprobs, said, by_policy, strict=True) if written]
         assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], abs=ALIKE)
         assert trace.policy_tokens == len(pairs) > 0
         for segment in trace.segments:
@@ -184,7 +184,9 @@ def test_the_real_model_is_token_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     for trace in Explorer(policy, RecordingRetriever(40), DATASET.catalog, config).run(TASKS[:2]):
         ids, by_policy, logprobs = trace.tokens()
         said = [0.0, *bare_logprobs(policy.model, ids)]
-        assert logprobs == pytest.approx([b if own else 0 for b, own in zip(said, by_policy, strict=True)], abs=ALIKE)
+        assert logprobs == pytest.approx(
+            [b if written else 0 for b, written in zip(said, by_policy, strict=True)], abs=ALIKE
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.5, 1.7])
@@ -227,7 +229,7 @@ def test_only_new_tokens_are_encoded(policy: TransformersPolicy, monkeypatch: py
         return forward(rows, tokens_BT, *rest, **options)
 
     monkeypatch.setattr(policy, "_forward", counting)
-    monkeypatch.setattr(room, "_DRAFT_TOKENS", 0)
+    monkeypatch.setattr(transformers, "_LOOKUP_TOKENS", 0)
     asked = request(policy, "a", limit=3)
     chunk = write(policy, [asked])["a"]
     assert widths == [len(asked.context) - 1, 1, 1, 1]
@@ -244,7 +246,7 @@ def test_guesses_change_the_steps_and_nothing_else(
     """Explorations that copy what they have read, beside one that does not."""
 
     def explored(guessed: int) -> tuple[list[Trace], int]:
-        monkeypatch.setattr(room, "_DRAFT_TOKENS", guessed)
+        monkeypatch.setattr(transformers, "_LOOKUP_TOKENS", guessed)
         policy, steps = fresh(), 0
         step = policy.step
 
@@ -288,7 +290,7 @@ def test_a_segment_ends_where_it_must_amid_guesses(policy: TransformersPolicy, m
 def test_guesses_stay_within_the_context(
     fresh: Callable[[], TransformersPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that is full but for a few places, beside another: no position is asked for that the model lacks."""
+    """A row that is full but for a few positions, beside another: no position is beyond the model's."""
     policy = fresh()
     policy.context_limit = 40
     widest = 0
@@ -319,7 +321,7 @@ def test_long_contexts_are_encoded_in_pieces(
     first = fresh()
     asked = [request(first, key, text) for key, text in zip("abc", TEXTS, strict=True)]
     whole = write(first, asked)
-    monkeypatch.setattr(room, "_PREFILL_TOKENS", 7)
+    monkeypatch.setattr(transformers, "_PREFILL_TOKENS", 7)
     for key, chunk in write(fresh(), asked).items():
         assert_alike(chunk, whole[key])
 
@@ -435,7 +437,7 @@ def test_top_p_leaves_the_unlikely_out(policy: TransformersPolicy) -> None:
     probabilities_V = torch.tensor([0.05, 0.5, 0.15, 0.3])
     generator = torch.Generator().manual_seed(0)
     for top_p, kept in ((0.01, {1}), (0.49, {1}), (0.6, {1, 3}), (0.79, {1, 3}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
-        drawn = [room._draw(probabilities_V.log(), top_p, generator) for _ in range(300)]
+        drawn = [transformers._draw(probabilities_V.log(), top_p, generator) for _ in range(300)]
         assert set(drawn) == kept
     greedy = write(policy, [request(policy, "a")])["a"]
     policy.release(["a"])
@@ -450,7 +452,7 @@ def test_top_p_leaves_the_unlikely_out(policy: TransformersPolicy) -> None:
 def test_draws_follow_the_probabilities() -> None:
     generator = torch.Generator().manual_seed(0)
     logprobs_V = torch.tensor([0.2, 0.7, 0.1]).log()
-    drawn = torch.tensor([room._draw(logprobs_V, 1.0, generator) for _ in range(3000)])
+    drawn = torch.tensor([transformers._draw(logprobs_V, 1.0, generator) for _ in range(3000)])
     assert (drawn.bincount() / 3000).tolist() == pytest.approx([0.2, 0.7, 0.1], abs=0.03)
 
 
@@ -509,7 +511,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kinds", [None, ["full_attention", "sliding_attention"]])
 def test_sliding_attention_is_refused(kinds: list[str] | None) -> None:
-    """The row cache keeps everything: a model that forgets would read more than it was trained to."""
+    """The KV cache keeps everything: a model with a sliding window would read more than it was trained to."""
     config = MistralConfig(
         vocab_size=257, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, sliding_window=4
     )
@@ -531,8 +533,7 @@ def test_devices_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
 
 
-def test_a_model_of_one_s_own_needs_no_file() -> None:
-    """Any causal language model of transformers and its tokenizer make a policy."""
+def test_any_model_and_its_tokenizer_make_a_policy() -> None:
     tokenizer = bytes_tokenizer()
     model = AutoModelForCausalLM.from_config(tiny(tokenizer).config).eval()
     policy = TransformersPolicy(model, tokenizer)

@@ -1,6 +1,6 @@
 """The real vLLM: the contract of policies, transformers' log-probabilities, and a training of two steps a stage.
 
-It needs vLLM, in an environment of its own; CONTRIBUTING.md says how.
+vLLM needs a separate environment; CONTRIBUTING.md says how.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-from deeprec.cli.workbench import Workbench  # noqa: E402
 from deeprec.config import PolicyConfig, load_config  # noqa: E402
+from deeprec.data.sources import load_dataset  # noqa: E402
 from deeprec.explore.policy import Request  # noqa: E402
 from deeprec.policies.transformers import TransformersPolicy  # noqa: E402
 from deeprec.policies.vllm import VllmPolicy  # noqa: E402
 from deeprec.testing import PolicyContract, write  # noqa: E402
+from deeprec.training.run import train_policy  # noqa: E402
 from deeprec.training.sampling import VllmSampler  # noqa: E402
 from deeprec.training.trainer import adapted  # noqa: E402
 
@@ -99,7 +100,7 @@ def test_two_steps_of_two_stages(tmp_path: Path) -> None:
         "train.sft.demonstrations=0",
         f"train.stages=[{STAGE % 'one'},{STAGE % 'two'}]",
     ]
-    bench = Workbench(load_config(None, settings), runs=tmp_path)
-    folder = bench.train(bench.dataset())
+    config = load_config(None, settings)
+    folder = train_policy(load_dataset(config.data), config, tmp_path)
     assert folder.name == "two"
     assert (folder / "adapter_model.safetensors").exists()

@@ -11,8 +11,10 @@ from deeprec.data.catalog import ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Task
 from deeprec.explore.environment import Environment
 from deeprec.explore.policy import Finish
+from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Stop, Trace
 from deeprec.retrieval.retriever import Hit
+from deeprec.testing import RecordingRetriever
 
 TITLES = ("Alien", "Halo", "Halo 2", "Casablanca", "Assistant", "Twin", "Twin", "Heat", "Brazil", "Ran", "M", "Jaws")
 ALIEN, HALO, HALO_2, CASABLANCA, ASSISTANT, TWIN, _, HEAT, BRAZIL, RAN, EM, JAWS = map(ItemIdx, range(len(TITLES)))
@@ -33,7 +35,9 @@ def explored(segments: Sequence[str], *, answer_size: int = 3, max_calls: int = 
     The history is Alien. Every call brings all other items but Jaws and the Twins.
     """
     task = Task("test:u", UserId("u"), (ALIEN,))
-    environment = Environment(task, CATALOG, ExploreConfig(answer_size=answer_size, max_calls=max_calls))
+    config = ExploreConfig(answer_size=answer_size, max_calls=max_calls)
+    settings = resolve_defaults(config, None, RecordingRetriever(len(CATALOG)), CATALOG)
+    environment = Environment(task, CATALOG, settings)
     for segment in segments:
         if environment.receive(segment, Finish.STOP) is not None:
             items = (HALO, HALO_2, CASABLANCA, ASSISTANT, HEAT, BRAZIL, RAN, EM)

@@ -92,7 +92,7 @@ class Explorations:
         """`calls` says whether the policy called the tool for what was retrieved."""
         first = [trace.first_found() for trace in traces]
         return cls(
-            raw=_ranks([trace.answered for trace in traces], targets),
+            raw=_ranks([trace.raw_ranking for trace in traces], targets),
             pooled=_ranks([trace.pool for trace in traces], targets),
             found=tuple(seen[target][0] if target in seen else 0 for seen, target in zip(first, targets, strict=True)),
             retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
@@ -105,7 +105,7 @@ class Explorations:
 
 
 def _filled_up(trace: Trace) -> bool:
-    return bool(trace.turns or trace.fallback) and trace.with_fallback()[1] is not Origin.ANSWER
+    return bool(trace.turns or trace.fallback) and trace.origin is not Origin.ANSWER
 
 
 @dataclass(frozen=True, slots=True)

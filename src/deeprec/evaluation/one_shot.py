@@ -12,9 +12,10 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
-from deeprec.explore.environment import constraint_of, item_lines, resolve_lines, segment_tokens_of
+from deeprec.explore.environment import constraint_of, item_lines, resolve_lines
 from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
+from deeprec.explore.settings import segment_tokens_of
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Retriever, queries_of
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeprec.config import ExploreConfig, items_of, preference_weight_of
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.evaluation.metrics import ranks_of
 from deeprec.evaluation.rankings import Rankings, rankings_of
+from deeprec.explore.settings import ExploreSettings
 from deeprec.explore.trace import Trace
 from deeprec.retrieval.retriever import Query, Retriever
 
@@ -48,7 +48,7 @@ class OracleAblation:
         tasks: Sequence[Task],
         traces: Sequence[Trace],
         targets: Mapping[str, ItemIdx],
-        explore: ExploreConfig,
+        explore: ExploreSettings,
     ) -> OracleAblation:
         """Of the explorations of these tasks, which used this TRM and these settings."""
         wanted = [targets[task.id] for task in tasks]
@@ -64,8 +64,8 @@ class OracleAblation:
             [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)],
             in_own_order(trm, tasks, pools),
             in_own_order(trm, tasks, completed),
-            replay(trm, tasks, oracle, items_of(explore), preference_weight_of(explore)),
-            replay(trm, tasks, oracle, items_of(explore), 1.0),
+            replay(trm, tasks, oracle, explore.items_per_call, explore.preference_weight),
+            replay(trm, tasks, oracle, explore.items_per_call, 1.0),
         )
         return cls(*(tuple(ranks_of(each, wanted).tolist()) for each in lists))
 

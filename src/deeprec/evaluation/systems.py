@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from deeprec.assets.downloads import sha256_of
-from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, items_of, preference_weight_of, weight_note
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, items_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.evaluation.cached_results import TraceLog
 from deeprec.evaluation.external_rankings import read_external_rankings
@@ -21,10 +21,10 @@ from deeprec.evaluation.one_shot import recall_titles, rerank
 from deeprec.evaluation.plans import ASKS_MODEL, Kind, SystemPlan
 from deeprec.evaluation.rankings import Stream, fused, rankings_of
 from deeprec.evaluation.worker_processes import spread
-from deeprec.explore.environment import segment_tokens_of
-from deeprec.explore.explorer import Explorer, resolve_defaults
+from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Policy
 from deeprec.explore.protocol import PROTOCOL
+from deeprec.explore.settings import ExploreSettings, resolve_defaults, segment_tokens_of
 from deeprec.explore.trace import Trace
 from deeprec.policies.adapters import adapter_folder, digests_of, name_of
 from deeprec.policies.scripted import ScriptedPolicy
@@ -110,10 +110,10 @@ class ExploringSystem(System):
         stream, explorer = self.load()
         log = log or TraceLog()
         if explorer is not None:
-            self.note = "; ".join(filter(None, [self.note, weight_note(explorer.config)]))
+            self.note = "; ".join(filter(None, [self.note, _weight_note(explorer.config)]))
         with progress.phase(self.name, len(tasks), unit=f"{self.name}, users") as advance:
             traces = log.explore(tasks, stream, advance)
-        return Ranked([trace.with_fallback()[0][:k] for trace in traces], log.seconds_per_user, traces, explorer)
+        return Ranked([trace.ranking[:k] for trace in traces], log.seconds_per_user, traces, explorer)
 
 
 class AnyRetriever(RetrievingSystem):
@@ -217,9 +217,9 @@ class StatedPreference(TRMAlone):
     explore_keys = ("preference_weight",)
 
     def preference_weight(self, retriever: Retriever) -> float:
-        explore = resolve_defaults(self.config.explore, None, retriever)
-        self.note = weight_note(explore)
-        return preference_weight_of(explore)
+        explore = resolve_defaults(self.config.explore, None, retriever, self.dataset.catalog)
+        self.note = _weight_note(explore)
+        return explore.preference_weight
 
 
 class FrequentPhrases(StatedPreference):
@@ -266,8 +266,8 @@ class Fusion(PlannedSystem):
 
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
         explorer = self.explorer(ScriptedPolicy(self.config.explore.answer_size))
-        self.note, started = weight_note(explorer.config), time.perf_counter()
-        rankings = fused(explorer.retriever, tasks, explorer.run(tasks), k, preference_weight_of(explorer.config))
+        self.note, started = _weight_note(explorer.config), time.perf_counter()
+        rankings = fused(explorer.retriever, tasks, explorer.run(tasks), k, explorer.config.preference_weight)
         return Ranked(rankings, (time.perf_counter() - started) / len(tasks))
 
 
@@ -329,6 +329,10 @@ class Explore(ModelSystem):
     def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
         explorer = self.explorer(policy)
         return explorer.stream, explorer
+
+
+def _weight_note(explore: ExploreSettings) -> str:
+    return f"preference weight {explore.preference_weight}"
 
 
 KINDS: dict[Kind, type[PlannedSystem]] = {

@@ -23,10 +23,8 @@ _MOST = 8
 
 
 def spread(stream: Stream, policy: Policy, batch_size: int) -> Stream:
-    """`in_worker_processes`, where the policy's model runs on a processor of Linux; forking is unsafe elsewhere."""
-    from deeprec.policies.transformers import TransformersPolicy
-
-    if sys.platform != "linux" or not isinstance(policy, TransformersPolicy) or policy.model.device.type != "cpu":
+    """`in_worker_processes`, where Linux and the policy allow forks."""
+    if sys.platform != "linux" or not policy.forkable:
         return stream
     import torch
 

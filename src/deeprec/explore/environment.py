@@ -1,16 +1,18 @@
-"""One user's exploration as a state machine: what the policy wrote goes in, what it reads next comes out."""
+"""One user's exploration as a state machine: it receives what the policy wrote and returns what it reads next."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from deeprec.config import ExploreConfig, guidance_of, items_of, preference_weight_of
+from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, ResolutionStatus
 from deeprec.data.dataset import Task
 from deeprec.explore import protocol
 from deeprec.explore.policy import Constraint, Finish, Usage
 from deeprec.explore.protocol import Answer, Call, Fault
+from deeprec.explore.settings import ExploreSettings
 from deeprec.explore.trace import Line, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query
 
@@ -22,29 +24,15 @@ _STOPS = {
 }
 
 
-_SEGMENT = 220
-_THOUGHT = 60
-_TOKEN = 2
-"""Bytes of a title to a token: words take four or more, but digits and marks one each, which many titles hold."""
-
-
-def segment_tokens_of(explore: ExploreConfig, catalog: Catalog) -> int:
-    """New tokens between two tool results; if nobody set a limit, room for a thought and an answer of long titles."""
-    if explore.segment_tokens is not None:
-        return explore.segment_tokens
-    line = 4 + catalog.long_title // _TOKEN  # a number, a point, an end of line
-    return max(_SEGMENT, _THOUGHT + explore.answer_size * line)
-
-
 class Environment:
     """Everything that happens around the policy, without tokens, models or loops.
 
-    Call `receive` with each segment of the policy. It returns a query when the policy called the tool; the hits go
-    to `answer_call`, which returns the text to append. It returns None when the exploration is over; then `stop`
-    is set and `trace` gives the record.
+    Call `receive` with each segment of the policy. It returns a query if the segment calls the tool; pass the hits to
+    `answer_call`, which returns the text to append. It returns None at the end of the exploration; then `stop` is set
+    and `trace` gives the record.
     """
 
-    def __init__(self, task: Task, catalog: Catalog, config: ExploreConfig) -> None:
+    def __init__(self, task: Task, catalog: Catalog, config: ExploreSettings) -> None:
         self.task = task
         self.catalog = catalog
         self.config = config
@@ -61,31 +49,31 @@ class Environment:
         return protocol.prompt(
             item_lines(self.catalog, self.task.history[-self.config.history :]),
             answer_size=self.config.answer_size,
-            items_per_call=items_of(self.config),
+            items_per_call=self.config.items_per_call,
             max_calls=self.config.max_calls,
-            guidance=guidance_of(self.config),
+            guidance=self.config.guidance,
         )
 
     def receive(self, text: str, finish: Finish) -> Query | None:
-        """Take in a segment of the policy; see the class."""
+        """Process a segment of the policy; see the class."""
         parsed = protocol.parse(text, answer_size=self.config.answer_size, after_items=bool(self.turns))
         self._faults += parsed.faults
         if isinstance(parsed, Call):
             if len(self.turns) < self.config.max_calls:
                 self._call = parsed
-                return Query(
-                    self.task.history, parsed.preference, frozenset(self._shown), preference_weight_of(self.config)
-                )
+                shown, weight = frozenset(self._shown), self.config.preference_weight
+                return Query(self.task.history, parsed.preference, shown, weight)
             self._end(Stop.CALL_LIMIT)
-        elif isinstance(parsed, Answer):
-            self._lines = self._resolve(parsed.titles)
+            return None
+        self._thought = parsed.thought
+        if isinstance(parsed, Answer):
+            pool = [hit.item for turn in self.turns for hit in turn.hits]
+            self._lines = resolve_lines(parsed.titles, self.catalog, pool, self.task.history)
             self._faults += [line.fault for line in self._lines if line.fault is not None]
             if not self.turns:
                 self._faults.append(Fault.NO_CALL)
-            self._thought = parsed.thought
             self.stop = Stop.ANSWERED
         else:
-            self._thought = parsed.thought
             self._end(_STOPS[finish])
         return None
 
@@ -100,17 +88,17 @@ class Environment:
         return protocol.tool_result(item_lines(self.catalog, items), last=last)
 
     def constraint(self) -> Constraint | None:
-        """What the next segment is held to, where answers are held to what was retrieved."""
+        """The constraint on the next segment, if answers may name retrieved items only."""
         return constraint_of(self.catalog, self.turns, self.config)
 
     def abort(self, stop: Stop, error: str | None = None) -> None:
-        """End from outside: no room left in the context, or the policy failed."""
+        """End from outside: the context is full, or the policy failed."""
         self.error = error
         self._end(stop)
 
     def trace(self, segments: Sequence[Segment], fallback: Sequence[Hit] = (), usage: Usage | None = None) -> Trace:
         assert self.stop is not None
-        return Trace(
+        trace = Trace(
             task=self.task.id,
             user=self.task.user,
             history=self.task.history,
@@ -125,6 +113,7 @@ class Environment:
             error=self.error,
             usage=usage,
         )
+        return replace(trace, titles=tuple(self.catalog.titles[item] for item in trace.ranking))
 
     def _end(self, stop: Stop) -> None:
         self.stop = stop
@@ -132,9 +121,6 @@ class Environment:
             self._faults.append(Fault.NO_ANSWER)
         if not self.turns:
             self._faults.append(Fault.NO_CALL)
-
-    def _resolve(self, titles: Sequence[str]) -> tuple[Line, ...]:
-        return resolve_lines(titles, self.catalog, [h.item for t in self.turns for h in t.hits], self.task.history)
 
 
 def item_lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
@@ -145,12 +131,12 @@ def item_lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
 def constraint_of(
     catalog: Catalog, turns: Sequence[Turn], config: ExploreConfig, begun: str | None = None
 ) -> Constraint | None:
-    """What an answer is held to, where answers are held to what was retrieved."""
+    """The constraint to titles of retrieved items, if `config.answer` asks for it."""
     if config.answer != "pool":
         return None
     pool = dict.fromkeys(hit.item for turn in turns for hit in turn.hits)
     titles = [catalog.titles[item] for item in pool]
-    # A title that would be read as the prompt's own words is a fault wherever it stands.
+    # A title that reads like the prompt's own words is a fault in any line.
     fit = [t for t in titles if protocol.parse_lines(protocol.answer_line(1, t), answer_size=1) == ((t,), ())]
     return Constraint(protocol.ANSWER, protocol.END_ANSWER, tuple(fit), config.answer_size, begun)
 
@@ -160,8 +146,8 @@ def resolve_lines(
 ) -> tuple[Line, ...]:
     """Answer titles to items, once and for all: inside the pool first, then in the catalogue, never by substring.
 
-    Where several retrieved items have the title in full, its first line names the one that came back first, and so on:
-    to copy what the tool showed is no fault.
+    If several retrieved items share a full title, its first line names the one that came back first, its second line
+    the next, and so on: copying what the tool showed is no fault.
     """
     retrieved, seen = frozenset(pool), frozenset(history)
     taken: Counter[ItemIdx] = Counter()

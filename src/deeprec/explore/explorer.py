@@ -8,23 +8,29 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from deeprec.config import ExploreConfig, items_of, preference_weight_of
-from deeprec.data.catalog import Catalog
+from deeprec.config import ExploreConfig
+from deeprec.data.catalog import Catalog, ItemIdx, UserId
 from deeprec.data.dataset import Task
-from deeprec.explore.environment import Environment, segment_tokens_of
-from deeprec.explore.policy import Chunk, Finish, Policy, PromptDefaults, Request, Usage
+from deeprec.errors import DeepRecError
+from deeprec.explore.environment import Environment
+from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import STOPS
+from deeprec.explore.settings import ExploreSettings, catalog_of
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
-from deeprec.retrieval.retriever import Hit, Query, Retriever
+from deeprec.retrieval.retriever import Hit, Query, Retriever, queries_of
 
 Listener = Callable[[Task, Author, str], None]
-"""Hears text as it is written. A policy's chunk may end inside a character; then the text comes later."""
+"""Receives text as it is written. If a policy's chunk ends inside a character, that character comes later."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForcedSegment:
-    """A segment that stands before the policy's first. A person's is believed as such unless it is the policy's `own`,
-    of an exploration before."""
+    """A segment that stands before the policy's first.
+
+    Attributes:
+        by_policy: the policy wrote it in an earlier exploration; otherwise a person did, and its preference gets the
+            weight of people's requests.
+    """
 
     text: str
     by_policy: bool = False
@@ -32,7 +38,13 @@ class ForcedSegment:
 
 @dataclass
 class _InFlight:
-    """An exploration under way."""
+    """An exploration in flight.
+
+    Attributes:
+        context: tokens of all segments.
+        tokens: of the segment that the policy is writing; likewise `logprobs`.
+        reported: characters of that segment that the listener has.
+    """
 
     key: str
     seed: int
@@ -42,35 +54,69 @@ class _InFlight:
     context: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    heard: int = 0
+    reported: int = 0
     usage: Usage | None = None
+
+    @property
+    def config(self) -> ExploreSettings:
+        return self.environment.config
+
+    @property
+    def ended(self) -> bool:
+        return self.environment.stop is not None
 
 
 class Explorer:
     """Runs explorations side by side, through one policy and one retriever.
 
-    No exploration waits for another: a tool call is answered and written on from while others still think, and new
-    ones may start at any step.
+    No exploration waits for another: a tool call is answered while other explorations still write, and new ones may
+    start at any step.
+
+    Args:
+        catalog: default: the retriever's.
+        config: default: `ExploreConfig()`.
+
+    Raises:
+        DeepRecError: neither the caller nor the retriever has a catalogue.
     """
 
-    def __init__(self, policy: Policy, retriever: Retriever, catalog: Catalog, config: ExploreConfig) -> None:
+    def __init__(
+        self, policy: Policy, retriever: Retriever, catalog: Catalog | None = None, config: ExploreConfig | None = None
+    ) -> None:
         self.policy = policy
         self.retriever = retriever
-        self.catalog = catalog
-        self._configured = config
-        self._prompt_defaults: PromptDefaults | None = getattr(policy, "prompt_defaults", None)
-        self.config = resolve_defaults(config, self._prompt_defaults, retriever)
+        self.catalog = catalog or catalog_of(retriever)
+        self._configured = config or ExploreConfig()
+        self.config = self._resolve(self._configured)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._in_flight: dict[str, _InFlight] = {}
         self._new: list[_InFlight] = []
         self._started = 0
 
+    def recommend(self, history: Sequence[str | int], k: int = 10, *, listener: Listener | None = None) -> Trace:
+        """Explore for a user with this history.
+
+        Args:
+            history: titles, ids, or positions in the catalogue; oldest first.
+            k: titles in the answer.
+
+        Returns:
+            A trace, whose `titles` are the ranking.
+
+        Raises:
+            DeepRecError: an item is unknown, or `k` is below 1.
+        """
+        if k < 1:
+            raise DeepRecError(f"k={k}: ask for at least one item.")
+        task = Task("new:you", UserId("you"), tuple(map(self._item, history)))
+        config = self._configured.model_copy(update={"answer_size": k})
+        ((_, trace),) = self.stream([task], listener, lambda _: config)
+        return trace
+
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
         """Explore for each task; traces come in the order of the tasks. A task may occur several times."""
-        traces: list[Trace | None] = [None] * len(tasks)
-        for order, trace in self.stream(tasks, listener):
-            traces[order] = trace
-        return [trace for trace in traces if trace is not None]
+        traces = dict(self.stream(tasks, listener))
+        return [traces[position] for position in range(len(tasks))]
 
     def stream(
         self,
@@ -78,7 +124,7 @@ class Explorer:
         listener: Listener | None = None,
         config_of: Callable[[Task], ExploreConfig] | None = None,
     ) -> Iterator[tuple[int, Trace]]:
-        """Yield `(place of the task, trace)` as explorations finish, `config.batch_size` of them under way at once.
+        """Yield `(position of the task, trace)` as explorations finish, `config.batch_size` of them in flight at once.
 
         Closing the iterator frees the policy.
 
@@ -113,47 +159,43 @@ class Explorer:
 
         Args:
             config: limits and sampling of this one; default: the explorer's.
-            occurrence: sets the seeds of several explorations of one task apart.
-            given: segments that stand before the policy's first own one, as if it had written them; their author is
-                the environment. What follows one that ends the exploration is left out.
+            occurrence: gives several explorations of one task different seeds.
+            forced_prefix: segments before the policy's first, as if it had written them; their author is the
+                environment. Segments after one that ends the exploration are ignored.
         """
-        said = preference_weight_of(config or self._configured)
-        config = resolve_defaults(config or self._configured, self._prompt_defaults, self.retriever)
+        settings = self._resolve(config) if config else self.config
         key = f"{self._started}:{task.id}"
         self._started += 1
-        exploration = _InFlight(
-            key, _seed(config.seed, task.id, occurrence), Environment(task, self.catalog, config), listener
-        )
-        self._append(exploration, exploration.environment.prompt())
+        environment = Environment(task, self.catalog, settings)
+        exploration = _InFlight(key, seed_of(settings.seed, task.id, occurrence), environment, listener)
+        self._append(exploration, environment.prompt())
         for segment in forced_prefix:
             self._append(exploration, segment.text)
-            query = exploration.environment.receive(segment.text, Finish.STOP)
+            query = environment.receive(segment.text, Finish.STOP)
             if query is None:
                 break
-            asked = query if segment.by_policy else replace(query, preference_weight=said)
-            hits = self._retrieve([asked], items_of(config))[0]
-            self._append(exploration, exploration.environment.answer_call(hits))
+            if not segment.by_policy:
+                query = replace(query, preference_weight=settings.request_weight)
+            self._append(exploration, environment.answer_call(self._retrieve([query], settings.items_per_call)[0]))
         self._in_flight[key] = exploration
         self._new.append(exploration)
         return key
 
     def step(self) -> list[tuple[str, Trace]]:
-        """One step of the policy for all that is under way; the keys and traces of what it finished."""
-        opened, self._new = self._new, []
-        self._continue([exploration for exploration in opened if exploration.environment.stop is None])
+        """Advance all explorations by one step of the policy; returns keys and traces of those that ended."""
+        new, self._new = self._new, []
+        self._continue(new)
         self._advance()
-        ended = {
-            key: exploration for key, exploration in self._in_flight.items() if exploration.environment.stop is not None
-        }
-        fallbacks = self._fallback(list(ended.values()))
-        self.stop(list(ended))
+        ended = [exploration for exploration in self._in_flight.values() if exploration.ended]
+        fallbacks = self._fallback(ended)
+        self.stop([exploration.key for exploration in ended])
         return [
-            (key, exploration.environment.trace(exploration.segments, fallback, exploration.usage))
-            for (key, exploration), fallback in zip(ended.items(), fallbacks, strict=True)
+            (exploration.key, exploration.environment.trace(exploration.segments, fallback, exploration.usage))
+            for exploration, fallback in zip(ended, fallbacks, strict=True)
         ]
 
     def stop(self, keys: Sequence[str]) -> None:
-        """Leave explorations and free what the policy holds for them. Unknown keys are fine."""
+        """Drop explorations and free the policy's state. Unknown keys are fine."""
         gone = set(keys)
         self._new = [exploration for exploration in self._new if exploration.key not in gone]
         for key in keys:
@@ -161,7 +203,7 @@ class Explorer:
         self.policy.release(keys)
 
     def abort(self, key: str, error: str) -> None:
-        """End an exploration that takes too long: the next step gives its trace, served from what was retrieved."""
+        """End an exploration that takes too long: the next step gives its trace, ranked from what was retrieved."""
         exploration = self._in_flight[key]
         self.policy.release([key])
         self._close(exploration)
@@ -171,48 +213,58 @@ class Explorer:
         """The calls of an exploration so far."""
         return tuple(self._in_flight[key].environment.turns)
 
+    def _resolve(self, config: ExploreConfig) -> ExploreSettings:
+        return resolve_defaults(config, self.policy.prompt_defaults, self.retriever, self.catalog)
+
+    def _item(self, name: str | int) -> ItemIdx:
+        if isinstance(name, str):
+            return self.catalog.find(name)
+        if not 0 <= name < len(self.catalog):
+            raise DeepRecError(f"There is no item at position {name}: the catalogue has {len(self.catalog)} items.")
+        return ItemIdx(int(name))
+
     def _advance(self) -> None:
-        """One step of the policy, and what follows from it."""
-        finished: list[tuple[_InFlight, Finish]] = []
-        for chunk in self.policy.step():
-            exploration = self._in_flight[chunk.key]
-            exploration.tokens += chunk.tokens
-            exploration.logprobs += chunk.logprobs
-            if chunk.usage is not None:
-                exploration.usage = (exploration.usage or Usage()) + chunk.usage
-            if exploration.listener is not None:
-                self._tell(exploration, chunk, exploration.listener)
-            if chunk.finish is Finish.FAILED:
-                self._close(exploration)
-                exploration.environment.abort(Stop.FAILED, chunk.error)
-            if chunk.finish is not None:
-                finished.append((exploration, chunk.finish))
-        calls: list[tuple[_InFlight, Query]] = []
+        """One step of the policy: its chunks, then the calls that they complete, answered together."""
+        finished = [(self._in_flight[chunk.key], chunk.finish) for chunk in self.policy.step() if self._take(chunk)]
         started = time.perf_counter()
-        for exploration, finish in finished:
-            if exploration.environment.stop is None:
-                text = self._close(exploration)
-                if (
-                    finish is Finish.LENGTH
-                    and len(exploration.context) >= exploration.environment.config.context_tokens
-                ):
-                    finish = Finish.NO_ROOM
-                query = exploration.environment.receive(text, finish)
-                if query is not None:
-                    calls.append((exploration, query))
+        queries = [(exploration, self._receive(exploration, finish)) for exploration, finish in finished if finish]
+        calls = [(exploration, query) for exploration, query in queries if query is not None]
         self.seconds["parse"] += time.perf_counter() - started
-        k = max((items_of(exploration.environment.config) for exploration, _ in calls), default=0)
+        k = max((exploration.config.items_per_call for exploration, _ in calls), default=0)
         hits = self._retrieve([query for _, query in calls], k)
         for (exploration, _), found in zip(calls, hits, strict=True):
-            wanted = found[: items_of(exploration.environment.config)]
-            self._append(exploration, exploration.environment.answer_call(wanted))
-        self._continue([exploration for exploration, _ in calls if exploration.environment.stop is None])
+            shown = found[: exploration.config.items_per_call]
+            self._append(exploration, exploration.environment.answer_call(shown))
+        self._continue([exploration for exploration, _ in calls])
+
+    def _take(self, chunk: Chunk) -> bool:
+        """Add a chunk to its exploration; returns whether it completes a segment that is to be read."""
+        exploration = self._in_flight[chunk.key]
+        exploration.tokens += chunk.tokens
+        exploration.logprobs += chunk.logprobs
+        if chunk.usage is not None:
+            exploration.usage = (exploration.usage or Usage()) + chunk.usage
+        if exploration.listener is not None:
+            self._tell(exploration, chunk, exploration.listener)
+        if chunk.finish is Finish.FAILED:
+            self._close(exploration)
+            exploration.environment.abort(Stop.FAILED, chunk.error)
+        return chunk.finish is not None and not exploration.ended
+
+    def _receive(self, exploration: _InFlight, finish: Finish) -> Query | None:
+        """Pass the policy's segment to the environment."""
+        text = self._close(exploration)
+        if finish is Finish.LENGTH and len(exploration.context) >= exploration.config.context_tokens:
+            finish = Finish.NO_ROOM
+        return exploration.environment.receive(text, finish)
 
     def _continue(self, explorations: Sequence[_InFlight]) -> None:
-        """Ask the policy for the next segment of each, where the context has room for one."""
+        """Ask the policy for the next segment of each exploration that has not ended and has room in its context."""
         requests = []
         for exploration in explorations:
-            config = exploration.environment.config
+            if exploration.ended:
+                continue
+            config = exploration.config
             room = config.context_tokens - len(exploration.context)
             if room <= 0:
                 exploration.environment.abort(Stop.CONTEXT_LIMIT)
@@ -222,7 +274,7 @@ class Explorer:
                     key=exploration.key,
                     context=tuple(exploration.context),
                     stops=STOPS,
-                    max_new_tokens=min(room, segment_tokens_of(config, self.catalog)),
+                    max_new_tokens=min(room, config.segment_tokens),
                     temperature=config.temperature,
                     top_p=config.top_p,
                     seed=exploration.seed + len(exploration.segments),
@@ -233,7 +285,7 @@ class Explorer:
             self.policy.submit(requests)
 
     def _append(self, exploration: _InFlight, text: str) -> None:
-        """Text of the environment enters the context: encoded once, on its own, never joined and re-encoded."""
+        """Text of the environment enters the context: encoded once, separately, never joined and re-encoded."""
         tokens = self.policy.encode(text, first=not exploration.segments)
         exploration.segments.append(Segment(Author.ENVIRONMENT, tuple(tokens), (), text))
         exploration.context += tokens
@@ -242,21 +294,20 @@ class Explorer:
 
     def _close(self, exploration: _InFlight) -> str:
         """The policy's segment is complete: exactly its tokens, and the text they decode to."""
-        text = self.policy.decode(exploration.tokens)
-        exploration.segments.append(
-            Segment(Author.POLICY, tuple(exploration.tokens), tuple(exploration.logprobs), text)
-        )
-        exploration.context += exploration.tokens
-        exploration.tokens, exploration.logprobs, exploration.heard = [], [], 0
+        tokens = tuple(exploration.tokens)
+        text = self.policy.decode(tokens)
+        exploration.segments.append(Segment(Author.POLICY, tokens, tuple(exploration.logprobs), text))
+        exploration.context += tokens
+        exploration.tokens, exploration.logprobs, exploration.reported = [], [], 0
         return text
 
     def _tell(self, exploration: _InFlight, chunk: Chunk, listener: Listener) -> None:
         text = self.policy.decode(exploration.tokens)
         if chunk.finish is None:
             text = text.rstrip("�")  # an unfinished character
-        if len(text) > exploration.heard:
-            listener(exploration.environment.task, Author.POLICY, text[exploration.heard :])
-            exploration.heard = len(text)
+        if len(text) > exploration.reported:
+            listener(exploration.environment.task, Author.POLICY, text[exploration.reported :])
+            exploration.reported = len(text)
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         if not queries:
@@ -267,35 +318,15 @@ class Explorer:
         return hits
 
     def _fallback(self, explorations: Sequence[_InFlight]) -> list[list[Hit]]:
-        """For explorations that ended with nothing retrieved: what the retriever says without a preference."""
+        """The retriever's items without a preference, for explorations that retrieved nothing; none for others."""
         bare = [exploration for exploration in explorations if not exploration.environment.turns]
-        queries = [
-            Query(exploration.environment.task.history, exclude=frozenset(exploration.environment.task.history))
-            for exploration in bare
-        ]
-        sizes = [exploration.environment.config.answer_size for exploration in bare]
-        found = zip(self._retrieve(queries, max(sizes, default=0)), sizes, strict=True)
-        fallbacks = iter([hits[:size] for hits, size in found])
-        return [[] if exploration.environment.turns else next(fallbacks) for exploration in explorations]
+        k = max((exploration.config.answer_size for exploration in bare), default=0)
+        lists = self._retrieve(queries_of([exploration.environment.task for exploration in bare]), k)
+        found = {exploration.key: hits for exploration, hits in zip(bare, lists, strict=True)}
+        return [found.get(each.key, [])[: each.config.answer_size] for each in explorations]
 
 
-def resolve_defaults(
-    config: ExploreConfig, prompt_defaults: PromptDefaults | None, retriever: Retriever
-) -> ExploreConfig:
-    """With a policy's habits in place of what nobody set, and a guess believed as far as its retriever finds it worth,
-    where neither is set: by an attribute `trust`, as the TRM has."""
-    preference_weights = (
-        config.preference_weight,
-        prompt_defaults.preference_weight if prompt_defaults else None,
-        getattr(retriever, "preference_weight", None),
-    )
-    preference_weight = next(
-        (preference_weight for preference_weight in preference_weights if preference_weight is not None), None
-    )
-    guidance = config.guidance or (prompt_defaults.guidance if prompt_defaults else None)
-    return config.model_copy(update={"guidance": guidance, "preference_weight": preference_weight})
-
-
-def _seed(seed: int, task: str, occurrence: int) -> int:
+def seed_of(seed: int, task: str, occurrence: int) -> int:
+    """The seed of one exploration; that of a segment is it plus the number of segments before."""
     digest = hashlib.sha256(f"{seed}\0{task}\0{occurrence}".encode()).digest()
     return int.from_bytes(digest[:6], "big")

@@ -1,7 +1,8 @@
-"""What an explorer drives: anything that continues token contexts."""
+"""The interface of policies: anything that continues token contexts."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,11 +25,11 @@ class Finish(StrEnum):
 class Constraint:
     """Between `opening` and `closing` a segment holds nothing but lines `1. title`, `2. title` and so on.
 
-    Each title is written at most once (one that stands here twice, twice): `lines` of them, or all where there are
-    fewer. What stands before `opening` is free.
+    Each entry of `titles` is written at most once: `lines` of them, or all if there are fewer. The text before
+    `opening` is free.
 
     Attributes:
-        begun: where the answer is open already, what the context has of its first line.
+        begun: what the context already has of the first line, if the answer is open.
     """
 
     opening: str
@@ -44,11 +45,11 @@ class Request:
 
     Attributes:
         key: names the exploration; contexts of one key only ever grow, so a policy may keep state by it.
-        context: every token so far, the policy's own included.
+        context: every token so far, those of the policy included.
         stops: the segment ends with the token that completes one of these strings.
         temperature: 0 is greedy.
-        seed: of this segment alone, so that a result does not depend on what else is in the batch.
-        constraint: on the answer, for policies that choose tokens; those that write text know what they write.
+        seed: of this segment alone, so that a sample does not depend on the rest of the batch.
+        constraint: on the answer.
     """
 
     key: str
@@ -63,9 +64,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class PromptDefaults:
-    """Of `ExploreConfig`, what a policy works best with. One that has such says so by an attribute `habits`."""
+    """The options of `ExploreConfig` that a policy works best with."""
 
-    guidance: Guidance
+    guidance: Guidance = "example"
     preference_weight: float | None = None
 
 
@@ -82,8 +83,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that a policy has written, with the logprob of each under the distribution it was sampled from
-    before `top_p` and any constraint (at temperature 0: the model's own). `logprobs` is empty where none are known."""
+    """Tokens that a policy has written.
+
+    Attributes:
+        logprobs: of each token at the requested temperature, before `top_p` and any constraint (at temperature 0 the
+            model's own); empty if unknown.
+        finish: why the segment ended, in its last chunk.
+    """
 
     key: str
     tokens: tuple[int, ...]
@@ -94,7 +100,23 @@ class Chunk:
 
 
 class Policy(Protocol):
-    """Implementations inherit the contract tests of `deeprec.testing.PolicyContract`."""
+    """Subclass it, and inherit the contract tests of `deeprec.testing.PolicyContract`.
+
+    Attributes:
+        seconds: wall seconds so far, by activity (for instance `prefill` and `decode`).
+        prompt_defaults: what the policy works best with; None without a preference.
+        context_limit: tokens that a context may have.
+        supports_sampling: whether `submit` accepts a temperature above 0; otherwise it raises a DeepRecError.
+        supports_constraints: likewise for constraints. Policies that write whole texts accept and ignore them.
+        forkable: whether forked copies of this process may use it.
+    """
+
+    seconds: dict[str, float]
+    prompt_defaults: PromptDefaults | None = None
+    context_limit: int = sys.maxsize
+    supports_sampling: bool = True
+    supports_constraints: bool = False
+    forkable: bool = False
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         """Tokens of a text; `first` for the one that opens a context (it may get a start token)."""
@@ -105,7 +127,7 @@ class Policy(Protocol):
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Take on requests; more may be submitted while others are being written."""
+        """Accept requests; more may be submitted while others are being written."""
         ...
 
     def step(self) -> list[Chunk]:
@@ -113,10 +135,5 @@ class Policy(Protocol):
         ...
 
     def release(self, keys: Sequence[str]) -> None:
-        """Forget explorations: open requests are dropped, kept state is freed. Unknown keys are fine."""
-        ...
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Wall seconds spent so far, by activity (for instance `prefill` and `decode`)."""
+        """Drop the open requests of explorations and free their state. Unknown keys are fine."""
         ...

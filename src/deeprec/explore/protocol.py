@@ -1,7 +1,7 @@
 """The text protocol: every prompt, tag and parsing rule, and nothing else.
 
-The tags are those of the paper's published code, so that models trained there fit here. They are plain text,
-written token by token like everything else.
+The tags are those of the paper's published code, so models trained with it work here. They are plain text, written
+token by token like everything else.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PREFERENCE, END_PREFERENCE = "<|begin_of_preference|>", "<|end_of_preference|>"
 ITEMS, END_ITEMS = "<|begin_of_item_list|>", "<|end_of_item_list|>"
 
 PROTOCOL = 2
-"""Raised when what models read or must write changes: trainings of another are not gone on with."""
+"""Version of what models read and write. A training of another version is not resumed."""
 NO_CALLS = "No calls are left."
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS)
 ONE_SHOT_START = "1."
-"""The prompts of the one-shot baselines end with the answer's first characters."""
+"""The first characters of the answer, with which prompts of the one-shot baselines end."""
 
 STOPS = (END_PREFERENCE, END_ANSWER)
 """A segment of the policy ends with one of these, at the end of its text, or at a limit."""
@@ -32,13 +32,13 @@ STOPS = (END_PREFERENCE, END_ANSWER)
 _EXAMPLE_PREFERENCE = "first phrase; second phrase"
 _EXAMPLE_TITLE = "title of the best item"
 
-_RULES = """\
-Recommend the {answer_size} items that a user is most likely to choose next. A recommender tool helps you to explore \
+_RULES = f"""\
+Recommend the {{answer_size}} items that a user is most likely to choose next. A recommender tool helps you to explore \
 the catalogue.
 
 To call the tool, write short phrases that describe what to look for, joined by semicolons:
-{PREFERENCE}{example_preference}{END_PREFERENCE}
-It answers with up to {items_per_call} items that fit both the phrases and the user's history:
+{PREFERENCE}{_EXAMPLE_PREFERENCE}{END_PREFERENCE}
+It answers with up to {{items_per_call}} items that fit both the phrases and the user's history:
 {ITEMS}
 1. title
   - categories: ...
@@ -46,36 +46,48 @@ It answers with up to {items_per_call} items that fit both the phrases and the u
 
 How to work:
 - Reason about the history first, then call the tool.
-- Call it up to {max_calls} times in all, with other phrases each time: look where the answers point, and in new \
+- Call it up to {{max_calls}} times in all, with other phrases each time: look where the answers point, and in new \
 directions.
 - When you know enough, reason about all the items you were shown, close your thoughts and give exactly \
-{answer_size} of their titles, best first, each once and none from the history:
+{{answer_size}} of their titles, best first, each once and none from the history:
 {END_THINK}
 {ANSWER}
-1. {example_title}
+1. {_EXAMPLE_TITLE}
 ...
-{answer_size}. title
+{{answer_size}}. title
 {END_ANSWER}
-{demonstration}"""
+{{demonstration}}"""
 
-_TASK = """\
-Recommend {answer_size} items, after up to {max_calls} calls of the tool.
-"""
+_TASK = "Recommend {answer_size} items, after up to {max_calls} calls of the tool.\n"
 
-_DIALOGUE = """
+_DIALOGUE = f"""
 User:
-{history}
+{{history}}
 
 Assistant:
 {THINK}
 """
+
+_ONE_SHOT = f"""\
+Recommend the {{answer_size}} items that a user is most likely to choose next. {{request}}, best first, each once:
+{ANSWER}
+1. {_EXAMPLE_TITLE}
+...
+{{answer_size}}. title
+{END_ANSWER}
+
+User:
+{{shown}}
+Assistant:
+{ANSWER}
+{ONE_SHOT_START}"""
 
 _ROLE_LINE = re.compile(r"^[ \t]*(?:User|Assistant)[ \t]*:[ \t]*$", re.MULTILINE)
 _ANSWER_LINE = re.compile(r"([0-9]{1,4})\.[ \t]+(.+)")
 
 
 class Fault(StrEnum):
-    """What a policy can do wrong. Each is counted once for every time it happens."""
+    """What a policy can do wrong. Each occurrence counts once."""
 
     NO_CALL = "no tool call"
     NO_ANSWER = "no answer"
@@ -135,8 +147,8 @@ def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: in
 
     Args:
         history: from `item_lines`.
-        guidance: the task in one line; the rules; or these and a short exploration of invented items, for models that
-            were not trained to explore.
+        guidance: the task in one line; the rules; or the rules and a short exploration of invented items, for models
+            that were not trained to explore.
     """
     return ((_TASK if guidance == "task" else _RULES) + _DIALOGUE).format(
         demonstration=_demonstration(answer_size) if guidance == "example" else "",
@@ -144,41 +156,25 @@ def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: in
         answer_size=answer_size,
         items_per_call=items_per_call,
         max_calls=max_calls,
-        example_preference=_EXAMPLE_PREFERENCE,
-        example_title=_EXAMPLE_TITLE,
-        PREFERENCE=PREFERENCE,
-        END_PREFERENCE=END_PREFERENCE,
-        ITEMS=ITEMS,
-        END_ITEMS=END_ITEMS,
-        THINK=THINK,
-        END_THINK=END_THINK,
-        ANSWER=ANSWER,
-        END_ANSWER=END_ANSWER,
     )
 
 
 def tool_result(items: str, *, last: bool = False) -> str:
-    """What the environment appends after a call. `items` comes from `item_lines`; after the last call it says so."""
+    """What the environment appends after a call: `items` from `item_lines` and, after the last call, a note."""
     return f"\n\n{ITEMS}\n{items}{END_ITEMS}\n\n" + (f"{NO_CALLS}\n\n" if last else "")
 
 
 def rerank_prompt(history: str, candidates: str, *, answer_size: int) -> str:
-    """The prompt of the one-shot baseline: no tool, candidates given, the answer in the same form."""
-    return (
-        f"Recommend the {answer_size} items that a user is most likely to choose next. Rank the candidates below: give "
-        f"exactly {answer_size} of their titles, best first, each once:\n{ANSWER}\n1. {_EXAMPLE_TITLE}\n...\n"
-        f"{answer_size}. title\n{END_ANSWER}\n\n"
-        f"User:\n{history}\nCandidates:\n{candidates}\nAssistant:\n{ANSWER}\n{ONE_SHOT_START}"
-    )
+    """The prompt of the one-shot baseline that ranks candidates: no tool, and the answer in the same form."""
+    request = f"Rank the candidates below: give exactly {answer_size} of their titles"
+    shown = f"{history}\nCandidates:\n{candidates}"
+    return _ONE_SHOT.format(answer_size=answer_size, request=request, shown=shown)
 
 
 def titles_prompt(history: str, *, answer_size: int) -> str:
-    """The prompt of the baseline that knows nothing but the history: titles from memory, in the same form."""
-    return (
-        f"Recommend the {answer_size} items that a user is most likely to choose next. Give exactly {answer_size} "
-        f"titles that you know, none from the history, best first, each once:\n{ANSWER}\n1. {_EXAMPLE_TITLE}\n...\n"
-        f"{answer_size}. title\n{END_ANSWER}\n\nUser:\n{history}\nAssistant:\n{ANSWER}\n{ONE_SHOT_START}"
-    )
+    """The prompt of the baseline that knows only the history: titles from memory, in the same form."""
+    request = f"Give exactly {answer_size} titles that you know, none from the history"
+    return _ONE_SHOT.format(answer_size=answer_size, request=request, shown=history)
 
 
 def call_text(thought: str, preference: str) -> str:
@@ -197,7 +193,7 @@ def answer_line(number: int, title: str) -> str:
 
 
 def _demonstration(answer_size: int) -> str:
-    """An exploration with two calls and three answers, by the same functions that write real ones."""
+    """An exploration with two calls and three titles, written by the functions that write real ones."""
     dramas = (("Harbour Lights (1995)", "Drama, Romance"), ("A Quiet Verdict (1993)", "Crime, Drama"))
     crimes = (("The Glass Alibi (1997)", "Crime, Mystery"), ("Cold Receipt (1994)", "Thriller"))
     history = (("Paper Boats (1994)", "Drama, Romance"), ("Midnight Ledger (1995)", "Crime, Thriller"))
@@ -218,12 +214,12 @@ def _demonstration(answer_size: int) -> str:
 
 
 def parse(text: str, *, answer_size: int, after_items: bool) -> Call | Answer | Stray:
-    """Read one segment that a policy wrote. Any string is accepted; what is wrong becomes faults.
+    """Read one segment that a policy wrote. Any string is accepted; errors become faults.
 
     Args:
         text: everything the policy wrote since the environment last spoke.
         answer_size: the number of titles an answer must have.
-        after_items: whether an item list stands right before the segment.
+        after_items: whether an item list precedes the segment.
     """
     faults = _common_faults(text)
     if END_ANSWER in text or ANSWER in text or END_THINK in text:
@@ -279,7 +275,7 @@ def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items:
 
 
 def parse_lines(body: str, *, answer_size: int) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
-    """The titles of `n. title` lines, in order, and what is wrong with the lines; blank lines are skipped."""
+    """The titles of `n. title` lines, in order, and the faults of the lines; blank lines are skipped."""
     faults = []
     titles = []
     lines = [line for line in body.split("\n") if line.strip()]

@@ -1,10 +1,10 @@
-"""The record of one exploration: what rewards, training masks, logs, metrics and the page all read."""
+"""The record of one exploration, which rewards, training masks, logs, metrics and the page all read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +15,7 @@ from deeprec.retrieval.retriever import Hit
 
 
 class Author(StrEnum):
-    """Who wrote a segment; the training mask is made of this and of nothing else."""
+    """Who wrote a segment. The training mask depends on nothing else."""
 
     ENVIRONMENT = "environment"
     POLICY = "policy"
@@ -34,7 +34,7 @@ class Stop(StrEnum):
 
 
 class Origin(StrEnum):
-    """Where a served ranking comes from. Only ANSWER is wholly the policy's own."""
+    """The source of a ranking. Only ANSWER is entirely the policy's."""
 
     ANSWER = "answer"
     COMPLETED = "answer and retrieved items"
@@ -44,7 +44,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens with one author. `logprobs` is empty for the environment, and where none are known."""
+    """A run of tokens with one author. `logprobs` is empty for the environment, and where they are unknown."""
 
     author: Author
     tokens: tuple[int, ...]
@@ -77,11 +77,12 @@ class Trace:
 
     Attributes:
         segments: every token of the context in order, with its author; the first is the prompt.
-        answer: the answer's lines in order; empty where there was no answer that could be read.
-        spare: items of the retriever without a preference, asked for only where nothing else was retrieved.
+        answer: the answer's lines in order; empty without a readable answer.
+        fallback: items of the retriever without a preference; only if nothing else was retrieved.
         faults: everything the policy did wrong, one entry each time.
-        error: why the policy failed, where it did.
-        usage: of a policy behind a server; None for others.
+        error: why the policy failed, if it did.
+        usage: tokens that a server counted; None for policies in this process.
+        titles: of the items of `ranking`.
     """
 
     task: str
@@ -97,6 +98,7 @@ class Trace:
     answer_size: int
     error: str | None = None
     usage: Usage | None = None
+    titles: tuple[str, ...] = ()
 
     @property
     def well_formed(self) -> bool:
@@ -117,28 +119,39 @@ class Trace:
         return found
 
     @property
-    def answered(self) -> tuple[ItemIdx, ...]:
+    def raw_ranking(self) -> tuple[ItemIdx, ...]:
         """The items of the answer's faultless lines, best first; at most `answer_size`, each once."""
         items = [line.item for line in self.answer if line.item is not None and line.fault is None]
         return tuple(items[: self.answer_size])
 
-    def with_fallback(self) -> tuple[tuple[ItemIdx, ...], Origin]:
-        """The ranking that a user is given, and where it comes from.
+    @property
+    def ranking(self) -> tuple[ItemIdx, ...]:
+        """The ranking with fallback, best first; at most `answer_size` items.
 
-        Places that the answer leaves empty, first those of lines that name nothing new, are filled by what else the
-        pool has, list after list, or the retriever without a preference where nothing was retrieved: who copies the
-        lists and slips in a title loses that place to the next one retrieved, and not to all lines after it.
+        Other retrieved items fill the positions that the answer leaves empty, in the order in which they were found;
+        if nothing was retrieved, items of `fallback` do. Faulty lines are filled first, so a policy that copies the
+        lists and inserts an invented title loses that one position and not all after it.
         """
-        answer = self.answered
+        answer = self.raw_ranking
         if len(answer) == self.answer_size:
-            return answer, Origin.ANSWER
+            return answer
         found = self.pool if self.turns else [hit.item for hit in self.fallback]
         others = iter([item for item in found if item not in answer][: self.answer_size - len(answer)])
         positions = [line.item if line.fault is None else next(others, None) for line in self.answer]
-        ranking = tuple(item for item in (*positions, *others) if item is not None)
-        if answer:
-            return ranking, Origin.COMPLETED
-        return ranking, Origin.POOL if self.turns else Origin.RETRIEVER
+        return tuple(item for item in (*positions, *others) if item is not None)
+
+    @property
+    def origin(self) -> Origin:
+        """Where `ranking` comes from."""
+        if answer := self.raw_ranking:
+            return Origin.ANSWER if len(answer) == self.answer_size else Origin.COMPLETED
+        return Origin.POOL if self.turns else Origin.RETRIEVER
+
+    # Temporary, for evaluation, rewards, serving and cli: `raw_ranking`, and `ranking` with `origin`.
+    answered = raw_ranking
+
+    def with_fallback(self) -> tuple[tuple[ItemIdx, ...], Origin]:
+        return self.ranking, self.origin
 
     @property
     def policy_tokens(self) -> int:
@@ -157,65 +170,31 @@ class Trace:
         return ids, written, logprobs
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives the equal trace back."""
-        return {
-            "task": self.task,
-            "user": self.user,
-            "history": list(self.history),
-            "segments": [
-                {
-                    "author": segment.author.value,
-                    "tokens": list(segment.tokens),
-                    "logprobs": list(segment.logprobs),
-                    "text": segment.text,
-                }
-                for segment in self.segments
-            ],
-            "turns": [
-                {"thought": turn.thought, "preference": turn.preference, "hits": _hits_out(turn.hits)}
-                for turn in self.turns
-            ],
-            "thought": self.thought,
-            "answer": [
-                {"text": line.text, "item": line.item, "retrieved": line.retrieved, "fault": line.fault}
-                for line in self.answer
-            ],
-            "spare": _hits_out(self.fallback),
-            "stop": self.stop.value,
-            "faults": [fault.value for fault in self.faults],
-            "answer_size": self.answer_size,
-            "error": self.error,
-            "usage": asdict(self.usage) if self.usage else None,
-        }
+        """Values that JSON can hold; `from_json` gives the equal trace back. Hits are `[item, score]`."""
+        turns = [asdict(turn) | {"hits": list(map(astuple, turn.hits))} for turn in self.turns]
+        return asdict(self) | {"turns": turns, "fallback": list(map(astuple, self.fallback))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trace:
-        return cls(
-            task=data["task"],
-            user=data["user"],
-            history=tuple(data["history"]),
-            segments=tuple(
+        parts = {
+            "history": tuple(data["history"]),
+            "segments": tuple(
                 Segment(Author(s["author"]), tuple(s["tokens"]), tuple(s["logprobs"]), s["text"])
                 for s in data["segments"]
             ),
-            turns=tuple(Turn(t["thought"], t["preference"], _hits_in(t["hits"])) for t in data["turns"]),
-            thought=data["thought"],
-            answer=tuple(
+            "turns": tuple(Turn(t["thought"], t["preference"], _hits(t["hits"])) for t in data["turns"]),
+            "answer": tuple(
                 Line(x["text"], x["item"], x["retrieved"], None if x["fault"] is None else Fault(x["fault"]))
                 for x in data["answer"]
             ),
-            fallback=_hits_in(data["spare"]),
-            stop=Stop(data["stop"]),
-            faults=tuple(Fault(fault) for fault in data["faults"]),
-            answer_size=data["answer_size"],
-            error=data["error"],
-            usage=Usage(**data["usage"]) if data.get("usage") else None,
-        )
+            "fallback": _hits(data["fallback"]),
+            "stop": Stop(data["stop"]),
+            "faults": tuple(map(Fault, data["faults"])),
+            "usage": Usage(**data["usage"]) if data["usage"] else None,
+            "titles": tuple(data["titles"]),
+        }
+        return cls(**{**data, **parts})
 
 
-def _hits_out(hits: Sequence[Hit]) -> list[list[float]]:
-    return [[hit.item, hit.score] for hit in hits]
-
-
-def _hits_in(pairs: Sequence[Sequence[float]]) -> tuple[Hit, ...]:
+def _hits(pairs: Sequence[Sequence[float]]) -> tuple[Hit, ...]:
     return tuple(Hit(ItemIdx(int(item)), float(score)) for item, score in pairs)

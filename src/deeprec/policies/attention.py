@@ -12,9 +12,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 GROUPED = "deeprec_grouped"
-"""Its name, as an `attn_implementation`."""
+"""The name of `attend` as an `attn_implementation`."""
 _FEW = 256
-"""New tokens beyond which a copied cache costs little, and a mask for each group of heads much."""
+"""With more new tokens a copied cache costs little, and a mask for each group of heads costs much."""
 
 
 def attend(
@@ -22,8 +22,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """`sdpa`, but masked queries (B, Hq, T, D) of heads that share keys (B, Hk, L, D) become more queries of one head.
 
-    As soon as there is a mask and more than one token, transformers copies the whole cache for each of these heads:
-    four fifths of the attention's time on a processor (SmolLM2-135M, 16 rows, 9 tokens, 810 in the cache).
+    With a mask and more than one token, transformers copies the whole cache for each of these heads: four fifths of
+    the attention's time on a processor (SmolLM2-135M, 16 rows, 9 tokens, 810 in the cache).
     """
     B, heads, T, _ = query.shape
     groups = heads // key.shape[1]
@@ -45,7 +45,7 @@ def attend(
 
 
 def group(model: Any) -> None:
-    """Let a model that attends by `sdpa` attend so, where it takes its attention from transformers' interface."""
+    """Let a model that uses `sdpa` use `attend`, if it takes its attention from transformers' interface."""
     if model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
         model.set_attn_implementation(GROUPED)
 

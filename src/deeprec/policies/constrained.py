@@ -1,4 +1,4 @@
-"""Answers held to a constraint where we choose the tokens: llguidance tells which may come, whatever the tokenizer."""
+"""Constrained sampling where this process chooses the tokens: llguidance says which may come, for any tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TokenMatchers:
-    """Makes grammars over one tokenizer's tokens; to be kept, since reading a vocabulary takes half a second.
+    """Makes matchers over one tokenizer's tokens. Keep it: reading a vocabulary takes half a second.
 
     Raises:
         DeepRecError: llguidance is missing, or does not know such a tokenizer.
@@ -39,7 +39,7 @@ class TokenMatchers:
         except Exception as error:  # noqa: BLE001 (whatever a foreign tokenizer makes it raise)
             raise DeepRecError(f"explore.answer='pool': this tokenizer can't be constrained: {brief(error)}") from None
 
-    def of(self, texts: Iterable[str]) -> LLMatcher:
+    def matcher(self, texts: Iterable[str]) -> LLMatcher:
         """Matches one of the texts, none of which begins another."""
         from llguidance import LLMatcher
 
@@ -48,29 +48,29 @@ class TokenMatchers:
 
 
 class ConstrainedSampler:
-    """A segment whose tokens are picked here, as its `Lines` hold it."""
+    """Picks the tokens of one segment, as its grammar allows."""
 
-    def __init__(self, constraint: Constraint, grammars: TokenMatchers) -> None:
-        self.lines = AnswerGrammar(constraint, grammars.codec)
-        self.grammars = grammars
+    def __init__(self, constraint: Constraint, matchers: TokenMatchers) -> None:
+        self.grammar = AnswerGrammar(constraint, matchers.codec)
+        self.matchers = matchers
         self._choices: dict[str, str | None] = {}
         self._matcher: LLMatcher | None = None
         """Of these choices."""
 
     def pick(self, scores_V: Tensor, draw: Callable[[Tensor], int]) -> int:
-        """The next token of those that may come, drawn by log-probabilities (V,) or, greedily, by any scores."""
-        if not self.lines.choices and self.lines.take(token := draw(scores_V)):
+        """The next allowed token, drawn by log-probabilities (V,) or, greedily, by any scores."""
+        if not self.grammar.choices and self.grammar.take(token := draw(scores_V)):
             return token
-        if self._matcher is None or self._choices is not self.lines.choices:
-            self._choices = self.lines.choices
-            self._matcher = self.grammars.of(self._choices)
+        if self._matcher is None or self._choices is not self.grammar.choices:
+            self._choices = self.grammar.choices
+            self._matcher = self.matchers.matcher(self._choices)
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         open_N = torch.from_numpy(np.flatnonzero(np.unpackbits(bits, bitorder="little"))).to(scores_V.device)
         if self._matcher.is_error() or not len(open_N):
             raise DeepRecError(f"explore.answer='pool': a title can't be written: {self._matcher.get_error()}")
-        held_V = torch.full_like(scores_V, -torch.inf)
-        held_V[open_N] = scores_V[open_N].log_softmax(-1)
-        token = draw(held_V)
+        allowed_V = torch.full_like(scores_V, -torch.inf)
+        allowed_V[open_N] = scores_V[open_N].log_softmax(-1)
+        token = draw(allowed_V)
         self._matcher.consume_token(token)
-        self.lines.take(token)
+        self.grammar.take(token)
         return token

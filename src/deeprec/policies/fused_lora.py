@@ -1,4 +1,4 @@
-"""A LoRA adapter beside bfloat16 weights, in two products a layer: peft takes eight operations, most of them casts."""
+"""A LoRA adapter beside bfloat16 weights, in two products a layer; peft takes eight operations, most of them casts."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class FusedLoRALinear(nn.Module):
 
 @torch.no_grad()
 def fuse(model: PeftModel) -> Any:
-    """The base model with the adapter as it is now in its layers, for inference; all else is the model's own, shared.
+    """The base model with the present adapter in its layers, for inference; it shares everything else with the model.
 
-    Where the adapter is of another kind, or weights lie elsewhere (ZeRO-3, FSDP), it is peft's model itself.
+    Returns peft's model itself if the adapter is of another kind, or weights are elsewhere (ZeRO-3, FSDP).
     """
     inner: Any = model.base_model.model
     if not all(_plain(module) for module in inner.modules() if hasattr(module, "lora_A")):

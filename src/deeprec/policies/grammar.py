@@ -1,7 +1,7 @@
-"""Answers held to titles, line by line: what may be written next, whatever engine chooses the tokens.
+"""The grammar of an answer that may hold certain titles only, line by line, whichever engine chooses the tokens.
 
-A grammar of a whole answer, each title at most once, would hold all orders of the titles. So an engine holds one line
-at a time to the titles that are left.
+A grammar of a whole answer, with each title at most once, would have to hold all orders of the titles. So an engine
+restricts one line at a time to the titles that are left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deeprec.policies.tokenizer import TokenizerCodec
 
 
 def alternatives(texts: Iterable[str]) -> str:
-    """One of the texts, as both Lark and EBNF write it: they quote as JSON does."""
+    """One of the texts, in the form of both Lark and EBNF: they quote as JSON does."""
     return " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
@@ -23,8 +23,8 @@ class AnswerGrammar:
     """A segment under a constraint: free until the answer opens, then nothing but lines of titles, then free again.
 
     Attributes:
-        choices: texts of which the next tokens write one, none of which begins another, with their titles; None
-            stands for the answer's end. While it is empty, tokens are free.
+        choices: the next tokens write one of these texts, none of which begins another. Each has its title; None
+            stands for the end of the answer. If it is empty, tokens are free.
     """
 
     def __init__(self, constraint: Constraint, codec: TokenizerCodec) -> None:
@@ -34,9 +34,9 @@ class AnswerGrammar:
         self._count = 0
         self._closed = False
         self._tokens: list[int] = []
-        """Before the answer the last ones, in it those of the line."""
+        """Before the answer the last ones, in the answer those of the line."""
         self._begun = constraint.begun or ""
-        """What the context has of the line."""
+        """The part of the line that the context already has."""
         if self._begun:
             self._open_answer()
             # With its own tokens before them: some decoders drop a space at the very beginning.
@@ -44,8 +44,8 @@ class AnswerGrammar:
             self.choices = {text.removeprefix(self._begun): title for text, title in self.choices.items()}
 
     def take(self, token: int) -> bool:
-        """Go on by a token. False: it opens the answer and brings along what does not belong there (`></` would), so
-        it is not taken, and `choices` have what may stand in its place."""
+        """Advance by a token. False: the token opens the answer but also holds text that does not belong there (as
+        `></` would), so it is rejected, and `choices` has what may stand in its position."""
         tokens = [*self._tokens, token]
         text = self.codec.decode(tokens)
         if self.choices:
@@ -64,7 +64,7 @@ class AnswerGrammar:
         return fits
 
     def _open_answer(self, before: str = "") -> None:
-        # What the tokenizer has no tokens for can't be written: Unicode's rarest characters, of some.
+        # Some tokenizers have no tokens for Unicode's rarest characters, so titles with them can't be written.
         self._left = [title for title in self.constraint.titles if self.codec.decode(self.codec.encode(title)) == title]
         self._begin_line(before)
 

@@ -1,4 +1,4 @@
-"""You are the policy: preferences and a ranking typed at the terminal, through the same protocol."""
+"""A person is the policy: preferences and a ranking typed at the terminal, through the same protocol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deeprec.policies.scripted import list_titles
 
 @dataclass(frozen=True, slots=True)
 class HumanWriter:
-    """Asks for a preference until an empty line or the last call, then for a ranking of what came back.
+    """Asks for a preference until an empty line or the last call, then for a ranking of the retrieved titles.
 
     Attributes:
         ask: shows a question and returns a line, as `input` does.

@@ -1,4 +1,4 @@
-"""A KV cache of many contexts, each a row of its own length in preallocated memory."""
+"""A KV cache of many contexts of different lengths, each in a slot of preallocated memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class _SlottedLayer(CacheLayerMixin):
-    """One layer's keys and values of all rows, in place. Reads and writes the rows that `RowCache` opened."""
+    """One layer's keys and values of all rows, in place. Reads and writes the rows that the cache opened."""
 
     is_sliding = False
     keys: Any
@@ -30,10 +30,10 @@ class _SlottedLayer(CacheLayerMixin):
 
     def _room(self, states_BHTD: Tensor, *, keep: bool = False) -> Tensor:
         rows, length = self.cache.capacity
-        held, heads, filled, width = states_BHTD.shape
+        used, heads, filled, width = states_BHTD.shape
         room = states_BHTD.new_zeros((rows, heads, length, width))
         if keep:
-            room[:held, :, :filled] = states_BHTD
+            room[:used, :, :filled] = states_BHTD
         return room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -52,9 +52,9 @@ class _SlottedLayer(CacheLayerMixin):
 
     def swap(self, a: int, b: int, length: int) -> None:
         for states in (self.keys, self.values):
-            held = states[a, :, :length].clone()
+            saved = states[a, :, :length].clone()
             states[a, :, :length] = states[b, :, :length]
-            states[b, :, :length] = held
+            states[b, :, :length] = saved
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.length, 0
@@ -67,7 +67,7 @@ class _SlottedLayer(CacheLayerMixin):
 
 
 class SlottedKVCache(Cache):
-    """Keys and values of many contexts, each a row of its own length; any run of rows can be advanced."""
+    """Keys and values of many contexts, one row each; any run of rows can be advanced."""
 
     def __init__(self, n_layers: int, rows: int) -> None:
         self.capacity = (rows, 256)
@@ -79,23 +79,22 @@ class SlottedKVCache(Cache):
         super().__init__(layers=list(self.states))
 
     def open(self, rows: slice, positions_BT: Tensor) -> None:
-        """Say which rows the next forward pass advances, and where each of its tokens goes."""
+        """Set the rows that the next forward pass advances, and the position of each of its tokens."""
         self.rows, self.positions_BT = rows, positions_BT
         self.length = int(positions_BT.max()) + 1
         self.index_B1 = torch.arange(rows.stop - rows.start, device=positions_BT.device)[:, None]
         self.reserve(rows.stop, self.length)
 
     def reserve(self, rows: int, length: int) -> None:
-        held_rows, held_length = self.capacity
-        if rows > held_rows or length > held_length:
-            if length > held_length:
-                held_length = -(-length * 5 // 4 // 256) * 256
-            self.capacity = (max(rows, held_rows), held_length)
+        old_rows, old_length = self.capacity
+        if rows > old_rows or length > old_length:
+            new_length = -(-length * 5 // 4 // 256) * 256 if length > old_length else old_length
+            self.capacity = (max(rows, old_rows), new_length)
             for layer in self.states:
                 layer.grow()
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Give row `target` the first `length` places of row `source`."""
+        """Copy the first `length` positions of row `source` to row `target`."""
         for layer in self.states:
             layer.copy(source, target, length)
 

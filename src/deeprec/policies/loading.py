@@ -1,64 +1,76 @@
-"""The policy that a configuration names."""
+"""The policy that a configuration, or a name, stands for."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeprec.config import Config
+from deeprec.config import Config, PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.policies.adapters import bare
 from deeprec.policies.scripted import ScriptedPolicy
-from deeprec.policies.tokenizer import greedy_only, unconstrained
+from deeprec.policies.tokenizer import refuse_unsupported
 
-if TYPE_CHECKING:  # each brings an engine along
+if TYPE_CHECKING:  # each imports an engine
     from deeprec.explore.policy import Policy
-    from deeprec.policies.openvino import OpenVinoPolicy
     from deeprec.policies.transformers import TransformersPolicy
     from deeprec.policies.vllm import VllmPolicy
 
 
-def load_policy(config: Config, *, rows: int | None = None, offline: bool = False) -> Policy:
-    """The policy of a configuration.
+def load_policy(
+    source: str | Path | PolicyConfig | Config, *, rows: int | None = None, offline: bool = False
+) -> Policy:
+    """Load a policy.
 
     Args:
-        rows: explorations under way at once, at most; default: `explore.batch_size`.
+        source: `scripted`; the URL of an OpenAI-compatible server with one model; an asset's name, a folder of a model
+            or of an adapter that was trained, or a hub id; or a configuration.
+        rows: explorations in flight at once, at most; default: `explore.batch_size`.
 
     Raises:
-        DeepRecError: it can't be loaded, or explore as the configuration says.
+        DeepRecError: it can't be loaded, or can't explore as the configuration says.
     """
+    if isinstance(source, str | Path):
+        source = _named(str(source))
+    config = source if isinstance(source, Config) else Config(policy=source)
     kind = config.policy.kind
+    policy: Policy
     if kind == "scripted":
-        return ScriptedPolicy(config.explore.answer_size)
-    if config.explore.answer == "pool" and kind not in ("transformers", "openvino"):
-        raise unconstrained(kind)
-    if config.explore.temperature > 0 and kind == "openvino":
-        raise greedy_only()
+        return ScriptedPolicy()
     if kind == "vllm":
         return load_vllm(config, offline=offline)
+    if kind == "transformers":
+        return load_transformers(config, offline=offline)
     if kind == "openai":
         from deeprec.policies.openai import OpenAIPolicy
 
-        server = OpenAIPolicy.load(config.policy)
-        _see_that_contexts_fit(config, server.context_limit)
-        return server
-    if kind == "openvino":
-        return _load_openvino(config, rows or config.explore.batch_size, offline=offline)
-    return load_transformers(config, offline=offline)
+        _check_support(OpenAIPolicy, config)
+        policy = OpenAIPolicy.load(config.policy)
+    else:
+        from deeprec.policies.openvino import OpenVinoPolicy
+
+        _check_support(OpenVinoPolicy, config)
+        rows, tokens = rows or config.explore.batch_size, config.explore.context_tokens
+        policy = OpenVinoPolicy.load(config.policy, offline=offline, rows=rows, tokens=tokens)
+    _check_context(policy, config)
+    return policy
 
 
 def load_transformers(config: Config, *, offline: bool = False, training: bool = False) -> TransformersPolicy:
-    """Likewise; for a training, without the adapter."""
+    """The policy of a configuration; without the adapter for a training."""
     from deeprec.policies.transformers import TransformersPolicy
 
     policy = TransformersPolicy.load(bare(config.policy) if training else config.policy, offline=offline)
-    _see_that_contexts_fit(config, policy.context_limit)
+    _check_context(policy, config)
     return policy
 
 
 def load_vllm(config: Config, *, offline: bool = False, training: bool = False) -> VllmPolicy:
-    """Likewise; for a training, with room for its adapter."""
+    """The policy of a configuration; for a training without the adapter, and with room for the trained one."""
     from deeprec.policies.vllm import VllmPolicy
 
+    _check_support(VllmPolicy, config)
     return VllmPolicy.load(
         bare(config.policy) if training else config.policy,
         offline=offline,
@@ -69,21 +81,31 @@ def load_vllm(config: Config, *, offline: bool = False, training: bool = False) 
     )
 
 
-def _load_openvino(config: Config, rows: int, *, offline: bool) -> OpenVinoPolicy:
-    from deeprec.policies.openvino import OpenVinoPolicy
+def _named(source: str) -> PolicyConfig:
+    if source == "scripted":
+        return PolicyConfig(kind="scripted")
+    if source.startswith(("http://", "https://")):
+        return PolicyConfig(kind="openai", url=source, model="")
+    adapter = Path(source).expanduser() / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        return PolicyConfig(model=str(base), adapter=source)
+    return PolicyConfig(model=source)
 
-    policy = OpenVinoPolicy.load(config.policy, offline=offline, rows=rows, tokens=config.explore.context_tokens)
-    _see_that_contexts_fit(config, policy.context_limit)
-    return policy
+
+def _check_support(policy: type[Policy], config: Config) -> None:
+    """Before a model is loaded, which may take minutes."""
+    explore, kind = config.explore, config.policy.kind
+    refuse_unsupported(policy, kind, constrained=explore.answer == "pool", sampled=explore.temperature > 0)
 
 
-def _see_that_contexts_fit(config: Config, limit: int) -> None:
+def _check_context(policy: Policy, config: Config) -> None:
     """
     Raises:
         DeepRecError: contexts may become longer than the model reads.
     """
-    if limit < config.explore.context_tokens:
+    if policy.context_limit < config.explore.context_tokens:
         raise DeepRecError(
-            f"explore.context_tokens={config.explore.context_tokens} is more than the {limit} "
-            f"that {config.policy.model} reads: lower it."
+            f"explore.context_tokens={config.explore.context_tokens} is more than the {policy.context_limit} tokens "
+            f"that {config.policy.model or 'the model'} reads: lower it."
         )

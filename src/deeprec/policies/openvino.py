@@ -1,7 +1,7 @@
 """A causal language model in this process, run by OpenVINO GenAI: for exploring on a processor, greedily.
 
-Each segment is a request of its own, and so is each line of an answer that is held to titles; OpenVINO's prefix cache
-keeps what those before it have encoded.
+Each segment is a separate request, and so is each line of a constrained answer; OpenVINO's prefix cache keeps what
+earlier requests have encoded.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
+from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
 from deeprec.policies.grammar import AnswerGrammar, alternatives
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
-from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, greedy_only, unloadable
+from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, refuse_unsupported, unloadable
 
 _BATCHED_TOKENS = 2048
 """At most this many tokens are encoded in one step."""
@@ -39,25 +39,25 @@ _UNUSUAL = (
     "target_parameters",
     "layer_replication",
 )
-"""Settings of peft's LoRA that OpenVINO knows nothing of."""
+"""Settings of peft's LoRA that OpenVINO does not support."""
 
 
 @dataclass
 class _Open:
-    """A request under way.
+    """A request in flight.
 
     Attributes:
-        handle: OpenVINO's, of what is written now.
-        tokens: those of the segment so far.
+        handle: OpenVINO's, for the part that is being written.
+        tokens: of the segment so far.
     """
 
     stop_checker: StopChecker
-    lines: AnswerGrammar | None
+    grammar: AnswerGrammar | None
     handle: Any = None
     tokens: list[int] = field(default_factory=list)
 
 
-class OpenVinoPolicy(TokenizerCodec):
+class OpenVinoPolicy(TokenizerCodec, Policy):
     """See the module.
 
     Args:
@@ -66,22 +66,24 @@ class OpenVinoPolicy(TokenizerCodec):
         ends: tokens that end any text.
     """
 
+    supports_sampling = False
+    supports_constraints = True
+
     def __init__(self, pipeline: Any, tokenizer: Any, context_limit: int, ends: Collection[int]) -> None:
         super().__init__(tokenizer)
         self.pipeline = pipeline
         self.ends = ends
         self.context_limit = context_limit
-        self.seconds: dict[str, float] = {"generate": 0.0}
-        self.prompt_defaults: PromptDefaults | None = None
+        self.seconds = {"generate": 0.0}
         self._open: dict[str, _Open] = {}
         self._count = 0
 
     @classmethod
     def load(cls, config: PolicyConfig, *, offline: bool = False, rows: int = 16, tokens: int = 4096) -> OpenVinoPolicy:
-        """Load the name of an asset, or a folder with an OpenVINO model, or with a GGUF file of which one is made.
+        """Load an asset, a folder with an OpenVINO model, or one with a GGUF file, which is converted.
 
         Args:
-            rows: explorations under way at once, at most, for which the cache has room.
+            rows: explorations in flight at once, at most; the cache has room for so many.
             tokens: of each.
 
         Raises:
@@ -94,7 +96,7 @@ class OpenVinoPolicy(TokenizerCodec):
                 "policy.kind='openvino' needs OpenVINO GenAI: pip install --editable '.[openvino]'."
             ) from None
         import torch
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers import AutoConfig, AutoTokenizer
 
         from deeprec.policies.transformers import pick_dtype
 
@@ -106,47 +108,40 @@ class OpenVinoPolicy(TokenizerCodec):
         precision = "bf16" if pick_dtype(config.dtype, torch.device("cpu")) == torch.bfloat16 else "f32"
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
-            "KV_CACHE_PRECISION": precision,  # eight bits unless told
+            "KV_CACHE_PRECISION": precision,  # eight bits by default
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.max_num_batched_tokens = _BATCHED_TOKENS
-        # A cache that grows by need hangs in 2026.4 with so many requests.
+        # With so many requests a cache that grows on demand hangs in 2026.4.
         scheduler.num_kv_blocks = rows * (-(-tokens // _BLOCK) + 1)
         try:
             folder = openvino_folder(Path(model_source(config, offline=offline)))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            known = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            generation = (
-                GenerationConfig.from_pretrained(folder)
-                if (folder / "generation_config.json").is_file()
-                else GenerationConfig.from_model_config(known)
-            )
+            model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            ends = ends_of(_generation_config(folder, model_config), tokenizer)
             if adapter:
-                properties["adapters"] = _beside(adapter, config, folder)
+                properties["adapters"] = _adapter_config(adapter, config, folder)
             pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         except DeepRecError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
             raise unloadable(config, error) from None
-        limit = getattr(known, "max_position_embeddings", None) or sys.maxsize
-        policy = cls(pipeline, tokenizer, limit, ends_of(generation, tokenizer))
+        policy = cls(pipeline, tokenizer, getattr(model_config, "max_position_embeddings", None) or sys.maxsize, ends)
         policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Take on requests.
-
-        Raises:
-            DeepRecError: one samples.
         """
-        if any(request.temperature > 0 for request in requests):
-            raise greedy_only()
+        Raises:
+            DeepRecError: a request has a temperature above 0.
+        """
+        refuse_unsupported(self, "openvino", sampled=any(request.temperature > 0 for request in requests))
         for request in requests:
             self.release([request.key])
-            lines = AnswerGrammar(request.constraint, self) if request.constraint else None
-            self._open[request.key] = opened = _Open(StopChecker(self, request, self.ends), lines)
+            grammar = AnswerGrammar(request.constraint, self) if request.constraint else None
+            self._open[request.key] = opened = _Open(StopChecker(self, request, self.ends), grammar)
             self._begin(opened)
 
     def step(self) -> list[Chunk]:
@@ -164,21 +159,21 @@ class OpenVinoPolicy(TokenizerCodec):
             if (gone := self._open.pop(key, None)) is not None:
                 gone.handle.cancel()
         if not self._open and self.pipeline.has_non_finished_requests():
-            # Lets go of them, which it complains of at its end otherwise. One alone pays a token's time for a segment.
+            # Frees them; otherwise it complains at the end. A single exploration pays one token's time per segment.
             self.pipeline.step()
 
     def _begin(self, opened: _Open) -> None:
-        """Have the segment written on, under the grammar of what may come next."""
+        """Start the next part of a segment, under the grammar of what may come next."""
         import openvino
         import openvino_genai
 
         request = opened.stop_checker.request
         settings = openvino_genai.GenerationConfig()
         settings.max_new_tokens, settings.logprobs = request.max_new_tokens - opened.stop_checker.written, 1
-        settings.ignore_eos = True  # ends and stops are watched for here, token by token
-        if opened.lines and opened.lines.choices:
+        settings.ignore_eos = True  # `StopChecker` finds ends and stops, token by token
+        if opened.grammar and opened.grammar.choices:
             settings.structured_output_config = openvino_genai.StructuredOutputConfig(
-                grammar=f"root ::= {alternatives(opened.lines.choices)}"  # in EBNF, for xgrammar
+                grammar=f"root ::= {alternatives(opened.grammar.choices)}"  # in EBNF, for xgrammar
             )
         context = openvino.Tensor(np.array([[*request.context, *opened.tokens]], dtype=np.int64))
         self._count += 1
@@ -189,22 +184,22 @@ class OpenVinoPolicy(TokenizerCodec):
         from openvino_genai import GenerationStatus
 
         opened = self._open[key]
-        held = opened.lines.choices if opened.lines else None
+        grammar, choices = opened.grammar, opened.grammar.choices if opened.grammar else None
         tokens: list[int] = []
         logprobs: list[float] = []
-        finish = None
-        for token, logprob in _news(opened.handle):
-            taken = opened.lines is None or opened.lines.take(token)
-            if taken:
+        finish, restart = None, False
+        for token, logprob in _new_tokens(opened.handle):
+            if grammar is None or grammar.take(token):
                 tokens.append(token)
                 logprobs.append(min(logprob, 0.0))
                 finish = opened.stop_checker.after(token)
-            if finish is not None or (opened.lines and opened.lines.choices is not held):
+            restart = grammar is not None and grammar.choices is not choices
+            if finish is not None or restart:
                 break
         opened.tokens += tokens
         if finish is not None:
             self.release([key])
-        elif opened.lines and opened.lines.choices is not held:
+        elif restart:
             opened.handle.cancel()
             self._begin(opened)
         elif not tokens and opened.handle.get_status() != GenerationStatus.RUNNING:  # FINISHED was read, so IGNORED
@@ -215,14 +210,22 @@ class OpenVinoPolicy(TokenizerCodec):
         return Chunk(key, tuple(tokens), tuple(logprobs), finish) if tokens else None
 
 
-def _news(handle: Any) -> Iterator[tuple[int, float]]:
-    """Tokens of a request that were not read yet, and their log-probabilities."""
+def _new_tokens(handle: Any) -> Iterator[tuple[int, float]]:
+    """Unread tokens of a request, and their log-probabilities."""
     while handle.can_read():
-        for output in handle.read().values():  # one, or none where it was refused
+        for output in handle.read().values():  # one, or none if the request was refused
             yield from zip(output.generated_ids, output.generated_log_probs, strict=True)
 
 
-def _beside(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
+def _generation_config(folder: Path, model_config: Any) -> Any:
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_model_config(model_config)
+
+
+def _adapter_config(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
     """An adapter for OpenVINO. Not merged: that is no faster, and in bfloat16 small changes would be rounded away."""
     import openvino_genai as genai
     from peft import LoraConfig

@@ -1,8 +1,8 @@
-"""A GGUF language model made into an OpenVINO one, once: a folder `openvino` beside the file.
+"""Converts a GGUF language model to OpenVINO, once, into a folder `openvino` beside the file.
 
 OpenVINO's own exporter (optimum-intel) pins an older transformers, so OpenVINO GenAI builds the graph, from the weights
-in 16 bits. In it, weights bear the names that transformers gives them, but the products with them have none by which
-those of an adapter could find theirs: they get them here.
+in 16 bits. In that graph weights have the names that transformers gives them, but the products with them have none.
+An adapter finds its layers by the names of products, so this module sets them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 from deeprec.errors import DeepRecError
 
 MODEL_FILE = "openvino_model.xml"
-_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
-"""Of transformers, which a model needs too; the first two must be there."""
+_COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+"""Files of transformers that a model needs too; the first two are required."""
 
 
 def openvino_folder(source: Path) -> Path:
-    """The OpenVINO model in a folder, made from a GGUF file there if need be.
+    """The folder of an OpenVINO model, converted from a GGUF file if necessary.
 
     Raises:
-        DeepRecError: there is neither, or the folder can't be written.
+        DeepRecError: there is no model, or the folder can't be written.
     """
     if (source / MODEL_FILE).is_file():
         return source
@@ -35,24 +35,24 @@ def openvino_folder(source: Path) -> Path:
     if (target / MODEL_FILE).is_file():
         return target
     found = sorted(source.glob("*.gguf")) if source.is_dir() else []
-    if len(found) != 1 or not all((source / name).is_file() for name in _BESIDE[:2]):
+    if len(found) != 1 or not all((source / name).is_file() for name in _COMPANIONS[:2]):
         raise DeepRecError(
             f"policy.kind='openvino' needs a folder with {MODEL_FILE}, or with one GGUF file beside "
-            f"{' and '.join(_BESIDE[:2])}, and {source} is none: export the model (optimum-cli export openvino), "
-            "or use policy.kind=transformers."
+            f"{' and '.join(_COMPANIONS[:2])}, and {source} has neither: "
+            "export the model (optimum-cli export openvino), or use policy.kind=transformers."
         )
     try:
         with tempfile.TemporaryDirectory(dir=source, prefix=".openvino-") as scratch:
-            made = _convert(found[0], Path(scratch))
-            for name in _BESIDE:
+            folder = _convert(found[0], Path(scratch))
+            for name in _COMPANIONS:
                 if (source / name).is_file():
-                    shutil.copy(source / name, made)
-            os.replace(made, target)
+                    shutil.copy(source / name, folder)
+            os.replace(folder, target)
     except OSError as error:
         if (target / MODEL_FILE).is_file():  # another process was first
             return target
         raise DeepRecError(
-            f"The OpenVINO model could not be written to {target}: {error}. Make room, or let it be written to."
+            f"The OpenVINO model could not be written to {target}: {error}. Free some space, or allow writing there."
         ) from None
     return target
 
@@ -62,7 +62,7 @@ def _convert(file: Path, scratch: Path) -> Path:
     import openvino
     import openvino_genai
 
-    # It saves beside the file what it makes of it.
+    # It saves the graph beside the file.
     openvino_genai.LLMPipeline(str(in_16_bit(file, scratch / "model.gguf")), "CPU", enable_save_ov_model=True)
     made = scratch / "made"
     made.mkdir()
@@ -71,14 +71,14 @@ def _convert(file: Path, scratch: Path) -> Path:
         if product.get_type_name() == "MatMul" and (name := _weight_of(product)):
             product.set_friendly_name(name)
     openvino.save_model(model, made / MODEL_FILE, compress_to_fp16=False)
-    del model  # it reads from the file that goes
+    del model  # it reads from a file that is removed
     for part in scratch.glob("openvino_*tokenizer.*"):
         shutil.move(part, made)
     return made
 
 
 def _weight_of(product: Any) -> str | None:
-    """Where it has one, `model.layers.0.mlp.up_proj` of `model.layers[0].mlp.up_proj.weight`."""
+    """The layer of a product's weight: `model.layers.0.mlp.up_proj` of `model.layers[0].mlp.up_proj.weight`."""
     node = product.input_value(1).get_node()
     while node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()

@@ -1,9 +1,8 @@
 """A sensible explorer written by hand: a baseline, and the tests' double.
 
-It reads nothing but the conversation, as a language model does: the numbered items of the history and of the lists
-that came back. It asks for what the whole history shares, then for what is particular about the latest items, then
-for what the first answers have in common with the history, and ranks what came back in the
-order in which it came.
+Like a language model it reads the conversation and nothing else. It asks for what the whole history shares, then for
+what is particular about the latest items, then for what the first answers have in common with the history. It ranks
+items in the order in which they came back.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from deeprec.explore import protocol
 from deeprec.policies.text import TextPolicy
 
 _ITEM = re.compile(r"^\d+\. (?P<title>.+)(?:\n  - categories: (?P<categories>.+))?", re.MULTILINE)
+_SIZE = re.compile(r"Recommend (?:the )?(\d+) items")
 _BUDGET = re.compile(r"up to (\d+) (?:calls|times)")
 _YEAR = re.compile(r"\((\d{3})\d\)$")
 _RECENT = 5
@@ -33,11 +33,11 @@ class ScriptedWriter:
     """Writes the segments of the scripted explorer; see the module.
 
     Attributes:
-        answer_size: the number of titles to recommend.
-        calls: tool calls to make before answering, at most 3, and no more than the prompt allows.
+        answer_size: the number of titles to recommend; default: what the prompt asks for.
+        calls: tool calls before the answer, at most 3, and no more than the prompt allows.
     """
 
-    answer_size: int = 10
+    answer_size: int | None = None
     calls: int = 3
 
     def __call__(self, conversation: str) -> str:
@@ -49,7 +49,10 @@ class ScriptedWriter:
             preference = self._preference(history, lists)
             if preference not in asked:
                 return protocol.call_text(self._thought(len(lists)), preference)
-        titles = [item.title for items in lists for item in items][: self.answer_size]
+        size = self.answer_size
+        if size is None and (asked_for := _SIZE.search(conversation)):
+            size = int(asked_for[1])
+        titles = [item.title for items in lists for item in items][:size]
         return protocol.answer_text("What fits the whole history comes first, then what fits a part of it.", titles)
 
     def _preference(self, history: Sequence[_Item], lists: Sequence[Sequence[_Item]]) -> str:
@@ -74,13 +77,9 @@ class ScriptedWriter:
 
 
 class ScriptedPolicy(TextPolicy):
-    """The scripted explorer as a policy.
+    """The scripted explorer as a policy. See `ScriptedWriter` for `answer_size`."""
 
-    Args:
-        answer_size: titles to recommend.
-    """
-
-    def __init__(self, answer_size: int = 10) -> None:
+    def __init__(self, answer_size: int | None = None) -> None:
         super().__init__(ScriptedWriter(answer_size))
 
 

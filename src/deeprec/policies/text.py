@@ -1,13 +1,14 @@
-"""Policies that write whole segments of text at once: scripts, people, and whatever else speaks text."""
+"""Policies that write whole segments of text at once: scripts, people, and anything else that speaks text."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from deeprec.explore.policy import Chunk, Finish, Request
+from deeprec.explore.policy import Chunk, Finish, Policy, Request
 
 _LONG = 256
 """Characters of a token, at most: Python reads and writes numbers of 4,300 digits."""
@@ -22,16 +23,16 @@ class Codec(Protocol):
 
 
 class WordTokenizer:
-    """One token a word with the white space before it: lossless, and about as many as a language model's.
+    """One token per word with the white space before it: lossless, and about as many as a language model's.
 
-    A token is the word's bytes, after a 1, as a number, so that nothing is kept for however many words there are.
+    A token is the number whose bytes are a 1 and then the word's, so no vocabulary grows.
     """
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         return [token for word in re.findall(r"\s*\S+|\s+", text) for token in self.piece(word)]
 
     def piece(self, text: str) -> list[int]:
-        """The one token of a text, whatever white space is in it; more where it is very long."""
+        """The one token of a text, white space included; more tokens if it is very long."""
         parts = [text[position : position + _LONG] for position in range(0, len(text), _LONG)]
         return [int.from_bytes(b"\1" + part.encode("utf-8", "surrogatepass")) for part in parts]
 
@@ -40,12 +41,14 @@ class WordTokenizer:
         return b"".join(words).decode("utf-8", "surrogatepass")
 
 
-class SegmentPolicy(ABC):
-    """Writes a whole segment for every open request in one step, and keeps nothing from one segment to the next."""
+class SegmentPolicy(Policy):
+    """Writes a whole segment for every open request in one step, and keeps no state between segments."""
+
+    supports_constraints = True
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self.seconds: dict[str, float] = {}
+        self.seconds = {"write": 0.0}
         self._open: dict[str, Request] = {}
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
@@ -58,8 +61,11 @@ class SegmentPolicy(ABC):
         self._open.update((request.key, request) for request in requests)
 
     def step(self) -> list[Chunk]:
+        started = time.perf_counter()
         requests, self._open = list(self._open.values()), {}
-        return self._write(requests) if requests else []
+        chunks = self._write(requests) if requests else []
+        self.seconds["write"] += time.perf_counter() - started
+        return chunks
 
     def release(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -71,7 +77,7 @@ class SegmentPolicy(ABC):
 
 
 class TextPolicy(SegmentPolicy):
-    """Drives a writer. Its tokens are those of `codec`; a language model's tokenizer makes its traces trainable."""
+    """Runs a writer. Its tokens are those of `codec`; with a model's tokenizer its traces can be trained on."""
 
     def __init__(self, writer: Writer, codec: Codec | None = None) -> None:
         super().__init__(codec or WordTokenizer())

@@ -1,4 +1,4 @@
-"""Text to a language model's tokens and back, and what all that load language models share."""
+"""Text to a language model's tokens and back, and what all engines share: the end of a segment, and error messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from deeprec.assets import ASSETS
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.policy import Finish, Request
+from deeprec.explore.policy import Finish, Policy, Request
 
 
 class TokenizerCodec:
-    """Encodes piece by piece, without special tokens but a start token where the tokenizer sets one."""
+    """Encodes piece by piece, without special tokens except a start token if the tokenizer sets one."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -37,7 +37,7 @@ def ends_of(generation: Any, tokenizer: Any) -> frozenset[int]:
 
 
 class StopChecker:
-    """Watches the tokens of a segment, one after another, for its end.
+    """Finds the end of a segment, token by token.
 
     Args:
         ends: tokens that end any text.
@@ -51,7 +51,7 @@ class StopChecker:
         self._tail: list[int] = []
 
     def after(self, token: int) -> Finish | None:
-        """Whether this token, the next one, ends the segment, and why."""
+        """Whether this next token ends the segment, and why."""
         self.written += 1
         self._tail = [*self._tail[-self._longest :], token]
         text = self.codec.decode(self._tail)
@@ -62,25 +62,20 @@ class StopChecker:
         return Finish.LENGTH if self.written >= self.request.max_new_tokens else None
 
 
-def refuse_constraints(requests: Sequence[Request], kind: str) -> None:
-    """For policies whose tokens are chosen elsewhere.
-
-    Raises:
-        DeepRecError: a request has a constraint.
+def refuse_unsupported(
+    policy: Policy | type[Policy], kind: str, *, constrained: bool = False, sampled: bool = False
+) -> None:
     """
-    if any(request.constraint for request in requests):
-        raise unconstrained(kind)
-
-
-def unconstrained(kind: str) -> DeepRecError:
-    return DeepRecError(
-        f"policy.kind={kind!r} can't hold answers to explore.answer='pool': use transformers or openvino, or "
-        "free answers."
-    )
-
-
-def greedy_only() -> DeepRecError:
-    return DeepRecError("policy.kind='openvino' is greedy: set explore.temperature=0, or use policy.kind=transformers.")
+    Raises:
+        DeepRecError: the policy lacks support for a constraint or for sampling, and a request needs it.
+    """
+    if constrained and not policy.supports_constraints:
+        raise DeepRecError(
+            f"policy.kind={kind!r} can't restrict answers to retrieved titles: use transformers or openvino, or "
+            "explore.answer='free'."
+        )
+    if sampled and not policy.supports_sampling:
+        raise DeepRecError(f"policy.kind={kind!r} is greedy: set explore.temperature=0, or use transformers.")
 
 
 def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:

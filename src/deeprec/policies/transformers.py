@@ -1,9 +1,8 @@
 """A causal language model in this process, through transformers, with a KV cache that lives over turns.
 
-Every exploration keeps a row of one preallocated cache from its first token to its last. Rows advance together,
-a token or, where its next ones were guessed (`drafts`), several a step; a row whose segment ends leaves the step and
-keeps its cache, and comes back with the tool's answer, of which only the new tokens are encoded. Rows of one step need
-not have equal lengths.
+Every exploration keeps one row of a slotted cache from its first token to its last. Rows advance together, by one token
+a step or, with prompt-lookup decoding, by several. A row whose segment ends leaves the step and keeps its cache; when
+the tool has answered, only the new tokens are encoded. Rows of one step may have different lengths.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
+from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
 from deeprec.policies.attention import group
 from deeprec.policies.constrained import ConstrainedSampler, TokenMatchers
@@ -35,32 +35,39 @@ _PREFILL_TOKENS = 2048
 _NUCLEUS = 256
 """Likeliest tokens among which top-p sampling looks first."""
 _LOOKUP_TOKENS = 3
-"""A row's guesses in one step, at most."""
+"""Guessed tokens of a row in one step, at most."""
 _STEP_TOKENS = 64
-"""Past so many tokens in a step of all rows, a guess costs as much as what it saves."""
+"""Beyond so many tokens in a step of all rows, a guess costs as much as it saves."""
 
 
 @dataclass
 class _Row:
-    """A context and how much of it the cache holds."""
+    """A context.
+
+    Attributes:
+        cached: its tokens in the cache.
+        learned: its tokens that the lookup tables have.
+    """
 
     key: str
     context: list[int] = field(default_factory=list)
     cached: int = 0
     stop_checker: StopChecker | None = None
     generator: torch.Generator | None = None
-    held: ConstrainedSampler | None = None
+    sampler: ConstrainedSampler | None = None
     lookup: PromptLookup = field(default_factory=PromptLookup)
-    noted: int = 0
+    learned: int = 0
 
     @property
     def request(self) -> Request | None:
-        """The one being written; None while the row waits for the tool."""
+        """The request that is being written; None while the row waits for the tool."""
         return self.stop_checker.request if self.stop_checker else None
 
 
-class TransformersPolicy(TokenizerCodec):
+class TransformersPolicy(TokenizerCodec, Policy):
     """See the module. Rows `[0, writing)` of the cache are being written; the others wait for the tool."""
+
+    supports_constraints = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(tokenizer)
@@ -73,12 +80,12 @@ class TransformersPolicy(TokenizerCodec):
             raise DeepRecError(
                 f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
             )
-        self.context_limit: int = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-        self.seconds: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
+        self.context_limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+        self.forkable = model.device.type == "cpu"
+        self.seconds = {"prefill": 0.0, "decode": 0.0}
         self.rows: list[_Row] = []
         self.writing = 0
-        self.prompt_defaults: PromptDefaults | None = None
-        self.lookup = PromptLookup()  # of all rows, those that are gone too
+        self.lookup = PromptLookup()  # of all rows, released ones included
         self.cache = SlottedKVCache(model.config.num_hidden_layers, rows=1)
 
     @classmethod
@@ -90,7 +97,7 @@ class TransformersPolicy(TokenizerCodec):
         """
         source = model_source(config, offline=offline)
         device = pick_device(config.device)
-        disable_progress_bar()  # for a second's loading, and into the midst of our own
+        disable_progress_bar()  # loading takes a second, and the bar would interrupt ours
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -105,20 +112,7 @@ class TransformersPolicy(TokenizerCodec):
         except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
             raise unloadable(config, error) from None
         if adapter := adapter_folder(config):
-            try:
-                from peft import PeftModel
-
-                from deeprec.policies.fused_lora import fuse
-            except ImportError:
-                raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
-            try:
-                model = PeftModel.from_pretrained(model, adapter)
-                # In bfloat16, what an adapter changes would mostly be rounded away.
-                model = model.merge_and_unload() if model.dtype == torch.float32 else fuse(model)
-            except Exception as error:  # noqa: BLE001 (as above)
-                raise DeepRecError(
-                    f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}"
-                ) from None
+            model = _with_adapter(model, adapter, config)
         try:
             model.to(device)
         except RuntimeError as error:
@@ -128,8 +122,8 @@ class TransformersPolicy(TokenizerCodec):
         return policy
 
     @cached_property
-    def grammars(self) -> TokenMatchers:
-        """Made where a constraint asks for it first."""
+    def matchers(self) -> TokenMatchers:
+        """Made for the first constraint."""
         return TokenMatchers(self)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -141,16 +135,16 @@ class TransformersPolicy(TokenizerCodec):
                 self.rows.append(row)
             context = list(request.context)
             same = row.cached if context[: row.cached] == row.context[: row.cached] else 0
-            row.noted = min(row.noted, same)
-            # The last token is always computed anew: its logits give the first new token.
+            row.learned = min(row.learned, same)
+            # The last token is always computed again: its logits give the first new token.
             row.cached = min(same, len(context) - 1)
             row.context, row.stop_checker = context, StopChecker(self, request, self.ends)
             row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
-            row.held = ConstrainedSampler(request.constraint, self.grammars) if request.constraint else None
+            row.sampler = ConstrainedSampler(request.constraint, self.matchers) if request.constraint else None
 
     @torch.inference_mode()
     def step(self) -> list[Chunk]:
-        """Encode what is new, then write on in every open row: one token, and as many more as were guessed right."""
+        """Encode what is new, then write in every open row: one token, and as many more as were guessed right."""
         self._gather()
         if self.writing == 0:
             return []
@@ -163,11 +157,11 @@ class TransformersPolicy(TokenizerCodec):
         rows = self.rows[: self.writing]
         guesses = self._guess(rows)
         width = 1 + max(map(len, guesses))
-        # What fills up a row lies behind all that it reads, and is overwritten before it is read.
-        given = [
+        # Padding lies behind all that a row reads, and is overwritten before it is read.
+        inputs = [
             [row.context[-1], *guess, *[0] * (width - 1 - len(guess))] for row, guess in zip(rows, guesses, strict=True)
         ]
-        tokens_BT = torch.tensor(given, device=self.model.device)
+        tokens_BT = torch.tensor(inputs, device=self.model.device)
         starts_B1 = torch.tensor([[len(row.context) - 1] for row in rows], device=self.model.device)
         positions_BT = starts_B1 + torch.arange(width, device=self.model.device)
         logits_BTV = self._forward(slice(0, self.writing), tokens_BT, positions_BT, keep=width)
@@ -189,7 +183,7 @@ class TransformersPolicy(TokenizerCodec):
         self._gather()
 
     def _gather(self) -> None:
-        """Bring the rows that are being written to the front, so that a step works on one block of the cache."""
+        """Move the rows that are being written to the front, so that a step works on one block of the cache."""
         front = 0
         for position, row in enumerate(self.rows):
             if row.request is not None:
@@ -201,12 +195,12 @@ class TransformersPolicy(TokenizerCodec):
         if a != b:
             length = max(self.rows[a].cached, self.rows[b].cached)
             if length:
-                self.cache.reserve(len(self.rows), length)  # a new row may have no place yet
+                self.cache.reserve(len(self.rows), length)  # a new row may have no slot yet
                 self.cache.swap(a, b, length)
             self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
 
     def _prefill(self, position: int) -> None:
-        """Encode all but the last token of a row's context; what another row shares with it is copied."""
+        """Encode all but the last token of a row's context; a prefix that another row shares is copied."""
         row = self.rows[position]
         last = len(row.context) - 1
         if row.cached == 0:
@@ -226,15 +220,15 @@ class TransformersPolicy(TokenizerCodec):
             row.cached = end
 
     def _guess(self, rows: Sequence[_Row]) -> list[list[int]]:
-        """Of each row, tokens that may come next, within what it may still write and read."""
+        """Guessed next tokens of each row, within its limits."""
         most = min(_LOOKUP_TOKENS, _STEP_TOKENS // len(rows) - 1)
         most = min(most, self.context_limit - max(len(row.context) for row in rows))
         guesses = []
         for row in rows:
             assert row.stop_checker is not None
             for lookup in (row.lookup, self.lookup):
-                lookup.learn(row.context, row.noted)
-            row.noted = len(row.context)
+                lookup.learn(row.context, row.learned)
+            row.learned = len(row.context)
             left = row.stop_checker.request.max_new_tokens - row.stop_checker.written - 1
             guesses.append(row.lookup.guess(row.context, min(most, left), self.lookup))
         return guesses
@@ -250,7 +244,7 @@ class TransformersPolicy(TokenizerCodec):
             position_ids=positions_BT,
             past_key_values=self.cache,
             use_cache=True,
-            # As places, not as a number: of a slice, PyTorch would multiply by a copy of the whole vocabulary's matrix.
+            # As positions, not as a number: of a slice, PyTorch would copy the whole vocabulary's matrix to multiply.
             logits_to_keep=torch.arange(tokens_BT.shape[1] - keep, tokens_BT.shape[1], device=tokens_BT.device),
         )
         logits_BTV: Tensor = output.logits
@@ -262,24 +256,27 @@ class TransformersPolicy(TokenizerCodec):
         logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
         if logits_BV.isnan().any():
             raise DeepRecError(
-                "The language model gives no numbers: its training diverged, or its weights are damaged."
+                "The language model's logits are not numbers: its training diverged, or its weights are damaged."
             )
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks: list[int] = []
         for position, row in enumerate(rows):
             assert row.request is not None
-            if row.generator is None:
-                picks.append(row.held.pick(logits_BV[position], _best) if row.held else best_B[position])
-            else:
+            scores_V, draw = logits_BV[position], _best
+            if row.generator is not None:
+                scores_V = logprobs_BV[position]
                 draw = partial(_draw, top_p=row.request.top_p, generator=row.generator)
-                picks.append(row.held.pick(logprobs_BV[position], draw) if row.held else draw(logprobs_BV[position]))
+            if row.sampler is not None:
+                picks.append(row.sampler.pick(scores_V, draw))
+            else:
+                picks.append(best_B[position] if row.generator is None else draw(scores_V))
         picked_B = torch.tensor(picks, device=logits_BV.device)
         values = logprobs_BV.gather(-1, picked_B[:, None])[:, 0].tolist()
         return list(zip(picks, values, strict=True))
 
     def _accept(self, rows: Sequence[_Row], guesses: Sequence[Sequence[int]], logits_BTV: Tensor) -> list[Chunk]:
-        """Draw each row's tokens one after another, until one is not what was guessed or ends the segment."""
+        """Draw each row's tokens one after another, until one differs from its guess or ends the segment."""
         written: list[list[tuple[int, float]]] = [[] for _ in rows]
         finishes: list[Finish | None] = [None] * len(rows)
         open_ = list(range(len(rows)))
@@ -297,7 +294,7 @@ class TransformersPolicy(TokenizerCodec):
         ]
 
     def _write(self, row: _Row, token: int) -> Finish | None:
-        """The token is a row's next one; returns whether it ends the segment, and why."""
+        """Append a row's next token; returns whether it ends the segment, and why."""
         assert row.stop_checker is not None
         row.cached = len(row.context)
         row.context.append(token)
@@ -305,6 +302,21 @@ class TransformersPolicy(TokenizerCodec):
         if finish is not None:
             row.stop_checker = None
         return finish
+
+
+def _with_adapter(model: Any, adapter: Path, config: PolicyConfig) -> Any:
+    try:
+        from peft import PeftModel
+
+        from deeprec.policies.fused_lora import fuse
+    except ImportError:
+        raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
+    try:
+        model = PeftModel.from_pretrained(model, adapter)
+        # In bfloat16, merging would round most of the adapter's changes away.
+        return model.merge_and_unload() if model.dtype == torch.float32 else fuse(model)
+    except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
+        raise DeepRecError(f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}") from None
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
@@ -323,7 +335,7 @@ def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:
     probabilities_V = logprobs_V.exp().cpu()
     if top_p == 1:
         return int(torch.multinomial(probabilities_V, 1, generator=generator))
-    # The set is nearly always a few tokens, and sorting the whole vocabulary costs more than all else here.
+    # The set is nearly always a few tokens, and sorting the whole vocabulary costs more than everything else here.
     best_K, order_K = probabilities_V.topk(min(_NUCLEUS, probabilities_V.numel()))
     if best_K.sum() < top_p:
         best_K, order_K = probabilities_V.sort(descending=True)

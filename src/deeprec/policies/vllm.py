@@ -1,6 +1,6 @@
 """A causal language model in this process, sampled by vLLM: for GPUs, and for many explorations at once.
 
-Each segment is a request of its own; vLLM's prefix cache keeps what the turns before it have encoded.
+Each segment is a separate request; vLLM's prefix cache keeps what earlier turns have encoded.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
-from deeprec.explore.policy import Chunk, Finish, PromptDefaults, Request
+from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
-from deeprec.policies.tokenizer import TokenizerCodec, refuse_constraints, unloadable
+from deeprec.policies.tokenizer import TokenizerCodec, refuse_unsupported, unloadable
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM can be prepared for."""
+"""Ranks of adapters that vLLM can be prepared for."""
 
 
-class VllmPolicy(TokenizerCodec):
+class VllmPolicy(TokenizerCodec, Policy):
     """See the module.
 
     Args:
@@ -32,9 +32,8 @@ class VllmPolicy(TokenizerCodec):
         super().__init__(llm.get_tokenizer())
         self.engine = llm.llm_engine
         self.llm = llm
-        self.context_limit: int = llm.model_config.max_model_len
-        self.seconds: dict[str, float] = {"generate": 0.0}
-        self.prompt_defaults: PromptDefaults | None = None
+        self.context_limit = llm.model_config.max_model_len
+        self.seconds = {"generate": 0.0}
         self.lora: Any = None
         self._adapters = 0
         self._requests: dict[str, Request] = {}
@@ -46,7 +45,7 @@ class VllmPolicy(TokenizerCodec):
         """Load as `TransformersPolicy.load` does.
 
         Args:
-            lora_rank: of the adapters that `use_adapter` will bring; that of `config.adapter` is known.
+            lora_rank: of the adapters for `use_adapter`; default: that of `config.adapter`.
             engine: more arguments of vLLM.
 
         Raises:
@@ -73,10 +72,10 @@ class VllmPolicy(TokenizerCodec):
         return policy
 
     def use_adapter(self, folder: Path) -> None:
-        """Write with this adapter from now on. The folder must stay until another takes its place."""
+        """Write with this adapter from now on. The folder must stay until another adapter replaces it."""
         from vllm.lora.request import LoRARequest
 
-        self._adapters += 1  # vLLM knows an adapter by its number, whatever has become of the folder
+        self._adapters += 1  # vLLM identifies an adapter by its number, whatever happened to the folder
         self.lora = LoRARequest(f"adapter-{self._adapters}", self._adapters, str(folder))
 
     def use_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
@@ -88,7 +87,7 @@ class VllmPolicy(TokenizerCodec):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        refuse_constraints(requests, "vllm")
+        refuse_unsupported(self, "vllm", constrained=any(request.constraint for request in requests))
         for request in requests:
             self.release([request.key])
             self._count += 1
@@ -103,7 +102,7 @@ class VllmPolicy(TokenizerCodec):
                 stop=list(request.stops) or None,
                 include_stop_str_in_output=True,
                 skip_special_tokens=False,
-                # vLLM tells them before the temperature: ours are told where that makes no difference.
+                # vLLM gives them before the temperature; they are used where that makes no difference.
                 logprobs=0 if request.temperature in (0, 1) else None,
                 output_kind=RequestOutputKind.DELTA,
             )

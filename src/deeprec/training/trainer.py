@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from deeprec.config import Config, StageConfig, TrainConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.environment import Environment, segment_tokens_of
+from deeprec.explore.environment import Environment
+from deeprec.explore.settings import resolve_defaults
 from deeprec.policies.adapters import adapter_folder, write_prompt_defaults
 from deeprec.policies.tokenizer import brief
 from deeprec.policies.transformers import TransformersPolicy
@@ -135,12 +136,11 @@ def load_weights(model: Any, folder: Path) -> None:
 
 def _fitting(task_sets: TaskSets, policy: TransformersPolicy, config: Config) -> TaskSets:
     """Without the tasks whose prompt leaves no room for a segment."""
-    explore = config.explore
-    segment = segment_tokens_of(explore, task_sets.catalog)
+    explore = resolve_defaults(config.explore, policy.prompt_defaults, task_sets.retriever, task_sets.catalog)
 
     def fits(task: Task) -> bool:
         prompt = Environment(task, task_sets.catalog, explore).prompt()
-        return len(policy.encode(prompt, first=True)) + segment <= explore.context_tokens
+        return len(policy.encode(prompt, first=True)) + explore.segment_tokens <= explore.context_tokens
 
     return replace(task_sets, tasks={name: list(filter(fits, tasks)) for name, tasks in task_sets.tasks.items()})
 
