@@ -96,7 +96,7 @@ def test_two_files_become_a_trained_trm_a_trained_policy_and_the_whole_table(fil
     assert rows(text) == SYSTEMS
     assert "Not finished" not in text
     assert re.search(
-        r"- language model, trained on this set: time of its training: sft 1 of 2 steps, "
+        r"- language model, trained on this set: time of its training: sft 1 of \d steps, "
         r"cold-start 0 of 30 steps, recommendation 0 of 20 steps; \d+\.\d minutes; .*preference weight 0\.",
         text,
     )
