@@ -1,13 +1,14 @@
-"""Seconds of a step of reinforcement learning, and where they go: ours against plain `generate` and TRL's loss.
+"""Seconds of a step of reinforcement learning by activity: ours against plain `generate` and TRL's loss.
 
-The plain way is what one writes first with TRL: in every turn all open explorations are padded to one length, encoded
-anew from their first token, and continued by one call of transformers' `generate` until the last of them stops; and
-TRL's trainer computes the logits of all tokens (ours those of the policy's own). Model, tasks, prompts, limits,
-sampling and rewards are the same. Samples differ, since the random numbers do: read the seconds beside the tokens.
+The plain way is what one first writes with TRL. In every turn, all open explorations are padded to one length, encoded
+anew from their first token, and continued by one call of transformers' `generate` until the last of them stops. TRL's
+trainer then computes the logits of all tokens; ours computes those of the policy's own. Model, tasks, prompts, limits,
+sampling and rewards are the same. The explorations differ, since the random numbers do, so read the seconds beside the
+tokens.
 
     python benchmarks/rl_step.py RUN [--rounds 2] [--tasks 4] [--output FILE.json]
 
-RUN is the folder of a `deeprec train` whose warm start is finished.
+RUN is the folder of a `deeprec train` whose SFT is finished.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from deeprec.cli.workbench import Workbench
+from deeprec.data.sources import load_dataset
 from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.trace import Trace
@@ -32,8 +33,9 @@ from deeprec.policies.adapters import bare
 from deeprec.policies.text import SegmentPolicy
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.runs import Run, environment
-from deeprec.training import stages
+from deeprec.training import rollout, stages
 from deeprec.training.callback import StageCallback
+from deeprec.training.run import prepare_task_sets
 from deeprec.training.sampling import in_process
 from deeprec.training.schedule import SFT
 from deeprec.training.trainer import adapted, load_weights, rubrics_of
@@ -54,7 +56,7 @@ class PlainPolicy(SegmentPolicy):
         length = max(len(request.context) for request in requests)
         rows = [[0] * (length - len(request.context)) + list(request.context) for request in requests]
         real = [[0] * (length - len(request.context)) + [1] * len(request.context) for request in requests]
-        # As in a forward pass of the trainer: the adapter's weights are float32, the model's may be bfloat16.
+        # As in the trainer's forward pass: the adapter's weights are float32, the model's may be bfloat16.
         half = self.model.dtype == torch.bfloat16
         with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=half):
             output_BT = self.model.generate(
@@ -91,57 +93,49 @@ def main() -> None:
     args = parser.parse_args()
     run = Run.open(args.run)
     if not (run.path / SFT).is_dir():
-        parser.error(f"{run.path} has no finished warm start.")
-    bench = Workbench(run.config, runs=run.path.parent)
-    config, task_sets = run.config, bench.task_sets(bench.dataset())
+        parser.error(f"{run.path} has no finished SFT.")
+    config = run.config
+    task_sets = prepare_task_sets(load_dataset(config.data), config, run.path.parent)
     policy = TransformersPolicy.load(bare(config.policy))
     model = adapted(policy.model, config.train.lora_rank)
     stage = config.train.stages[-1].model_copy(update={"steps": 1})
     rubric = rubrics_of({stage.name: stage}, task_sets, config)[stage.name]
-    # Stop strings cost `generate` half a minute of preparation, once a process: not what is measured.
+    # Stop strings cost `generate` half a minute of preparation in each process, which is not what is measured.
     plain = PlainPolicy(policy.model, policy.tokenizer)
     plain.submit([Request("warm-up", tuple(plain.encode("Warm-up.")), STOPS, 1, temperature=1.0)])
     plain.step()
     own = stages.OwnTokensTrainer
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
+    rollout.RESAMPLING_ROUNDS = 0
+    seconds: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
     for round_ in range(args.rounds):
-        for name, kind, trainer in (("ours", in_process, own), ("plain", PlainPolicy, GRPOTrainer)):
+        train = {"seed": round_, "tasks_per_step": args.tasks or config.train.tasks_per_step}
+        settings = config.model_copy(update={"train": config.train.model_copy(update=train)})
+        for name, sampler, trainer in (("ours", in_process, own), ("plain", PlainPolicy, GRPOTrainer)):
             stages.OwnTokensTrainer = trainer  # type: ignore[misc]
             load_weights(model, run.path / SFT)
-            tasks = args.tasks or config.train.tasks_per_step
-            settings = config.train.model_copy(update={"seed": round_, "replacements": 0, "tasks_per_step": tasks})
-            callback = _Hears(stage.name)
+            watch = _StopWatch(stage.name)
+            tasks = task_sets.tasks[stage.name]
+            explorations = rollout.Rollout(task_sets, tasks, rubric, settings, watch.on_rollout, sampler)
             with tempfile.TemporaryDirectory() as folder:
-                stages.run_stage(
-                    model,
-                    policy.tokenizer,
-                    task_sets,
-                    stage,
-                    rubric,
-                    config.explore,
-                    settings,
-                    Path(folder),
-                    callback,
-                    kind,
-                )
-            found[name].append(callback.parts)
-            print(name, {part: round(value, 1) for part, value in callback.parts.items()}, flush=True)
-    report = environment(sys.argv) | {"threads": torch.get_num_threads(), "rounds": found}
+                stages.run_stage(model, policy.tokenizer, stage, explorations, Path(folder), watch)
+            seconds[name].append(watch.parts)
+            print(name, {part: round(value, 1) for part, value in watch.parts.items()}, flush=True)
+    report = environment(sys.argv) | {"threads": torch.get_num_threads(), "rounds": seconds}
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-class _Hears(StageCallback):
-    """The step's seconds by part."""
+class _StopWatch(StageCallback):
+    """The step's seconds by activity."""
 
     def __init__(self, stage: str) -> None:
-        super().__init__(stage, lambda step, numbers: None)
+        super().__init__(stage, lambda *_: None)
         self.parts: dict[str, float] = {}
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.started = time.perf_counter()
 
-    def hear(self, traces: Sequence[Trace], scores: Any, seconds: Any) -> None:
+    def on_rollout(self, traces: Sequence[Trace], scores: Any, seconds: Any) -> None:
         self.parts = {"explore": time.perf_counter() - self.started, **seconds}
         self.parts["explorations"] = len(traces)
         self.parts["tokens written"] = sum(trace.policy_tokens for trace in traces)

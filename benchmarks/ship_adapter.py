@@ -1,9 +1,9 @@
-"""Put a training's adapter into the package, in bfloat16: half the size, and what exploring in bfloat16 makes of it.
+"""Put a training's adapter into the package, in bfloat16: half the size, and the precision it explores in.
 
-    python benchmarks/ship_adapter.py RUN/recommendation [--trust 0.1]
+    python benchmarks/ship_adapter.py RUN/recommendation [--preference-weight 0.1]
 
-The training's configuration, less the adapter that it went on from, is kept beside it; the model card, README.md in the
-same folder, is written by hand.
+The training's configuration is kept beside it, without the adapter that it continued from. The model card, README.md in
+the same folder, is written by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from deeprec.policies.adapters import SHIPPED, write_prompt_defaults
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--trust", type=float, help="to explore with; default: what the catalogue's TRM found best")
+    parser.add_argument(
+        "--preference-weight", type=float, help="to explore with; default: the calibrated one of the catalogue's TRM"
+    )
     args = parser.parse_args()
     settings = json.loads((args.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     folder = SHIPPED / settings["base_model_name_or_path"]

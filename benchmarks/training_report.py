@@ -2,9 +2,10 @@
 
     python benchmarks/training_report.py [RUN NAME]
 
-With the folder of a `deeprec train` and a name, its configuration and its numbers of every step are first copied to
-docs/results/training/NAME, without weights, and its curves drawn. See that the configuration names no path of the
-machine. The report is then written anew from all that lies there; a test fails where it differs from the logs.
+With the folder of a `deeprec train` and a name, the script first copies the run's configuration and metrics to
+docs/results/training/NAME, without weights, and plots its curves. Check that the configuration names no path of the
+machine. It then writes the report anew from everything in docs/results/training; a test fails where the report differs
+from the logs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from deeprec.config import StageConfig, TrainConfig
+from deeprec.config import StageConfig
 from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import Run
 from deeprec.training.curves import COLUMNS, plot_curves, read_curves, rows
@@ -24,12 +25,16 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "training"
 REPORT = RESULTS / "report.md"
 PREFACE = """# Trainings
 
-Numbers of every step (`metrics.jsonl`) lie beside this page with the configuration of each:
-`deeprec train --config docs/results/training/NAME/config.toml` makes another of its kind (these ran in two processes,
-by torchrun), `deeprec runs curves docs/results/training/NAME` shows this one. The adapter `runs/trained/NAME` that one
-goes on from is a copy of the weights that training NAME left in its run's folder. Means of the first and the last fifth
-of the steps; Kendall's tau of the number with the step, and its p for rising (one-sided, not corrected for their
-number). What they mean stands in [Training](../../training.md#what-reinforcement-learning-did-on-two-cores).
+The numbers of every step (`metrics.jsonl`) and the configuration of each training are in this
+folder. `deeprec runs curves docs/results/training/NAME` shows the curves of one, and
+`deeprec train --config docs/results/training/NAME/config.toml` trains again; these ran in two
+processes, by torchrun. An adapter `runs/trained/NAME` is a copy of the weights in the run folder of
+training NAME.
+
+The tables give the means of the first and the last fifth of the steps, Kendall's tau of the number
+with the step, and its one-sided p for rising, not corrected for the number of tests.
+[Results](../index.md#reinforcement-learning) says what they mean. `reward/rank_gain` was a metric
+of a [reward that is gone](../../research-log/2026-11-28-reinforcement-learning.md).
 """
 
 
@@ -62,28 +67,29 @@ def about(folder: Path) -> list[str]:
     run = Run.open(folder)
     manifest, settings = run.manifest, run.config
     machine, config, weight = manifest["hardware"], settings.train, settings.explore.preference_weight
+    weight_text = "calibrated preference weight" if weight is None else f"preference weight {weight}"
     lines = [
         f"## {folder.name}",
         "",
         f"{settings.data.source}, {config.tasks_per_step} tasks of {config.group_size} explorations a step, "
-        f"`updates = {config.updates_per_step}`, temperature {config.temperature}, top-p {config.top_p}, "
-        f"`negative = {config.negative_advantage_weight}`, seed {config.seed}, preferences believed "
-        f"{'as the TRM has calibrated' if weight is None else f'with weight {weight}'}, from the adapter {config.adapter}.",
+        f"`updates_per_step = {config.updates_per_step}`, temperature {config.temperature}, "
+        f"`negative_advantage_weight = {config.negative_advantage_weight}`, seed {config.seed}, {weight_text}, "
+        f"from the adapter {config.adapter}.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {manifest['created'][:10]}, commit {manifest['commit'][:7]}: "
         f"{time_spent(folder)}.",
         "",
     ]
-    lines += [_stage(stage, config) for stage in config.stages] + [""]
+    lines += [_stage(stage) for stage in config.stages] + [""]
     lines += markdown_table(COLUMNS, list(rows(read_curves(folder))))
     return [*lines, "", f"![Curves of {folder.name}]({folder.name}.svg)", ""]
 
 
-def _stage(stage: StageConfig, config: TrainConfig) -> str:
+def _stage(stage: StageConfig) -> str:
     paid = ", ".join(name if weight == 1 else f"{weight} {name}" for name, weight in stage.rewards.items() if weight)
     return (
-        f"- {stage.name}: {stage.steps} steps, learning rate {stage.learning_rate}, paid for {paid}, `whitening = "
-        f'"{stage.advantage_normalisation or config.advantage_normalisation}"`'
+        f"- {stage.name}: {stage.steps} steps, learning rate {stage.learning_rate}, paid for {paid}, "
+        f'`advantage_normalisation = "{stage.advantage_normalisation}"`'
     )
 
 

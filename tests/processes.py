@@ -1,4 +1,4 @@
-"""How tests start other processes that find the tests' modules."""
+"""How tests start other processes, which find the tests' modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 DEEPREC = [sys.executable, "-c", "import command_line; command_line.slow_main()"]
-"""`deeprec` with the stand-in for MiniLM."""
+"""The command `deeprec`, with the stand-in for MiniLM."""
 
 
 def free_port() -> int:

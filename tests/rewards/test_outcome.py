@@ -72,7 +72,7 @@ def test_titles_that_contain_each_other_are_two_items(answered):
 )
 def test_nothing_is_paid_on_a_malformed_answer_even_with_the_target_first(answered, titles):
     trace = answered(*titles)
-    assert HALO in trace.answered  # the target was named: only the faults keep the reward back
+    assert HALO in trace.raw_ranking  # the target was named: only the faults keep the reward back
     assert hit_reward(trace, HALO) == rank_reward(trace, HALO) == 0
     ones = np.ones((12, 1), dtype=np.float32)
     assert pointwise_reward(trace, HALO, ones, ones) == 0

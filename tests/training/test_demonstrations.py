@@ -52,9 +52,11 @@ def test_demonstrations_vary_in_their_limits_and_state_them() -> None:
         prompt = trace.segments[0].text
         assert f"up to {limits.max_calls} times" in prompt
         assert f"Recommend the {limits.answer_size} items" in prompt
-        assert len(trace.answered) == trace.answer_size == limits.answer_size
-        told = [protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY]
-        assert told == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
+        assert len(trace.raw_ranking) == trace.answer_size == limits.answer_size
+        no_calls_left = [
+            protocol.NO_CALLS in segment.text for segment in trace.segments if segment.author is not Author.POLICY
+        ]
+        assert no_calls_left == [False] + [turn == limits.max_calls for turn in range(1, len(trace.turns) + 1)]
         seen.add((limits.max_calls, len(trace.turns)))
     assert seen == {(1, 1), (2, 2), (3, 2), (3, 3)}
     sizes = [trace.answer_size for trace, _ in found]
@@ -78,7 +80,7 @@ def test_the_first_word_tells_whether_a_call_follows() -> None:
 
 def test_the_answer_is_what_came_back_in_order() -> None:
     for trace, _ in demonstrate()[1]:
-        assert list(trace.answered) == list(trace.pool[: trace.answer_size])
+        assert list(trace.raw_ranking) == list(trace.pool[: trace.answer_size])
 
 
 def test_the_first_call_has_the_latest_names_and_the_most_frequent_phrase() -> None:
@@ -186,7 +188,7 @@ def test_a_title_of_several_items_names_one_that_came_back() -> None:
 
 
 @pytest.mark.llm
-def test_lessons_have_the_tokens_that_the_model_would_write() -> None:
+def test_demonstrations_have_the_tokens_that_the_model_would_write() -> None:
     from deeprec.config import PolicyConfig
     from deeprec.policies.transformers import TransformersPolicy
 

@@ -18,6 +18,10 @@ from small_training import DATA, LONGER, PARTS, Hashes, StepLog, config_of, fres
 
 from deeprec.config import ExploreConfig, SFTConfig, TrainConfig
 from deeprec.errors import DeepRecError
+from deeprec.explore.protocol import answer_text, call_text
+from deeprec.explore.trace import Author
+from deeprec.policies.scripted import list_titles
+from deeprec.policies.text import TextPolicy
 from deeprec.retrieval.retriever import Query
 from deeprec.rewards.outcome import hit_reward
 from deeprec.rewards.rubric import Rubric
@@ -40,7 +44,7 @@ def without_times(log: StepLog) -> dict[tuple[str, int], dict[str, float]]:
     }
 
 
-def test_users_of_the_stages_are_strangers_to_the_trm_and_to_each_other(task_sets: TaskSets) -> None:
+def test_no_user_is_in_two_parts_or_known_to_the_trm(task_sets: TaskSets) -> None:
     config = config_of().train
     parts, rest = DATA.divide(shares(config), config.seed)
     users = {name: {task.user for task in tasks} for name, tasks in task_sets.tasks.items()}
@@ -51,7 +55,7 @@ def test_users_of_the_stages_are_strangers_to_the_trm_and_to_each_other(task_set
         assert not users[name] & set(rest.users)
 
 
-def test_tasks_are_those_that_the_trm_can_reach(task_sets: TaskSets) -> None:
+def test_tasks_are_those_whose_target_the_trm_ranks_high_enough(task_sets: TaskSets) -> None:
     config = config_of().train
     near = config.model_copy(update={"max_target_rank": 10})
     parts, _ = DATA.divide(shares(config), config.seed)
@@ -88,7 +92,7 @@ def unbroken(task_sets: TaskSets, tmp_path_factory: Any) -> tuple[StepLog, Path]
 
 
 @pytest.mark.parametrize("stop_at", [(SFT, 2), ("two", 3)], ids=str)
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_training_continues_as_if_it_had_not_been(
     task_sets: TaskSets, unbroken: tuple[StepLog, Path], tmp_path: Path, stop_at: tuple[str, int]
 ) -> None:
     whole, straight = unbroken
@@ -96,16 +100,16 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), task_sets, LONGER, tmp_path, first)
     resumed = train(fresh(), task_sets, LONGER, tmp_path, second)
-    assert [*first.steps, *second.steps] == list(whole.steps)  # nothing twice, nothing left out
+    assert [*first.steps, *second.steps] == list(whole.steps)  # no step twice, none left out
     logged = without_times(first) | without_times(second)
     for key, metrics in without_times(whole).items():
         assert logged[key] == pytest.approx(metrics, abs=1e-5)
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (resumed, straight))
     for name, weight in theirs.items():
-        torch.testing.assert_close(ours[name], weight, atol=5e-4, rtol=1e-3)  # a hundredth is the learning rate
+        torch.testing.assert_close(ours[name], weight, atol=5e-4, rtol=1e-3)  # the learning rate is 0.01
 
 
-def test_a_checkpoint_that_was_cut_off_gives_way_to_the_one_before(
+def test_after_a_torn_checkpoint_the_one_before_counts(
     task_sets: TaskSets, unbroken: tuple[StepLog, Path], tmp_path: Path
 ) -> None:
     whole, straight = unbroken
@@ -134,7 +138,7 @@ def test_which_parts_two_trainings_have_in_common() -> None:
         return shared_parts(config, config.model_copy(update=changed))
 
     assert shared() == [SFT, "one", "two"]
-    assert shared(stages=(one,)) == []  # its users are shared out otherwise
+    assert shared(stages=(one,)) == []  # the users are divided differently
     assert shared(stages=(one, two.model_copy(update={"learning_rate": 1.0}))) == [SFT, "one"]
     assert shared(stages=(one.model_copy(update={"steps": 9}), two)) == [SFT]
     assert shared(stages=(one, two.model_copy(update={"share": 0.1}))) == []
@@ -148,7 +152,7 @@ def test_which_parts_two_trainings_have_in_common() -> None:
     assert shared(minutes=5.0) == []
 
 
-def test_a_stage_of_no_steps_is_passed_over(task_sets: TaskSets, tmp_path: Path) -> None:
+def test_a_stage_without_steps_is_skipped(task_sets: TaskSets, tmp_path: Path) -> None:
     one, two = config_of().train.stages
     idle = config_of(stages=(one.model_copy(update={"steps": 0}), two.model_copy(update={"steps": 1})))
     log = StepLog()
@@ -160,7 +164,7 @@ def test_a_stage_of_no_steps_is_passed_over(task_sets: TaskSets, tmp_path: Path)
 def test_demonstrations_are_shared_among_data_sets(
     task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of them are of either catalogue, in a random order."""
+    """Half of them come from either catalogue, in a random order."""
     titles = tuple(title.upper() for title in DATA.catalog.titles)
     other = replace(task_sets, catalog=replace(DATA.catalog, titles=titles))
     seen: list[Example] = []
@@ -179,8 +183,8 @@ def test_demonstrations_are_shared_among_data_sets(
     assert upper != sorted(upper, reverse=True)
 
 
-def test_a_training_goes_on_from_an_adapter(task_sets: TaskSets, tmp_path: Path) -> None:
-    """With a learning rate of next to nothing, what comes out is what it went on from."""
+def test_a_training_continues_from_an_adapter(task_sets: TaskSets, tmp_path: Path) -> None:
+    """With a learning rate of nearly 0, the result is the adapter it started from."""
     first = train(fresh(), task_sets, config_of(), tmp_path / "first", StepLog())
     still = config_of().train.stages[0].model_copy(update={"learning_rate": 1e-12, "steps": 1})
     settings = config_of().train.sft.model_copy(update={"learning_rate": 1e-12})
@@ -207,14 +211,14 @@ def test_the_learning_rate_rises_from_the_first_step_on(task_sets: TaskSets, tmp
 
 
 def test_a_step_of_two_updates_is_reported_once(task_sets: TaskSets, tmp_path: Path) -> None:
-    """Else its explorations would count twice, and chance would look like a trend."""
+    """Otherwise its explorations would count twice, and chance would look like a trend."""
     log, config = StepLog(), config_of(updates_per_step=2, sft=SFTConfig(demonstrations=0))
     train(fresh(), task_sets, config, tmp_path, log)
     assert list(log.steps) == [(stage, step) for stage in ("one", "two") for step in (1, 2)]
     assert time_spent(tmp_path).startswith("one 2 of 2 steps, two 2 of 2 steps; ")
 
 
-def test_a_time_ends_no_step_between_its_updates(task_sets: TaskSets, tmp_path: Path) -> None:
+def test_a_time_limit_ends_no_step_between_its_updates(task_sets: TaskSets, tmp_path: Path) -> None:
     log, config = StepLog(), config_of(updates_per_step=2, sft=SFTConfig(demonstrations=0), minutes=1e-9)
     train(fresh(), task_sets, config, tmp_path, log)
     assert list(log.steps) == [("one", 1)]
@@ -283,10 +287,10 @@ def test_a_finished_training_is_not_repeated(task_sets: TaskSets, unbroken: tupl
 
 
 @pytest.mark.parametrize("negative_advantage_weight", [1.0, 0.25, 0.0])
-def test_what_is_trained_on_is_what_was_sampled(
+def test_the_trainer_learns_from_what_was_sampled(
     task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, negative_advantage_weight: float
 ) -> None:
-    """TRL gets the tokens, masks and advantages that the traces and rewards give, worked out by hand here."""
+    """TRL gets the tokens, masks and advantages of the traces and rewards, computed by hand here."""
     from datasets import Dataset as Table
     from trl import GRPOTrainer
 
@@ -333,7 +337,7 @@ def test_what_is_trained_on_is_what_was_sampled(
     expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
     expected = np.where(expected < 0, negative_advantage_weight * expected, expected)
     np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-4)
-    # Scoring the policy's own tokens alone, and no padding, teaches what TRL teaches by scoring all.
+    # Scoring only the policy's own tokens, without padding, gives TRL's gradients.
     trainer.current_gradient_accumulation_steps = 1
     shortest = int(batch["completion_mask"].sum(1).argmin())
     for first, last in ((0, 4), (shortest, shortest + 1)):
@@ -398,13 +402,54 @@ def test_other_tasks_replace_groups_of_equal_rewards(task_sets: TaskSets, monkey
     assert measure(traces, scores)["reward_over_trm"] == pytest.approx(np.mean(rewards) - np.mean(hits))
 
 
+def test_a_stage_learns_only_the_policys_tokens_of_explorations_with_calls(
+    task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model makes no calls, so a script explores."""
+
+    class Script(TextPolicy):
+        calls = 0
+
+        def _text(self, request: Any) -> str:
+            if lists := list_titles(self.decode(request.context)):
+                return answer_text("I rank.", lists[0])
+            self.calls += 1
+            return call_text("Hm.", DATA.catalog.titles[self.calls])
+
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    fields_of = rollout_module._fields
+
+    def recording(traces: Any) -> dict[str, Any]:
+        seen.append((traces, fields_of(traces)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(rollout_module, "_fields", recording)
+    monkeypatch.setattr(rollout_module, "RESAMPLING_ROUNDS", 0)
+    stage = config_of().train.stages[0].model_copy(update={"steps": 1})
+    config, log = config_of(sft=SFTConfig(demonstrations=0), stages=(stage,)), StepLog()
+    train(fresh(), task_sets, config, tmp_path, log, lambda model, tokenizer: Script(str, fresh()))
+    ((traces, fields),) = seen
+    for row, trace in enumerate(traces):
+        prompt, *rest = trace.segments
+        assert [segment.author for segment in rest] == [Author.POLICY, Author.ENVIRONMENT, Author.POLICY]
+        assert fields["prompt_ids"][row] == list(prompt.tokens)
+        assert fields["completion_ids"][row] == [token for segment in rest for token in segment.tokens]
+        mask = [int(segment.author is Author.POLICY) for segment in rest for _ in segment.tokens]
+        assert fields["env_mask"][row] == mask
+        assert len(fields["logprobs"][row]) == len(mask)
+    metrics = log.steps["one", 1]
+    assert metrics["well-formed"] == metrics["turns"] == 1
+    assert metrics["reward/format"] == 0
+    assert metrics["tokens"] == np.mean([sum(mask) for mask in fields["env_mask"]])
+
+
 def test_a_stage_without_enough_tasks_is_refused(task_sets: TaskSets, tmp_path: Path) -> None:
     many = config_of(tasks_per_step=1000)
     with pytest.raises(DeepRecError, match=r"Stage 'one' has \d+ tasks, and a step takes 1000"):
         train(fresh(), task_sets, many.model_copy(), tmp_path, StepLog())
 
 
-def test_a_loss_that_is_no_number_ends_with_what_to_do(task_sets: TaskSets, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_says_what_to_do(task_sets: TaskSets, tmp_path: Path) -> None:
     stages = [s.model_copy(update={"learning_rate": float("1e30"), "steps": 3}) for s in config_of().train.stages]
     with pytest.raises(DeepRecError, match=r"Step \d of one has .* nan.*Lower the learning_rate|gives no numbers"):
         train(fresh(), task_sets, config_of(stages=stages), tmp_path, StepLog())
@@ -414,7 +459,7 @@ def test_a_loss_that_is_no_number_ends_with_what_to_do(task_sets: TaskSets, tmp_
 def test_a_step_for_which_the_disk_has_no_room_is_not_saved(
     task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room is asked for by what is trained, too. What was saved before stays, and the same call goes on from it."""
+    """The space needed depends on the trained weights. Earlier checkpoints stay, and the same call continues."""
     policy, config, log = fresh(), config_of(), StepLog()
     assert config.train.stages[0].steps > 1
     first, usage = tmp_path / "checkpoints" / "one" / "checkpoint-1", shutil.disk_usage
@@ -428,10 +473,10 @@ def test_a_step_for_which_the_disk_has_no_room_is_not_saved(
 
 
 @pytest.mark.parametrize("part", ["checkpoint", "finished part"])
-def test_a_disk_that_fills_up_amid_saving_is_told(
+def test_a_disk_that_fills_up_while_saving_is_reported(
     task_sets: TaskSets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """By writing to a device that is always full: PyTorch says nothing of a disk then."""
+    """Writes to a device that is always full: PyTorch's own error does not mention a disk."""
     usage, policy = shutil.disk_usage, fresh()
 
     def write(*_: Any, **__: Any) -> None:
@@ -460,5 +505,5 @@ def test_alarms_of_collapse() -> None:
         ("stop/segment limit", 0.6),
     ):
         assert len(alarms(fine | {name: value}, explore)) == 1
-    assert alarms(fine | {"turns": 2.95}, explore) == []  # three calls are what the cold start pays
+    assert alarms(fine | {"turns": 2.95}, explore) == []  # the cold start pays for three calls
     assert len(alarms(fine | {"turns": 5.95}, ExploreConfig(max_calls=6))) == 1

@@ -119,7 +119,7 @@ def show_outcome(dataset: Dataset, trace: Trace, split: Split, console: Console)
     from rich.table import Table
 
     catalog = dataset.catalog
-    ranking, origin = trace.with_fallback()
+    ranking, origin = trace.ranking, trace.origin
     found = trace.first_found()
     table = Table("rank", "title", "found in call", "by the preference", title=f"ranking: {origin.value}")
     for rank, item in enumerate(ranking, start=1):

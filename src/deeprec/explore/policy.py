@@ -104,7 +104,7 @@ class Policy(Protocol):
 
     Attributes:
         seconds: wall seconds so far, by activity (for instance `prefill` and `decode`).
-        prompt_defaults: what the policy works best with; None without a preference.
+        prompt_defaults: what the policy works best with; None: the defaults for untrained models.
         context_limit: tokens that a context may have.
         supports_sampling: whether `submit` accepts a temperature above 0; otherwise it raises a DeepRecError.
         supports_constraints: likewise for constraints. Policies that write whole texts accept and ignore them.

@@ -39,7 +39,7 @@ def pointwise_reward(
     Args:
         text_ID, collaborative_ID: unit vectors of all items' texts, and of the TRM.
     """
-    answer = list(trace.answered)
+    answer = list(trace.raw_ranking)
     if not trace.well_formed or not answer:
         return 0.0
     weights_K = (1 - np.arange(len(answer)) / len(answer)) ** 2
@@ -49,6 +49,6 @@ def pointwise_reward(
 
 
 def _position(trace: Trace, target: ItemIdx) -> int | None:
-    if not trace.well_formed or target not in trace.answered:
+    if not trace.well_formed or target not in trace.raw_ranking:
         return None
-    return trace.answered.index(target)
+    return trace.raw_ranking.index(target)

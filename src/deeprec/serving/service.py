@@ -171,7 +171,7 @@ class Service:
 
     def ranking(self, trace: Trace, k: int, seconds: float) -> schemas.Ranking:
         """The ranking with fallback, extended to `k` items by other retrieved ones, then by the TRM alone."""
-        items, origin = trace.with_fallback()
+        items, origin = trace.ranking, trace.origin
         if origin is Origin.ANSWER and len(items) < k:
             origin = Origin.COMPLETED
         ranked = list(dict.fromkeys((*items, *trace.pool)))[:k]

@@ -5,11 +5,8 @@ latest titles and the history's most frequent phrase. Later calls say what the h
 common. The answer is what came back, in the TRM's order. A model that imitates this learns the protocol, to copy titles
 exactly, and to say what helps on average. Better words and rankings are left to reinforcement learning.
 
-The first call uses no hindsight. When it named the titles most similar to the next item, the trained model, which can't
-know that item, named titles at random, and its preferences were worthless to the TRM.
-
-Demonstrations vary in their limits, so that the model reads the limits in its prompt. Trained on three calls only,
-SmolLM2-135M learned to count lists, and kept calling where fewer calls were allowed.
+The first call uses no hindsight: the trained model could only guess at it. Demonstrations vary in their limits, so that
+the model reads the limits in its prompt instead of counting lists.
 """
 
 from __future__ import annotations
@@ -130,16 +127,13 @@ class DemonstrationPolicy(TextPolicy):
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
         # At least two calls where the limit allows: the model must also learn to answer after a second one.
         calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, limits.max_calls), limits.max_calls)
-        if len(lists) < calls:
-            return self._call(rng, task, lists, self._said[request.key])
-        titles = [title for found in lists for title in found][: limits.answer_size]
-        return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
-
-    def _call(self, rng: random.Random, task: Task, lists: Sequence[Sequence[str]], said: list[str]) -> str:
-        phrases = self._latest(task) if not lists else self._particular(rng, task, said)
+        if len(lists) >= calls:
+            titles = [title for found in lists for title in found][: limits.answer_size]
+            return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
+        said = self._said[request.key]
+        phrases = self._particular(rng, task, said) if lists else self._latest(task)
         said += phrases
-        thought = self._thought(rng, _LATER if lists else _FIRST, task, lists)
-        return protocol.call_text(thought, "; ".join(phrases))
+        return protocol.call_text(self._thought(rng, _LATER if lists else _FIRST, task, lists), "; ".join(phrases))
 
     def _latest(self, task: Task) -> list[str]:
         """Names of the latest items, the last one first, and the most frequent phrase of the shown history."""

@@ -23,7 +23,7 @@ from deeprec.training.callback import alarms, step_summary, tensorboard_in
 from deeprec.training.processes import main_process_first
 from deeprec.training.sampling import VllmSampler, in_process
 from deeprec.training.schedule import SFT, active, shared_parts, shares
-from deeprec.training.task_sets import TaskSets, require_free_answers
+from deeprec.training.task_sets import TaskSets
 from deeprec.training.time_budget import time_spent
 from deeprec.training.trainer import train
 from deeprec.trm.run import load_or_train_trm, trm_origin
@@ -61,7 +61,8 @@ def train_policy(
         raise DeepRecError(
             "policy.adapter can't be trained on; name an adapter that a training continues from in train.adapter."
         )
-    require_free_answers(config.explore)
+    if config.explore.answer == "pool":
+        raise DeepRecError("explore.answer='pool' is not for training, which learns from freely sampled answers.")
     with main_process_first() as main:
         progress = progress if main else SILENT
         with progress.phase("load the language model"):
@@ -142,7 +143,11 @@ def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progr
     run = Run.create(runs, None, config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
     finished: list[Path] = []
     for other in _trainings(config, runs, SECTIONS[:-1], origin):
-        done = [other.path / name for name in shared_parts(config.train, other.config.train)]
+        try:
+            theirs = other.config.train
+        except DeepRecError:  # an earlier version's keys
+            continue
+        done = [other.path / name for name in shared_parts(config.train, theirs)]
         finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
     for part in finished:
         shutil.copytree(part, run.path / part.name)
@@ -168,7 +173,7 @@ def _extra_configs(config: Config) -> list[Config]:
 
 
 def _origin(dataset: Dataset, config: Config, *, offline: bool) -> dict[str, Any]:
-    """What decides a training beside the configuration: data, text, protocol, and the files behind names."""
+    """What decides a training in addition to the configuration: data, text, protocol, and the files behind names."""
     named = config.train.adapter
     folder = named and adapter_folder(config.policy.model_copy(update={"adapter": named}))
     extra = [load_dataset(other.data, offline=offline) for other in _extra_configs(config)]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deeprec.config import ExploreConfig, TrainConfig
+from deeprec.config import TrainConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
@@ -20,16 +20,6 @@ _RANKED = 4096
 """Tasks ranked at once: their queries take several times the memory of the tasks."""
 _SHUFFLE_NAMES = {SFT: "warm-start"}
 """The part's name when the shipped adapters were trained; it seeds the order of tasks, which stays the same."""
-
-
-def require_free_answers(explore: ExploreConfig) -> None:
-    """Check that a training learns from what the policy itself would write.
-
-    Raises:
-        DeepRecError: answers are constrained to the pool.
-    """
-    if explore.answer == "pool":
-        raise DeepRecError("explore.answer='pool' is not for training, which learns from freely sampled answers.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ from deeprec.training.sampling import Sampler, in_process
 from deeprec.training.schedule import SFT, active
 from deeprec.training.sft import sft
 from deeprec.training.stages import run_stage
-from deeprec.training.task_sets import TaskSets, require_free_answers
+from deeprec.training.task_sets import TaskSets
 from deeprec.training.time_budget import TimeBudget
 
 
@@ -57,13 +57,12 @@ def train(
         extra_datasets: task sets that share the demonstrations of SFT equally with `task_sets`.
 
     Raises:
-        DeepRecError: a part has too few tasks, or diverged; answers are constrained; or the disk is full.
+        DeepRecError: a part has too few tasks, or diverged, or the disk is full.
     """
     names = active(config.train)
     if not names:
         raise DeepRecError("There is nothing to train: train.sft.demonstrations and all stages' steps are 0.")
     require_equal_shares(config.train)
-    require_free_answers(config.explore)
     task_sets, *extra_datasets = (_fitting(each, policy, config) for each in (task_sets, *extra_datasets))
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
     rubrics = rubrics_of(stages, task_sets, config)
