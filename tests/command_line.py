@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ def write_table(path):
             year = dataset.catalog.years[item]
             lines.append(f"{user},i{item},{position},Film {item},{year},{dataset.catalog.categories[item][0]}")
     path.write_text("\n".join(lines) + "\n")
+
+
+def manifest(run):
+    return json.loads((run / "manifest.json").read_text())
 
 
 def files(root):

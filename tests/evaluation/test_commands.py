@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from command_line import deeprec
+from command_line import deeprec, manifest
+from deeprec.errors import DeepRecError
 from deeprec.evaluation.systems import Script, TRMAlone
 
 SYSTEMS = ["popularity", "last-item transitions", "EASE", "TRM alone", "scripted explorer"]
@@ -42,10 +43,8 @@ def evaluated(site):
 
 
 def test_eval_writes_its_report(site, evaluated):
-    manifest = json.loads((evaluated / "manifest.json").read_text())
-    trained = json.loads((site.trained / "manifest.json").read_text())
-    assert (manifest["kind"], manifest["status"]) == ("eval", "finished")
-    assert manifest["dataset"] == trained["dataset"]
+    assert (manifest(evaluated)["kind"], manifest(evaluated)["status"]) == ("eval", "finished")
+    assert manifest(evaluated)["dataset"] == manifest(site.trained)["dataset"]
     assert {path.name for path in evaluated.iterdir()} >= {"config.toml", "experiment.toml", "results", "report.html"}
     assert [system["name"] for system in systems(evaluated)] == SYSTEMS
     assert {len(system["users"]) for system in systems(evaluated)} == {60}
@@ -85,7 +84,7 @@ def test_the_printed_hint_resumes_what_was_interrupted(site, command, kind):
         patch.undo()
     assert stopped.code == 130
     run = only(site, kind, before)
-    assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted"
+    assert manifest(run)["status"] == "interrupted"
     assert not (run / "report.md").exists()
     assert "popularity: NDCG@3" in stopped.out
     (hint,) = re.findall(r"if interrupted: deeprec (.*)\n", stopped.out)
@@ -93,12 +92,33 @@ def test_the_printed_hint_resumes_what_was_interrupted(site, command, kind):
     assert resumed.code == 0, resumed.err
     assert "popularity: done before" in resumed.out
     assert "TRM alone: NDCG@3" in resumed.out
-    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+    assert manifest(run)["status"] == "finished"
 
     known = set(site.runs.glob(f"*-{kind}"))
     whole = site(command)
     assert whole.code == 0, whole.err
     assert results(only(site, kind, known)) == results(run)
+
+
+def test_a_system_that_fails_is_told_after_the_table(site, monkeypatch):
+    def rank(*_, **__):
+        raise DeepRecError("3 of 60 explorations failed")
+
+    before = set(site.runs.glob("*-eval"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Script, "rank", rank)
+        result = site("eval")
+    run = only(site, "eval", before)
+    assert (result.code, result.err) == (
+        2,
+        "deeprec: 1 of the results failed: scripted explorer: 3 of 60 explorations failed\n",
+    )
+    assert "Not finished: scripted explorer." in result.out
+    assert manifest(run)["status"] == "failed"
+    assert "Not finished: scripted explorer." in (run / "report.md").read_text()
+    resumed = deeprec("eval", "--resume", run)
+    assert (resumed.code, manifest(run)["status"]) == (0, "finished")
+    assert "Not finished" not in (run / "report.md").read_text()
 
 
 def test_an_experiment_is_resumed_alike(site, tmp_path):

@@ -43,7 +43,7 @@ def evaluate(
 
 def run_evaluation(
     options: Options, config: Config, plan: Literal["eval", "demo"], models: Models | None = None
-) -> Report:
+) -> None:
     """A built-in plan in a run folder of its own; shows the report.
 
     Args:
@@ -58,11 +58,10 @@ def run_evaluation(
     run = Run.create(options.runs, plan, config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
     options.say(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}")
     with run:
-        report = run_plan(found, run.path, models)
-    return _show(options, report, run.path)
+        _show(options, run_plan(found, run.path, models), run.path)
 
 
-def _resume(options: Options, folder: Path) -> Report:
+def _resume(options: Options, folder: Path) -> None:
     from deeprec.config import Config
     from deeprec.errors import DeepRecError
     from deeprec.evaluation.plans import PLAN_FILE, load_plan
@@ -75,8 +74,8 @@ def _resume(options: Options, folder: Path) -> Report:
     if run is not None:
         options.runs = folder.parent
     with run or lock(folder):
-        report = run_plan(load_plan(folder / PLAN_FILE, Config()), folder, _models(options), same_data=True)
-    return _show(options, report, folder)
+        plan = load_plan(folder / PLAN_FILE, Config())
+        _show(options, run_plan(plan, folder, _models(options), same_data=True), folder)
 
 
 @command(app, "run")
@@ -115,8 +114,7 @@ def experiment_run(
     options.say(f"Experiment in {folder}; if interrupted, the same command continues")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
-        report = run_plan(found, folder, _models(options))
-    _show(options, report, folder)
+        _show(options, run_plan(found, folder, _models(options)), folder)
 
 
 @command(app, "report")
@@ -145,7 +143,14 @@ def _models(options: Options) -> Models:
     return Models(options.runs, offline=options.offline, progress=options.progress)
 
 
-def _show(options: Options, report: Report, folder: Path) -> Report:
+def _show(options: Options, report: Report, folder: Path) -> None:
+    """
+    Raises:
+        DeepRecError: some systems failed.
+    """
+    from deeprec.errors import DeepRecError
+
     options.console.print(report)
     options.say(f"Report: {folder / 'report.md'}; for a browser: {folder / 'report.html'}")
-    return report
+    if report.failed:
+        raise DeepRecError(f"{len(report.failed)} of the results failed: {report.failed[0]}")

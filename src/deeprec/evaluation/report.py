@@ -44,6 +44,7 @@ class Report:
         sets: at least one.
         late: labels of sets without a result yet.
         plan: as TOML; empty where there is none.
+        failed: what went wrong with systems that failed.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Report:
     about: str = ""
     late: tuple[str, ...] = ()
     plan: str = ""
+    failed: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Report:

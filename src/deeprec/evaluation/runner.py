@@ -44,8 +44,11 @@ def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = Fals
     Args:
         same_data: whether to refuse data that are others than those of the folder's results.
 
+    Returns:
+        The report, with what failed.
+
     Raises:
-        DeepRecError: some systems failed. The others are in the report.
+        DeepRecError: there is nothing to report.
     """
     (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
     failed = Runner(plan, folder, models, same_data).run()
@@ -53,10 +56,8 @@ def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = Fals
         report = Report.read(folder)
     except DeepRecError as error:  # nothing to report, for a reason
         raise DeepRecError(failed[0] if failed else str(error)) from None
-    path = report.save(folder)
-    if failed:
-        raise DeepRecError(f"{len(failed)} of the results failed, the others are in {path}: {failed[0]}")
-    return report
+    report.save(folder)
+    return replace(report, failed=tuple(failed))
 
 
 @dataclass
