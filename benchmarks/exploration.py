@@ -19,7 +19,7 @@ import torch
 
 from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.evaluate import evaluation_tasks
+from deeprec.evaluation.rankings import evaluation_tasks
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import STOPS

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from deeprec.config import StageConfig
-from deeprec.evaluation.eval_report import markdown_table
+from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import Run
 from deeprec.training.curves import COLUMNS, plot_curves, read_curves, rows
 from deeprec.training.time_budget import time_spent

@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-DEEPREC = [sys.executable, "-c", "import test_cli; test_cli.slow_main()"]
+DEEPREC = [sys.executable, "-c", "import command_line; command_line.slow_main()"]
 """The command `deeprec`, with the stand-in for MiniLM."""
 
 

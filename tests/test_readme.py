@@ -41,16 +41,22 @@ def test_the_main_table_is_that_of_the_report(table: ModuleType) -> None:
 
 
 def test_what_is_cut(table: ModuleType) -> None:
+    def row(name: str, change: str) -> str:
+        return f"| {name} | 9 | 1 | 0.1000 [0.0, 0.2] | 0.2000 [0.1, 0.3] | 0.3 | {change} |\n"
+
+    changes = {name: "+0.01 [+0.00, +0.02] (+1.0 % [+0.0, +2.0])" for name in table.SYSTEMS} | {"TRM alone": "baseline"}
+    rows = "".join(row(name, change) for name, change in ({"other": "-"} | changes).items())
     report = (
-        "# main\n\nabout\n\n- machines: one\n- dates: a to b\n- versions: c\n\n## ml-100k\n\n3 test users.\n\n"
-        "| system |\n|---|\n| TRM alone |\n\n- No one is better.\n\n![Quality](q.svg)\n\n"
-        "### How the explorers ran\n\n| calls |\n\n![Cost](c.svg)\n\n### Call by call\n\n| x |\n\n"
-        "## other\n\n2 users.\n\n### Reach\n\n## The experiment\n\n```toml\nx = 1\n## no-set\n```\n"
+        "# main\n\nabout\n\n- machines: one\n- dates: 2030-01-02 03:04 UTC to b\n\n## ml-100k\n\n3 test users.\n\n"
+        f"| system | users | seeds | NDCG@10 | Recall@10 | MRR@10 | x |\n| --- |\n{rows}\n- No one is better.\n\n"
+        f"## other\n\n| system |\n| --- |\n{row('TRM alone', 'of another set')}\n"
     )
-    assert table.cut(report) == (
-        "\n- machines: one\n- dates: a to b\n\n### ml-100k\n\n3 test users.\n\n| system |\n|---|\n| TRM alone |\n\n"
-        "- No one is better.\n\n| calls |\n\n### other\n\n2 users.\n\n"
-    )
+    cut = table.cut(report)
+    assert cut.startswith("| ml-100k | users | NDCG@10 | Recall@10 | % to TRM alone |\n| --- |")
+    assert "| TRM alone | 9 | 0.1000 | 0.2000 | baseline |\n" in cut
+    assert "| SmolLM2-135M, trained | 9 | 0.1000 | 0.2000 | +1.0 [+0.0, +2.0] |\n" in cut
+    assert "other" not in cut
+    assert "; one; 2030-01-02;\n[report](docs/results/main/report.md).\n" in cut
 
 
 def test_the_report_on_trainings_is_that_of_their_logs() -> None:

@@ -12,7 +12,7 @@ from torchmetrics.retrieval import (
     RetrievalRecall,
 )
 
-from deeprec.evaluation.metrics import coverage, mrr_at, ndcg_at, per_user, ranks_of, recall_at
+from deeprec.evaluation.metrics import mrr_at, ndcg_at, per_user, ranks_of, recall_at
 
 
 def test_ranks_are_places_of_the_targets():
@@ -101,20 +101,6 @@ def test_order_of_the_metrics(rank, k):
     assert 0 <= mrr <= ndcg <= recall <= 1
     assert recall == (0 <= rank < k)
     assert recall_at(ranks_U, k + 1)[0] >= recall
-
-
-def test_coverage_counts_items_in_any_top_k():
-    rankings = [[0, 1, 2], [1, 0, 3], []]
-    assert coverage(rankings, n_items=8, k=1) == 2 / 8
-    assert coverage(rankings, n_items=8, k=2) == 2 / 8
-    assert coverage(rankings, n_items=8, k=3) == 4 / 8
-    assert coverage([], n_items=8, k=3) == 0
-
-
-@pytest.mark.parametrize("item", [-1, 8])
-def test_coverage_refuses_items_outside_the_catalogue(item):
-    with pytest.raises(ValueError, match="outside 0 to 7"):
-        coverage([[0, item]], n_items=8, k=2)
 
 
 def test_ndcg_of_places_about_the_cutoff():

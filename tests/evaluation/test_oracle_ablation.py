@@ -1,4 +1,4 @@
-"""Explorations with one link replaced, worked out by hand."""
+"""Explorations with one part replaced, worked out by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def items(*numbers):
 
 
 class Lowest:
-    """Item i scores -i, and 10 times the trust more where the preference names its category."""
+    """Item i scores -i, and 10 times the preference weight more where the preference names its category."""
 
     def __init__(self):
         self.sizes = []
@@ -50,7 +50,7 @@ def explored(of, *turns):
 
 
 def test_calls_are_asked_again_as_they_were():
-    """At trust 0.5 a category is worth 5: C5 comes to 0, C3 to 2; the history, 0, and what came before stay out."""
+    """At weight 0.5 a category adds 5: C5 comes to 0, C3 to 2; the history, 0, and what came before stay out."""
     tasks = [task("a", 0), task("b", 0)]
     assert replay(Lowest(), tasks, [["C5", "C3"], ["C1"]], 2, 0.5) == [[5, 1, 3, 2], [1, 2]]
     assert replay(Lowest(), tasks, [[], []], 2, 0.5) == [[], []]
@@ -66,10 +66,10 @@ def test_lists_are_put_in_the_own_order_of_each_task():
     assert trm.sizes == [256, 44]
 
 
-def test_what_each_link_would_bring():
-    """a looks for 4. Its own list is 1 2 3 4; its pool in that order 1 2 3 5, and 1 2 3 4 5 with the target. At trust
-    0.2 C4 comes to -2, level with 2, so the calls bring 1 2 and, for C3, 3 4; at trust 1 they bring 4 1, 3 2. b finds
-    its target second, where the TRM has it first. c called nothing, and a better link would bring nothing either."""
+def test_what_each_better_part_would_bring():
+    """a looks for 4. Its own list is 1 2 3 4; its pool in that order 1 2 3 5, and 1 2 3 4 5 with the target. At weight
+    0.2 C4 comes to -2, level with 2, so the calls bring 1 2 and, for C3, 3 4; at weight 1 they bring 4 1, 3 2. b finds
+    its target second, where the TRM has it first. c called nothing, and a better part would bring nothing either."""
     tasks = [task("a", 0), task("b", 1, 2), task("c")]
     traces = [
         explored(tasks[0], ("C5", (5, 1)), ("C3", (3, 2))),
@@ -82,5 +82,5 @@ def test_what_each_link_would_bring():
     assert oracle_ablation.alone == (3, 0, -1)
     assert oracle_ablation.reordered == (-1, 0, -1)
     assert oracle_ablation.completed == (3, 0, -1)
-    assert oracle_ablation.told == (3, 0, -1)
-    assert oracle_ablation.believed == (0, 0, -1)
+    assert oracle_ablation.preference == (3, 0, -1)
+    assert oracle_ablation.full_preference == (0, 0, -1)

@@ -1,245 +1,299 @@
+"""The report of an evaluation in all its forms, from results made by hand."""
+
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import replace
 
+import polars as pl
 import pytest
 from rich.console import Console
 
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.eval_report import Report, SystemResult
+from deeprec.evaluation.cached_results import CachedResult, Explorations, Users
+from deeprec.evaluation.report import Report, compare
+from deeprec.evaluation.results import Result
+from deeprec.evaluation.tables import SetReport
 
 USERS = tuple(f"u{number}" for number in range(40))
+ENVIRONMENT = {
+    "command": "/some/where/deeprec eval",
+    "date": "2030-01-02 03:04 UTC",
+    "hardware": "Example CPU, 2 cores",
+    "versions": "python 3.11.0",
+}
 
-TRM = SystemResult("TRM alone", USERS, tuple([0, 4, -1, 9] * 10), coverage=0.31)
-POPULAR = SystemResult("popularity", USERS, tuple([9, -1, -1, -1] * 10), coverage=0.012)
-# On ten of the users, in another order, and as good as TRM on each.
-LLM = SystemResult(
-    "SmolLM2 [as answered]",
-    USERS[9::-1],
-    TRM.ranks[9::-1],
-    coverage=0.05,
-    extras={"well_formed": 0.8, "fallback": 0.2, "calls": 2.5, "pool hit": 0.3, "tokens": 1234.4, "odd": 7.0},
-    stops={"budget": 2, "answered": 8},
-    note="a note | with a bar",
+
+def part(ranks, users=USERS, note="", explorations=None):
+    rankings = tuple((rank % 100, 0) if rank > 0 else (0,) for rank in ranks)
+    return CachedResult("", "", "print", users, tuple(ranks), rankings, 0.5, note, ENVIRONMENT, explorations)
+
+
+def result(name, ranks, users=USERS, note="", explorations=None, **own):
+    return Result(name, (None,), (part(ranks, users, note, explorations),), (1, 5, 10), **own)
+
+
+TRM = result("TRM alone", [0, 4, -1, 9] * 10)
+POPULAR = result("popularity", [9, -1, -1, -1] * 10, note="a note | with a bar")
+# On ten of the users, in another order, and as good as the TRM on each.
+EXPLORED = Explorations(
+    raw=(-1,) * 10,
+    pooled=(0,) * 10,
+    found=(1,) * 5 + (0,) * 5,
+    retrieved=((3, 2),) * 10,
+    tokens=(1234,) * 10,
+    well_formed=(True,) * 8 + (False,) * 2,
+    fallback=(False,) * 8 + (True,) * 2,
+    stops={"answered": 8, "call limit": 2},
 )
-
-REPORT = Report(
-    dataset="toy (40 users, 100 items)",
-    fingerprint="abc123",
-    split="test",
-    cutoffs=(1, 5, 10),
-    baseline="TRM alone",
-    systems=(TRM, POPULAR, LLM),
-    config_path="config.toml",
-    environment={
-        "command": "deeprec eval",
-        "date": "2030-01-02 03:04 UTC",
-        "hardware": "Example CPU, 2 cores",
-        "versions": "python 3.11.0",
-    },
-    timings={"data": 1.25, "explore": 60.0},
-    resamples=500,
-)
+RANKS = TRM.parts[0].ranks[9::-1]
+LLM = result("language model, explorer", RANKS, USERS[9::-1], explorations=EXPLORED, against=("popularity",))
+OF = Users("print", "text", USERS, tuple(range(40)), tuple(range(40)), (5,) * 100)
+TABLE = SetReport("toy", "test", "each user's last two items held out", OF, (TRM, POPULAR, LLM), "TRM alone")
+REPORT = Report("evaluation", (TABLE,))
 
 
-def terminal(report: Report) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(report.to_rich())
-    return console.file.getvalue()
+def with_results(*results):
+    return replace(REPORT, sets=(replace(TABLE, results=results),))
 
 
-def row(markdown: str, name: str) -> list[str]:
+def row(markdown, name):
     """The cells of the system's row in the first table."""
     line = next(line for line in markdown.splitlines() if line.startswith(f"| {name} "))
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report") / "new"
+    assert REPORT.save(root) == root / "report.md"
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.md").read_text()
+
+
 def test_metrics_by_hand():
     # Each ten users hold ranks 0, 4, -1, 9: NDCG@10 is (1 + 0.38685 + 0 + 0.28906) / 4.
-    assert REPORT.intervals["TRM alone"]["NDCG@10"].mean == pytest.approx(0.4189794, abs=1e-6)
-    assert REPORT.intervals["TRM alone"]["Recall@5"].mean == pytest.approx(0.5)
-    assert REPORT.intervals["popularity"]["MRR@10"].mean == pytest.approx(0.025)
+    assert TRM.mean("NDCG@10").mean == pytest.approx(0.4189794, abs=1e-6)
+    assert TRM.mean("Recall@5").mean == pytest.approx(0.5)
+    assert POPULAR.mean("MRR@10").mean == pytest.approx(0.025)
 
 
-def test_comparisons_use_the_common_users_only():
-    change = REPORT.comparisons["SmolLM2 [as answered]"]
-    # Different means over all users of each, yet no user differs.
-    assert REPORT.intervals["SmolLM2 [as answered]"]["NDCG@10"].mean != pytest.approx(
-        REPORT.intervals["TRM alone"]["NDCG@10"].mean
-    )
-    assert (change.difference, change.low, change.high, change.users) == (0, 0, 0, 10)
-
-
-def test_comparisons_are_with_the_baseline():
-    assert REPORT.comparisons.keys() == {"popularity", "SmolLM2 [as answered]"}
-    change = REPORT.comparisons["popularity"]
-    assert change.difference == pytest.approx(0.0722662 - 0.4189794, abs=1e-6)
-    assert change.ratio == pytest.approx(0.0722662 / 0.4189794 - 1, abs=1e-5)
-    assert change.low < change.difference < change.high < 0
-
-
-def test_markdown_stands_alone():
-    page = REPORT.to_markdown()
-    for part in (
-        "toy (40 users, 100 items)",
-        "fingerprint `abc123`",
+def test_markdown_stands_alone(page):
+    for text in (
+        "# evaluation",
+        "40 test users, 100 items; each user's last two items held out; fingerprint `print`.",
         "`deeprec eval`",
-        "`Example CPU, 2 cores`",
-        "`2030-01-02 03:04 UTC`",
-        "`python 3.11.0`",
-        "`config.toml`",
-        "ΔNDCG@10 to TRM alone",
-        '"As answered" scores only',
-        '"as served"',
-        "95 % intervals",
-        "a note | with a bar",
-        "| explore | 60.0 |",
-        "different users (column n)",
+        "Example CPU, 2 cores",
+        "dates: 2030-01-02 03:04 UTC to 2030-01-02 03:04 UTC",
+        "python 3.11.0",
+        "NDCG@10 to TRM alone",
+        "scored with fallback",
+        "In the raw ranking a failed answer is a miss",
+        "95 % intervals (percentile bootstrap over users, 200 resamples, seed 0)",
+        "- popularity: a note | with a bar.",
+        "not certainty",
+        "![Quality by system](toy-quality.svg)",
+        "![Cost against quality](toy-cost.svg)",
+        "![Quality by call](toy-turns.svg)",
+        "Each cell: mean, interval, users.",
     ):
-        assert part in page, part
+        assert text in page, text
+    assert "Oracle ablation" not in page
 
 
-def test_markdown_shows_every_number_with_its_interval_and_n():
-    page = REPORT.to_markdown()
+def test_markdown_shows_every_number_with_its_interval_and_users(page):
     interval = r"-?\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]"
-    name, n, ndcg, recall, mrr, coverage, change = row(page, "popularity")
-    assert (name, n, coverage) == ("popularity", "40", "1.2 %")
+    name, users, seeds, ndcg, recall, mrr, change = row(page, "popularity")
+    assert (name, users, seeds) == ("popularity", "40", "1")
     for cell in (ndcg, recall, mrr):
         assert re.fullmatch(interval, cell)
     assert ndcg.startswith("0.0723 ")
-    assert re.fullmatch(r"-0\.3467 \(-82\.8 %\) \[-0\.\d{4}, -0\.\d{4}\] on 40", change)
+    assert re.fullmatch(r"-0\.3467 \[-0\.\d{4}, -0\.\d{4}\] \(-82\.8 % \[-\d+\.\d, -\d+\.\d\]\)", change)
     assert row(page, "TRM alone")[-1] == "baseline"
-    answered = row(page, r"SmolLM2 [as answered]")
-    assert answered[1] == "10"
-    assert answered[-1] == "+0.0000 (+0.0 %) [+0.0000, +0.0000] on 10"
+    on_ten = row(page, "language model, explorer")
+    assert on_ten[1] == "10"
+    assert on_ten[-1] == "+0.0000 [+0.0000, +0.0000] (+0.0 % [+0.0, +0.0])"  # paired on the common users alone
+    assert "- By NDCG@10, worse than TRM alone on the same users: popularity." in page
+    assert "- By NDCG@10, not distinguishable from TRM alone on the same users: language model, explorer." in page
+    assert re.search(r"- language model, explorer to popularity: \+0\.\d{4} \[", page)
 
 
-def test_markdown_tables_are_rectangular():
-    tables = re.findall(r"(?:^\|.*\n)+", REPORT.to_markdown(), flags=re.MULTILINE)
-    assert len(tables) == 4
+def test_markdown_tables_are_rectangular(page):
+    tables = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
+    assert len(tables) == 7
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
-def test_explorer_figures_are_shown():
-    page = REPORT.to_markdown()
-    (line,) = [line for line in page.splitlines() if "answered 8, budget 2" in line]
-    assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "SmolLM2 [as answered]",
-        "10",
+def test_how_the_explorers_ran(page):
+    text = page.partition("### How the explorers ran")[2]
+    assert row(text, "language model, explorer") == [
+        "language model, explorer",
+        "0.0000 [0.0000, 0.0000]",
         "80.0 %",
         "20.0 %",
-        "2.50",
-        "30.0 %",
+        "2.00",
+        "50.0 %",
         "1,234",
-        "7",
-        "answered 8, budget 2",
+        "0.50",
+        "answered 80.0 %, call limit 20.0 %",
     ]
-    cheap = replace(REPORT, systems=(TRM, POPULAR)).to_markdown()
-    assert "How the explorers ran" not in cheap
 
 
-def test_sizes_are_mentioned_only_where_they_differ():
-    page = replace(REPORT, systems=(TRM, POPULAR)).to_markdown()
-    assert "column n" not in page
-    assert row(page, "popularity")[-1].endswith("]")
+def test_every_cutoff_is_shown(page):
+    text = page.partition("### Every cutoff")[2]
+    assert "NDCG@1 | NDCG@5 | NDCG@10 | Recall@1" in text
+    assert row(text, "popularity")[1].startswith("0.0000 ")
+    assert row(text, "TRM alone")[4].startswith("0.2500 ")
 
 
-def test_same_number_of_other_users_is_a_difference_too():
-    other = replace(POPULAR, users=tuple(f"v{user}" for user in USERS))
-    report = replace(REPORT, systems=(TRM, other))
-    assert "popularity" not in report.comparisons
-    page = report.to_markdown()
+def test_one_user_has_no_interval(tmp_path):
+    page = with_results(TRM, result("one", [0], USERS[:1])).save(tmp_path).read_text()
+    assert row(page, "one")[3] == "1.0000 [no interval]"
+    rows = json.loads((tmp_path / "report.json").read_text())["metrics"]
+    (row_,) = (each for each in rows if (each["system"], each["metric"]) == ("one", "NDCG@10"))
+    assert (row_["mean"], row_["low"], row_["high"]) == (1.0, None, None)
+
+
+def test_no_common_users_are_no_comparison(tmp_path):
+    one, other = result("TRM alone", [0] * 20, USERS[:20]), result("popularity", [9] * 20, USERS[20:])
+    page = with_results(one, other).save(tmp_path).read_text()
     assert row(page, "popularity")[-1] == "no common users"
-    assert "different users (column n)" in page
+    assert "Reach" not in page
 
 
-def test_terminal_fits_120_columns_and_cuts_nothing():
-    text = terminal(REPORT)
-    assert max(map(len, text.splitlines())) <= 120
-    assert "…" not in text
-    for part in ("SmolLM2 [as answered]", "0.4190", "-0.3467 (-82.8 %)", "on 10", "answered 8", "budget 2"):
-        assert part in text, part
-    for part in ("As answered", "explore 60.0", "a note | with a bar"):
-        assert part in " ".join(text.split()), part
-
-
-def test_one_user_has_no_interval():
-    one = SystemResult("one", USERS[:1], (0,), coverage=0.1)
-    report = replace(REPORT, systems=(TRM, one))
-    assert row(report.to_markdown(), "one")[2] == "1.0000 [no interval]"
-    assert json.loads(report.to_json())["computed"]["intervals"]["one"]["NDCG@10"]["low"] is None
-
-
-def test_no_hit_at_all_is_not_called_certain():
-    missed = replace(POPULAR, ranks=(-1,) * 40)
-    assert "too few users, not certainty" in replace(REPORT, systems=(TRM, missed)).to_markdown()
-    assert "not certainty" not in replace(REPORT, systems=(TRM, LLM)).to_markdown()
-
-
-def test_a_pipe_in_a_name_does_not_break_the_table():
-    odd = replace(POPULAR, name="a|b")
-    page = replace(REPORT, systems=(TRM, odd)).to_markdown()
+def test_a_pipe_in_a_name_does_not_break_the_table(tmp_path):
+    page = with_results(TRM, replace(POPULAR, name="a|b")).save(tmp_path).read_text()
     assert r"| a\|b | 40 |" in page
 
 
-def test_json_round_trip():
-    text = REPORT.to_json()
-    assert Report.from_json(text) == REPORT
-    assert Report.from_json(text).to_markdown() == REPORT.to_markdown()
-    computed = json.loads(text)["computed"]
-    assert computed["comparisons"]["SmolLM2 [as answered]"]["users"] == 10
-    assert computed["intervals"]["popularity"]["MRR@10"]["mean"] == pytest.approx(0.025)
+def test_answers_that_were_never_valid_are_said_to_be(tmp_path):
+    never = replace(EXPLORED, well_formed=(False,) * 10, fallback=(True,) * 10)
+    page = with_results(TRM, result("bad", RANKS, USERS[9::-1], explorations=never)).save(tmp_path).read_text()
+    assert "- No valid answer; the score is the fallback list's: bad." in page
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"systems": 3}', REPORT.to_json()[:-40]])
-def test_what_is_no_report_is_refused(text):
-    with pytest.raises(DeepRecError, match="not an evaluation report"):
-        Report.from_json(text)
+def test_the_report_is_written_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    page = REPORT.save(tmp_path).read_text()
+    assert "![" not in page
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.html", "report.json"}
 
 
-@pytest.mark.parametrize(
-    ("users", "ranks"), [(("a", "a"), (0, 1)), (("a", "b"), (0,)), ((), ())], ids=["twice", "lengths", "none"]
-)
-def test_a_system_has_one_rank_for_each_user(users, ranks):
-    with pytest.raises(ValueError, match="each has one rank"):
-        SystemResult("x", users, ranks, coverage=0)
+def test_json_holds_what_the_tables_say(folder):
+    tree = json.loads((folder / "report.json").read_text())
+    (each,) = tree["sets"]
+    assert (each["label"], each["fingerprint"], each["split"], each["cutoffs"]) == ("toy", "print", "test", [1, 5, 10])
+    _, popular, model = each["systems"]
+    assert tree["metrics"] == REPORT.table().to_dicts()
+    assert len(popular["users"]) == 40
+    assert model["ranks"] == [list(LLM.parts[0].ranks)]
+    assert model["tokens_per_user"] == 1234
+    assert popular["notes"] == ["a note | with a bar"]
 
 
-def test_systems_have_unique_names_and_hold_the_baseline():
-    with pytest.raises(ValueError, match="unique names"):
-        replace(REPORT, systems=(TRM, TRM))
-    with pytest.raises(ValueError, match="unique names"):
-        replace(REPORT, baseline="nobody")
+def test_the_frame_has_a_row_for_each_metric():
+    frame = REPORT.table()
+    assert frame.height == 3 * 9
+    found = frame.filter((pl.col("system") == "popularity") & (pl.col("metric") == "NDCG@10")).row(0, named=True)
+    assert found["mean"] == pytest.approx(0.0722662, abs=1e-6)
+    assert found["difference ratio"] == pytest.approx(0.0722662 / 0.4189794 - 1, abs=1e-5)
+    assert found["difference high"] < 0
+    assert frame.filter(pl.col("system") == "TRM alone")["difference difference"].null_count() == 9
 
 
-def test_two_evaluations_are_compared_on_their_common_users():
-    ours = Report.from_json(REPORT.to_json())
-    systems = tuple(
-        SystemResult(
-            name=system.name,
-            users=system.users[1:],
-            ranks=tuple(-1 for _ in system.users[1:]),
-            coverage=system.coverage,
-        )
-        for system in ours.systems
+# The terminal
+
+
+LONG = tuple(
+    replace(system, name=name)
+    for system, name in (
+        (POPULAR, "popularity"),
+        (POPULAR, "last-item transitions"),
+        (POPULAR, "EASE"),
+        (TRM, "TRM alone"),
+        (POPULAR, "scripted explorer"),
+        (LLM, "language model, rerank of 20"),
+        (LLM, "language model, explorer"),
     )
-    theirs = replace(ours, systems=systems)
-    table = ours.against(theirs)
-    rows = list(zip(*(column.cells for column in table.columns), strict=True))
-    assert {row[0] for row in rows} == {system.name for system in ours.systems}
+)
+
+
+def test_the_terminal_shows_six_rows_of_one_line_in_80_columns():
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(with_results(*LONG))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert str(with_results(*LONG)) == text.rstrip()
+    rows = [line for line in text.splitlines() if re.search(r" 0\.\d{4} +0\.\d{4} ", line)]
+    names = [line.strip().partition("  ")[0] for line in rows]
+    assert names == [system.name for system in LONG[1:]]
+    assert "…" not in text
+    assert re.search(r" TRM alone +0\.4190 +0\.7500 +baseline", text)
+    assert re.search(r" last-item transitions +0\.0723 +0\.2500 +-82\.8 \[-\d+\.\d, -\d+\.\d\]", text)
+    for said in ("toy, test", "NDCG@10", "Recall@10", "% to TRM alone", "40 users.", "1 more in", "sample of 10"):
+        assert said in text, said
+
+
+def test_the_baseline_is_shown_wherever_it_stands():
+    text = str(with_results(TRM, *(replace(POPULAR, name=f"other {n}") for n in range(9))))
+    assert "TRM alone" in text
+    assert [n for n in range(9) if f"other {n} " in text] == [4, 5, 6, 7, 8]
+
+
+def test_a_long_name_is_cut_and_not_wrapped():
+    text = str(with_results(TRM, replace(POPULAR, name="a system whose name is far too long to fit " * 2)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert len([line for line in text.splitlines() if "…" in line]) == 1
+    assert re.search(r"…  +0\.0723 +0\.2500 +-82\.8 \[", text)
+
+
+def test_numbers_with_six_digits_fit():
+    tiny = result("TRM alone", [-1] * 39 + [9])
+    text = str(with_results(tiny, *(replace(TRM, name=system.name) for system in LONG[-2:])))
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"language model, rer.* 0\.4190 +0\.7500 +\+\d{4}\.\d \[\+\d+\.\d, \+\d+\.\d\]", text)
+
+
+# Comparisons
+
+
+def test_two_evaluations_are_compared_on_their_common_users(folder, tmp_path):
+    missed = [
+        replace(
+            system, parts=(replace(system.parts[0], users=system.users[1:], ranks=(-1,) * (len(system.users) - 1)),)
+        )
+        for system in (TRM, POPULAR, LLM)
+    ]
+    missed = [replace(each, parts=(replace(each.parts[0], rankings=each.parts[0].rankings[1:]),)) for each in missed]
+    missed[2] = replace(missed[2], parts=(replace(missed[2].parts[0], explorations=None),))
+    with_results(*missed).save(tmp_path / "theirs")
+    cells = list(zip(*(column.cells for column in compare(folder, tmp_path / "theirs").columns), strict=True))
+    rows = [tuple(map(str, row)) for row in cells]
+    assert {row[0] for row in rows} == {"TRM alone", "popularity", "language model, explorer"}
+    assert {row[2] for row in rows} == {"NDCG@10", "Recall@10", "MRR@10"}
     for name, users, _, mean, none, difference in rows:
-        assert int(users) == next(len(s.users) for s in systems if s.name == name)
+        assert int(users) == (9 if "model" in name else 39)
         assert none == "0.0000"
-        assert difference.startswith(f"+{mean} ")
-    same = list(ours.against(ours).columns[-1].cells)
-    assert set(same) == {"+0.0000 [+0.0000, +0.0000]"}
+        assert difference.startswith(f"+{mean} [")
+    same = compare(folder, folder)
+    assert {str(cell) for cell in same.columns[-1].cells} == {"+0.0000 [+0.0000, +0.0000]"}
 
 
-def test_evaluations_of_different_data_are_not_compared():
-    other = replace(REPORT, fingerprint="another")
+def test_what_can_not_be_compared_is_said(folder, tmp_path):
+    other = replace(TABLE, users=replace(OF, fingerprint="another"))
+    replace(REPORT, sets=(other,)).save(tmp_path / "data")
     with pytest.raises(DeepRecError, match="different data"):
-        REPORT.against(other)
+        compare(folder, tmp_path / "data")
+    (tmp_path / "damaged").mkdir()
+    with pytest.raises(DeepRecError, match="deeprec eval --resume"):
+        compare(folder, tmp_path / "damaged")
+    for text in ("", "[]", "3", "{}", '{"sets": 3}', (folder / "report.json").read_text()[:-40]):
+        (tmp_path / "damaged" / "report.json").write_text(text)
+        with pytest.raises(DeepRecError, match="is not an evaluation's report"):
+            compare(folder, tmp_path / "damaged")

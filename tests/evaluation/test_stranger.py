@@ -7,13 +7,14 @@ import re
 
 import pytest
 
+from command_line import deeprec
 from deeprec import assets
-from deeprec.cli.workbench import Workbench
 from deeprec.config import Config
+from deeprec.data.sources import load_dataset
 from deeprec.evaluation.plans import load_plan
 from deeprec.testing import toy_dataset
+from deeprec.training.run import prepare_task_sets
 from shared_data import shared
-from test_cli import deeprec, stand_in  # noqa: F401 (fixture)
 from tiny_models import bytes_tokenizer, tiny
 
 SMALL = """
@@ -35,12 +36,10 @@ history = 2
 segment_tokens = 240
 
 [train]
-per_user = 2
 sft = { demonstrations = 8, batch_size = 4 }
 
 [eval]
 cutoffs = [1, 3]
-bootstrap = 100
 users = 2
 """
 SYSTEMS = (
@@ -75,25 +74,30 @@ def run(films, *more, runs="runs"):
     return deeprec("experiment", "run", *named, "--runs", films / runs, *more)
 
 
+def experiment(films, runs):
+    (folder,) = (films / runs).glob("experiment-comparison-seen-*")
+    return folder
+
+
 def rows(text):
     """The first cell of the report's first table."""
     table = text.partition("\n| system |")[2].partition("\n\n")[0]
     return tuple(line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:])
 
 
-def test_two_files_become_a_trained_trm_a_trained_policy_and_the_whole_table(films, stand_in):  # noqa: F811
+def test_two_files_become_a_trained_trm_a_trained_policy_and_the_whole_table(films, stand_in):
     tiny(bytes_tokenizer()).save_pretrained(films / "model")
     bytes_tokenizer().save_pretrained(films / "model")
     (films / "small.toml").write_text(SMALL)
     args = ("--train", "0.001", "--config", films / "small.toml", "--set", f"policy.model={films / 'model'}")
     result = run(films, *args)
     assert result.code == 0, result.err
-    text = (films / "runs" / "experiment-comparison-seen" / "report.md").read_text()
+    text = (experiment(films, "runs") / "report.md").read_text()
     assert rows(text) == SYSTEMS
     assert "Not finished" not in text
     assert re.search(
-        r"- language model, trained on this set: its training came to warm-start 1 of 2 steps, "
-        r"cold-start 0 of 30 steps, recommendation 0 of 20 steps; \d+\.\d minutes; preferences are believed to 0\.",
+        r"- language model, trained on this set: time of its training: sft 1 of \d steps, "
+        r"cold-start 0 of 30 steps, recommendation 0 of 20 steps; \d+\.\d minutes; .*preference weight 0\.",
         text,
     )
     assert "- language model, trained on this set to language model, explorer: " in text
@@ -105,14 +109,14 @@ def test_two_files_become_a_trained_trm_a_trained_policy_and_the_whole_table(fil
     assert list((films / "runs").glob("*-train")) == [trained]
 
     # What it learns from is what training users chose before the two items that are held out of each.
-    plan = load_plan(films / "runs" / "experiment-comparison-seen" / "experiment.toml", Config())
-    bench = Workbench(plan.training_of(plan.sets[0], plan.systems[-1], 0), films / "runs")
-    dataset = bench.dataset()
+    plan = load_plan(experiment(films, "runs") / "experiment.toml", Config())
+    config = plan.training_of(plan.sets[0], plan.systems[-1], 0)
+    dataset = load_dataset(config.data)
     held_out = {
         split: {task.user: dataset.targets(split)[task.id] for task in dataset.tasks(split)}
         for split in ("validation", "test")
     }
-    task_sets = bench.task_sets(dataset)
+    task_sets = prepare_task_sets(dataset, config, films / "runs")
     tasks = [task for each in task_sets.tasks.values() for task in each]
     assert tasks
     for task in tasks:
@@ -130,9 +134,9 @@ def test_the_real_model_learns_from_the_two_files(films):
     more = ("--train", "3", "--set", "eval.users=8", "--set", "trm.epochs=2")
     result = run(films, *more, runs="real")
     assert result.code == 0, result.err
-    text = (films / "real" / "experiment-comparison-seen" / "report.md").read_text()
+    text = (experiment(films, "real") / "report.md").read_text()
     assert rows(text) == SYSTEMS
-    came = re.search(r"its training came to warm-start (\d+) of \d+ steps, .*; (\d+\.\d) minutes; ", text)
+    came = re.search(r"time of its training: sft (\d+) of \d+ steps, .*; (\d+\.\d) minutes; ", text)
     assert int(came[1]) >= 1
     assert float(came[2]) >= 3
     ran = text.partition("### How the explorers ran")[2].partition("\n###")[0]
@@ -141,31 +145,21 @@ def test_the_real_model_learns_from_the_two_files(films):
 
 
 def test_without_a_time_nothing_is_trained_but_the_trm(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        asked = []
-        patch.setattr("deeprec.evaluation.runner.Experiment.run", lambda self: asked.append(self.plan) or [])
-        patch.setattr("deeprec.evaluation.runner.write_report", lambda folder: (folder, folder))
-        for more in (
-            (),
-            ("--train", "45"),
-            ("--set", "train.minutes=45", "--set", "train.negative_advantage_weight=1"),
-        ):
-            assert deeprec("experiment", "run", "--data", "x.inter", "--runs", tmp_path, *more).code == 0
-    plain, timed, own = asked
+    def plan(*more):
+        result = deeprec("experiment", "run", "--data", "x.inter", "--dry-run", *more)
+        assert result.code == 0, result.err
+        (tmp_path / "plan.toml").write_text(result.out)
+        return load_plan(tmp_path / "plan.toml", Config())
+
+    plain, timed = plan(), plan("--train", "45")
+    own = plan("--set", "train.minutes=45", "--set", "train.negative_advantage_weight=1")
     assert tuple(system.name for system in plain.systems) == SYSTEMS[:-1]
     assert "train" not in plain.config
     assert tuple(system.name for system in timed.systems) == SYSTEMS
     trained = timed.training_of(timed.sets[0], timed.systems[-1], 0)
-    assert (trained.train.minutes, trained.train.adapter, trained.train.negative_advantage_weight) == (
-        45,
-        "shipped",
-        0.5,
-    )
-    assert (trained.explore.guidance, trained.explore.preference_weight, trained.policy.adapter) == (
-        "task",
-        None,
-        "none",
-    )
+    train, explore = trained.train, trained.explore
+    assert (train.minutes, train.adapter, train.negative_advantage_weight) == (45, "shipped", 0.5)
+    assert (explore.guidance, explore.preference_weight, trained.policy.adapter) == ("task", None, "none")
     assert own.training_of(own.sets[0], own.systems[-1], 0).train.negative_advantage_weight == 1
 
 

@@ -1,4 +1,4 @@
-"""Explorations in copies of the process: the same ones, and no copy outlives its parent's interest."""
+"""Explorations in worker processes: the same ones, and no worker outlives its parent's interest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from deeprec.config import ExploreConfig, PolicyConfig, load_config
+from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.evaluation.worker_processes import in_worker_processes, spread
@@ -24,7 +23,7 @@ from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.testing import RecordingRetriever, toy_dataset
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are unsafe elsewhere")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is unsafe elsewhere")
 
 DATA = toy_dataset()
 TASKS = DATA.tasks("test")
@@ -39,7 +38,7 @@ def explore(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
 @pytest.mark.parametrize("processes", [1, 2, 3, 50])
 def test_every_task_is_explored_once_as_in_one_process(processes: int) -> None:
     def told(trace: Trace) -> tuple[object, ...]:  # the tokens of a text policy are its process's own
-        return trace.task, trace.turns, trace.answered, [segment.text for segment in trace.segments]
+        return trace.task, trace.turns, trace.raw_ranking, [segment.text for segment in trace.segments]
 
     alone = {position: told(trace) for position, trace in explore(TASKS)}
     found = list(in_worker_processes(explore, processes, 1)(TASKS))
@@ -48,7 +47,7 @@ def test_every_task_is_explored_once_as_in_one_process(processes: int) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_the_work_is_done_in_copies_and_no_copy_has_too_few_tasks() -> None:
+def test_the_work_is_done_in_workers_and_none_has_too_few_tasks() -> None:
     def where(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         return ((position, os.getpid()) for position, _ in enumerate(tasks))  # type: ignore[misc]
 
@@ -58,7 +57,7 @@ def test_the_work_is_done_in_copies_and_no_copy_has_too_few_tasks() -> None:
         assert (os.getpid() in pids) == (expected == 1)
 
 
-def test_what_a_copy_raises_is_raised_here() -> None:
+def test_what_a_worker_raises_is_raised_here() -> None:
     def failing(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         yield from explore(tasks[:1])
         raise DeepRecError("No more.")
@@ -82,7 +81,7 @@ def test_what_cannot_travel_is_told_in_words() -> None:
         list(in_worker_processes(failing, 2, 1)(TASKS))
 
 
-def test_copies_die_with_their_parent() -> None:
+def test_workers_die_with_their_parent() -> None:
     reading, writing = os.pipe()
 
     def endless(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
@@ -95,11 +94,11 @@ def test_copies_die_with_their_parent() -> None:
         with contextlib.suppress(BaseException):
             list(in_worker_processes(endless, 2, 1)(TASKS))
         os._exit(0)
-    copies = [int(os.read(reading, 8)) for _ in range(2)]
+    workers = [int(os.read(reading, 8)) for _ in range(2)]
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     deadline = time.monotonic() + 10
-    while any(map(_alive, copies)):
+    while any(map(_alive, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -112,7 +111,7 @@ def _alive(pid: int) -> bool:
     return "State:\tZ" not in status  # killed, and whoever adopted it has not asked yet
 
 
-def test_a_copy_that_is_killed_is_told_of() -> None:
+def test_a_killed_worker_is_reported() -> None:
     def dying(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         yield from explore(tasks[:1])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -122,7 +121,7 @@ def test_a_copy_that_is_killed_is_told_of() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_closing_ends_the_copies() -> None:
+def test_closing_ends_the_workers() -> None:
     def endless(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         while True:
             yield from explore(tasks)
@@ -134,12 +133,12 @@ def test_closing_ends_the_copies() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_only_a_model_on_a_processor_is_copied() -> None:
-    assert spread(explore, TextPolicy(ScriptedWriter(3)), load_config()) is explore
+def test_only_a_model_on_a_processor_gets_workers() -> None:
+    assert spread(explore, TextPolicy(ScriptedWriter(3)), 32) is explore
 
 
 @pytest.mark.llm
-def test_a_language_model_explores_in_copies_as_it_does_alone() -> None:
+def test_a_language_model_explores_in_workers_as_it_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from deeprec.policies.transformers import TransformersPolicy
@@ -154,11 +153,11 @@ def test_a_language_model_explores_in_copies_as_it_does_alone() -> None:
         return {position: [segment.tokens for segment in trace.segments] for position, trace in pairs}
 
     alone = told(stream(TASKS[:4]))
-    config = load_config(None, ["eval.processes=2", "explore.batch_size=2"])
-    pairs = iter(spread(stream, policy, config)(TASKS[:4]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pairs = iter(spread(stream, policy, 2)(TASKS[:4]))
     first = next(pairs)
     assert len(multiprocessing.active_children()) == 2
     assert told([first, *pairs]) == alone
 
-    policy.model = SimpleNamespace(device=torch.device("cuda"))
-    assert spread(stream, policy, config) is stream
+    policy.forkable = False
+    assert spread(stream, policy, 2) is stream

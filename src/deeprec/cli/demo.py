@@ -18,23 +18,19 @@ def demo(
     from deeprec.cli.data import show_dataset
     from deeprec.cli.evaluation import run_evaluation
     from deeprec.cli.explore import pick_task, show_exploration
-    from deeprec.data.sources import load_dataset
+    from deeprec.evaluation.models import Models
     from deeprec.explore.explorer import Explorer
-    from deeprec.policies.loading import load_policy
     from deeprec.policies.scripted import ScriptedPolicy
-    from deeprec.trm.run import load_or_train_trm
 
     console, progress, split = options.console, options.progress, config.eval.split
+    models = Models(options.runs, offline=options.offline, progress=progress)
     console.rule("1 of 4: data")
-    with progress.phase("load the data"):
-        dataset = load_dataset(config.data, offline=options.offline)
+    dataset = models.dataset(config)
     show_dataset(dataset, console)
     console.rule("2 of 4: the preference-aware recommender (TRM)")
-    trm, folder = load_or_train_trm(dataset, config, options.runs, offline=options.offline, progress=progress)
-    options.say(f"TRM: {folder / 'trm'}")
+    trm = models.trm(config)
     console.rule(f"3 of 4: one user explored by {config.policy.model}, live")
-    with progress.phase("load the language model"):
-        policy = load_policy(config, offline=options.offline)
+    policy = models.policy(config)
     task = pick_task(dataset, None, [], split)
     with progress.phase("one live exploration"):
         show_exploration(Explorer(policy, trm, dataset.catalog, config.explore), dataset, task, split, console)
@@ -42,7 +38,7 @@ def demo(
     script = ScriptedPolicy(config.explore.answer_size)
     show_exploration(Explorer(script, trm, dataset.catalog, config.explore), dataset, task, split, console)
     console.rule("4 of 4: evaluation")
-    run_evaluation(options, config, "demo")
+    run_evaluation(options, config, "demo", models)
     for part, seconds in progress.seconds.items():
         console.print(f"{seconds:7.1f} s  {part}")
     console.print("Next: deeprec serve (explore on a page, or over HTTP)")

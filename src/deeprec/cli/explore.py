@@ -66,7 +66,7 @@ def pick_task(dataset: Dataset, user: str | None, titles: Sequence[str], split: 
     from deeprec.config import EvalConfig
     from deeprec.data.catalog import UserId
     from deeprec.data.dataset import Task
-    from deeprec.evaluation.evaluate import evaluation_tasks
+    from deeprec.evaluation.rankings import evaluation_tasks
 
     if titles and user is not None:
         raise DeepRecError("--user and --item exclude each other: a user of the data, or a new one's history.")

@@ -1,16 +1,17 @@
-"""What an experiment keeps: of each set its users, of each system on a set what it did, a file each."""
+"""What an evaluation keeps on disk: the users of each set, and each system's result and traces."""
 
 from __future__ import annotations
 
-import json
 import os
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from deeprec.config import EvalConfig
 from deeprec.data.catalog import ItemIdx
@@ -18,33 +19,40 @@ from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.evaluation.metrics import ranks_of
 from deeprec.evaluation.oracle_ablation import OracleAblation
-from deeprec.evaluation.plans import SetPlan, SystemPlan, slug
-from deeprec.explore.trace import Origin, Trace
+from deeprec.evaluation.plans import Seed, SetPlan, SystemPlan, slug
+from deeprec.evaluation.rankings import Stream, Tick
+from deeprec.explore.trace import Origin, Stop, Trace
+from deeprec.runs import JsonLines
+
+Record = TypeVar("Record", "CachedResult", "Users")
 
 
 @dataclass(frozen=True, slots=True)
-class Population:
-    """The users of a set, and what its items are chosen how often.
+class Users:
+    """The users of a set, and how often its items are chosen.
 
     Attributes:
+        text: digest of the items' text.
         users: ids of the tasks.
-        histories: items that each user's history has.
+        histories: items in each user's history.
         target_counts: training interactions of each user's target.
-        item_counts: of each item.
+        item_counts: training interactions of each item.
     """
 
     fingerprint: str
+    text: str
     users: tuple[str, ...]
     histories: tuple[int, ...]
     target_counts: tuple[int, ...]
     item_counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, dataset: Dataset, config: EvalConfig) -> Population:
+    def of(cls, dataset: Dataset, config: EvalConfig) -> Users:
         tasks, targets = dataset.tasks(config.split), dataset.targets(config.split)
         counts = np.bincount(dataset.train_sequences().items_N, minlength=len(dataset.catalog)).tolist()
         return cls(
             fingerprint=dataset.fingerprint,
+            text=dataset.text_digest,
             users=tuple(task.id for task in tasks),
             histories=tuple(len(task.history) for task in tasks),
             target_counts=tuple(counts[targets[task.id]] for task in tasks),
@@ -54,20 +62,20 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class Explorations:
-    """Of a language model or a script, user by user, in the order of the part's users. One-shot systems make no calls.
+    """Of a language model or a script, user by user, in the order of the result's users.
 
     Attributes:
-        answered: rank of the target in the answer alone, -1 where it is not there.
-        pooled: place of the target among all that was retrieved, in the order in which it came; -1 where it was not.
-        found: the call that retrieved the target first, from 1; 0 where none did.
-        fallback: whether fewer items were answered than asked for: what was served was filled up where it could be.
-        retrieved: items that each call brought.
+        raw: rank of the target in the answer alone, from 0; -1 where it is absent.
+        pooled: rank of the target among all retrieved items in the order in which they came; -1 where it is absent.
+        found: the call that first retrieved the target, from 1; 0 where none did.
+        retrieved: items that each call returned; empty for systems that call no tool.
         tokens: written by the policy.
+        fallback: whether retrieved items filled up the answer.
         stops: how many ended for each reason.
-        links: with one link replaced; None where no call was made, and in parts of before there were links.
+        oracle_ablation: None for systems that call no TRM.
     """
 
-    answered: tuple[int, ...]
+    raw: tuple[int, ...]
     pooled: tuple[int, ...]
     found: tuple[int, ...]
     retrieved: tuple[tuple[int, ...], ...]
@@ -79,42 +87,39 @@ class Explorations:
 
     @classmethod
     def of(
-        cls,
-        traces: Sequence[Trace],
-        targets: Mapping[str, ItemIdx],
-        calls: bool,
-        filled: bool,
-        oracle_ablation: OracleAblation | None = None,
+        cls, traces: Sequence[Trace], targets: Sequence[ItemIdx], calls: bool, oracle_ablation: OracleAblation | None
     ) -> Explorations:
-        """`calls` says whether what was retrieved was asked for by the policy, `filled` whether it was served as
-        completed."""
-        wanted = [targets[trace.task] for trace in traces]
+        """`calls` says whether the policy called the tool for what was retrieved."""
         first = [trace.first_found() for trace in traces]
         return cls(
-            answered=_ranks([list(trace.answered) for trace in traces], wanted),
-            pooled=_ranks([list(trace.pool) for trace in traces], wanted),
-            found=tuple(seen[target][0] if target in seen else 0 for seen, target in zip(first, wanted, strict=True)),
+            raw=_ranks([trace.raw_ranking for trace in traces], targets),
+            pooled=_ranks([trace.pool for trace in traces], targets),
+            found=tuple(seen[target][0] if target in seen else 0 for seen, target in zip(first, targets, strict=True)),
             retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
             tokens=tuple(trace.policy_tokens for trace in traces),
             well_formed=tuple(trace.well_formed for trace in traces),
-            fallback=tuple(filled and trace.with_fallback()[1] is not Origin.ANSWER for trace in traces),
+            fallback=tuple(_filled_up(trace) for trace in traces),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             oracle_ablation=oracle_ablation,
         )
 
 
+def _filled_up(trace: Trace) -> bool:
+    return bool(trace.turns or trace.fallback) and trace.origin is not Origin.ANSWER
+
+
 @dataclass(frozen=True, slots=True)
-class Part:
+class CachedResult:
     """What one system did on one set with one seed.
 
     Attributes:
-        key: digest of everything that decides the result; a part with another is made anew.
-        plan: digest of what the plan said of it (`Plan.digest`); a report leaves a part with another out.
-        ranks: 0-based place of each user's target in what the user was served, -1 where it is not there.
-        rankings: the items served.
-        seconds_per_user: of asking, training apart; None where nobody was left to ask after an interruption.
+        key: digest of everything that decides the result; the runner replaces a result with another key.
+        plan: digest of what the plan says of it (`Plan.digest`); a report leaves a result with another out.
+        ranks: of each user's target in the ranking, from 0; -1 where it is absent.
+        rankings: with fallback, for systems that explore.
+        seconds_per_user: of ranking, without training; None where unknown.
         fingerprint: of the data.
-        note: what the run found out about itself, as a parameter that was chosen on validation.
+        note: what the system found out, as a parameter chosen on validation.
     """
 
     key: str
@@ -130,97 +135,108 @@ class Part:
 
     @classmethod
     def of(
-        cls,
-        key: str,
-        plan: str,
-        fingerprint: str,
-        tasks: Sequence[Task],
-        rankings: Sequence[Sequence[int]],
-        targets: Mapping[str, ItemIdx],
-        seconds_per_user: float | None,
-        note: str,
-        environment: dict[str, str],
-        explorations: Explorations | None = None,
-    ) -> Part:
+        cls, tasks: Sequence[Task], rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx], **others: Any
+    ) -> CachedResult:
         return cls(
-            key=key,
-            plan=plan,
-            fingerprint=fingerprint,
             users=tuple(task.id for task in tasks),
-            ranks=_ranks(rankings, [targets[task.id] for task in tasks]),
-            rankings=tuple(tuple(int(item) for item in ranking) for ranking in rankings),
-            seconds_per_user=seconds_per_user,
-            note=note,
-            environment=environment,
-            explorations=explorations,
+            ranks=_ranks(rankings, targets),
+            rankings=tuple(tuple(map(int, ranking)) for ranking in rankings),
+            **others,
         )
 
 
-def part_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: int) -> Path:
-    return folder / "parts" / slug(set_.label) / f"{slug(system.name)}-{seed}.json"
+def _ranks(rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx]) -> tuple[int, ...]:
+    return tuple(ranks_of(rankings, targets).tolist())
 
 
-def population_file(folder: Path, set_: SetPlan) -> Path:
-    return folder / "parts" / slug(set_.label) / "population.json"
+class TraceLog:
+    """Traces of one system as they end, and the seconds they took; in a file, it survives an interruption."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._file = None if path is None else JsonLines(path)
+        self._seconds, self._explored = 0.0, 0
+        self._traces: dict[str, Trace] = {}
+        for entry in self._file or ():
+            if "trace" in entry:
+                self._keep(Trace.from_json(entry["trace"]))
+            else:
+                self._seconds += entry["seconds"]
+                self._explored += entry["explored"]
+
+    @property
+    def seconds_per_user(self) -> float | None:
+        return self._seconds / self._explored if self._explored else None
+
+    def explore(self, tasks: Sequence[Task], stream: Stream, tick: Tick) -> list[Trace]:
+        """Traces of all tasks in order: those that the log holds, and the others explored and logged at once.
+
+        Raises:
+            DeepRecError: some failed. They are logged as failed, and explored again next time.
+        """
+        missing = [task for task in tasks if task.id not in self._traces]
+        tick(len(tasks) - len(missing))
+        failed = []
+        for count, trace in enumerate(self._timed(stream, missing), start=1):
+            if self._file is not None:
+                self._file.append({"trace": trace.to_json()})
+            if not self._keep(trace):
+                failed.append(trace)
+            tick(len(tasks) - len(missing) + count)
+        if failed:
+            raise DeepRecError(
+                f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error}); they are explored "
+                "again when the evaluation is resumed."
+            )
+        return [self._traces[task.id] for task in tasks]
+
+    def _keep(self, trace: Trace) -> bool:
+        if trace.stop is not Stop.FAILED:
+            self._traces[trace.task] = trace
+        return trace.stop is not Stop.FAILED
+
+    def _timed(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Trace]:
+        if not tasks:
+            return
+        started, explored = time.perf_counter(), 0
+        try:
+            for _, trace in stream(tasks):
+                explored += 1
+                yield trace
+        finally:
+            seconds = time.perf_counter() - started
+            self._seconds, self._explored = self._seconds + seconds, self._explored + explored
+            if self._file is not None:
+                self._file.append({"seconds": seconds, "explored": explored})
 
 
-def save(record: Part | Population, path: Path) -> None:
+def result_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: Seed) -> Path:
+    name = slug(system.name) if seed is None else f"{slug(system.name)}-{seed}"
+    return folder / "results" / slug(set_.label) / f"{name}.json"
+
+
+def users_file(folder: Path, set_: SetPlan) -> Path:
+    return folder / "results" / slug(set_.label) / "_users.json"  # no slug begins like this
+
+
+def save(record: CachedResult | Users, path: Path) -> None:
     """In one step: a kill leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.part")
-    scratch.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    scratch.write_bytes(TypeAdapter(type(record)).dump_json(record))
     os.replace(scratch, path)
 
 
-def load_part(path: Path) -> Part | None:
-    """The part in a file; None where there is no file.
+def load(kind: type[Record], path: Path) -> Record | None:
+    """What `save` wrote; None where there is no file.
 
     Raises:
         DeepRecError: the file is damaged.
     """
-    tree = _tree(path)
-    if tree is None:
-        return None
     try:
-        explored = tree.pop("explorations")
-        if explored is None:
-            return Part(**_tuples(tree))
-        oracle_ablation = explored.pop("links", None)
-        oracle_ablation = None if oracle_ablation is None else OracleAblation(**_tuples(oracle_ablation))
-        return Part(**_tuples(tree), explorations=Explorations(**_tuples(explored), oracle_ablation=oracle_ablation))
-    except (TypeError, KeyError, AttributeError):
-        raise _damaged(path) from None
-
-
-def load_population(path: Path) -> Population | None:
-    """Likewise."""
-    tree = _tree(path)
-    try:
-        return None if tree is None else Population(**_tuples(tree))
-    except (TypeError, AttributeError):
-        raise _damaged(path) from None
-
-
-def _tree(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise _damaged(path) from None
-
-
-def _damaged(path: Path) -> DeepRecError:
-    return DeepRecError(f"{path} is damaged, or of another version: remove it, and run the experiment again.")
-
-
-def _tuples(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
-
-
-def _tuple(values: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(_tuple(value) if isinstance(value, list) else value for value in values)
-
-
-def _ranks(rankings: Sequence[Sequence[int]], wanted: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(rank) for rank in ranks_of(rankings, wanted))
+    except ValidationError:
+        raise DeepRecError(
+            f"{path} is damaged, or of another version: remove it, and run the evaluation again."
+        ) from None

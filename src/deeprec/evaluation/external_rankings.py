@@ -9,10 +9,10 @@ from pathlib import Path
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.plans import SetPlan, SystemPlan
+from deeprec.evaluation.plans import Seed, SetPlan, SystemPlan
 
 
-def external_file(system: SystemPlan, set_: SetPlan, seed: int) -> Path:
+def external_file(system: SystemPlan, set_: SetPlan, seed: Seed) -> Path:
     """The file of a set and a seed.
 
     Raises:
@@ -20,7 +20,7 @@ def external_file(system: SystemPlan, set_: SetPlan, seed: int) -> Path:
     """
 
     def filled(text: str) -> str:
-        names = {"{set}": set_.label, "{source}": set_.source, "{seed}": str(seed)}
+        names = {"{set}": set_.label, "{source}": set_.source, "{seed}": str(seed or 0)}
         return re.sub("|".join(map(re.escape, names)), lambda match: names[match[0]], text)
 
     path = Path(filled(str(system.file)))

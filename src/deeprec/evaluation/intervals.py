@@ -1,22 +1,18 @@
 """Bootstrap intervals over users for a mean, and for the mean difference of two systems on the same users.
 
-The percentile method of `scipy.stats.bootstrap`. BCa corrects bias and skew, but a mean is unbiased, its
-skew fades with the square root of the number of users, the jackknife behind BCa costs U² (for 25,000 users
-about nine times the percentile method's time), and BCa is undefined on constant values, which hit rates of
-small samples often are. Under about 30 users the percentile interval is somewhat too short, and a sample
-without a single hit gives [0, 0]: read the number of users first.
+The percentile method of `scipy.stats.bootstrap`; docs/decisions/0006-percentile-bootstrap.md says why not BCa. Under
+about 30 users the percentile interval is somewhat too short, and a sample without a single hit gives [0, 0]: read the
+number of users first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from deeprec.errors import DeepRecError
 from deeprec.evaluation.metrics import Floats, Ints
 
 CONFIDENCE = 0.95
@@ -50,7 +46,7 @@ class PairedInterval:
     base: float
 
 
-def mean_interval(values_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:
+def mean_interval(values_U: Floats) -> Interval:
     """The mean of one value per user, and its percentile bootstrap interval.
 
     Constant values give an interval of no width. One user says nothing about the next: nan bounds.
@@ -68,18 +64,16 @@ def mean_interval(values_U: Floats, *, confidence: float, resamples: int, seed: 
     result = stats.bootstrap(
         (values_U,),
         np.mean,
-        n_resamples=resamples,
+        n_resamples=RESAMPLES,
         batch=max(1, _BATCH_VALUES // len(values_U)),
-        confidence_level=confidence,
+        confidence_level=CONFIDENCE,
         method="percentile",
-        random_state=np.random.default_rng(seed),  # `rng` only since scipy 1.15
+        random_state=np.random.default_rng(SEED),  # `rng` only since scipy 1.15
     )
     return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
-def paired_interval(
-    ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int
-) -> PairedInterval:
+def paired_interval(ours_U: Floats, theirs_U: Floats) -> PairedInterval:
     """How much better ours is than theirs; both of shape (U,), the users in the same order.
 
     Users are resampled in pairs: the spread between easy and hard users cancels, so the interval is shorter
@@ -90,21 +84,19 @@ def paired_interval(
     """
     if ours_U.shape != theirs_U.shape:
         raise ValueError(f"paired values have one shape, not {ours_U.shape} and {theirs_U.shape}")
-    change = mean_interval(ours_U - theirs_U, confidence=confidence, resamples=resamples, seed=seed)
+    change = mean_interval(ours_U - theirs_U)
     base = float(np.mean(theirs_U))
     ratio = change.mean / base if base else math.nan
     return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U), base)
 
 
-def regression_estimator(
-    ours_U: Floats, controls_UK: Floats, base_U: Floats, *, confidence: float, resamples: int, seed: int
-) -> PairedInterval:
-    """How much better ours would be than a base on all users, where ours ran on a random sample of them alone.
+def regression_estimator(ours_U: Floats, controls_UK: Floats, base_U: Floats) -> PairedInterval:
+    """Estimate how much better ours is than a base on all users, from a random sample on which ours ran.
 
-    The regression estimator of survey sampling (Cochran, Sampling Techniques, 1977, chapter 7): ours is regressed on
-    the controls in the sample, and the regression's mean over all users stands for that of ours; its bias falls with
-    the sample's size. The more ours does as some control does, the shorter the interval. Users are resampled with what
-    is known of them, so that it speaks of users like these, and the regression is fitted anew each time.
+    The regression estimator of survey sampling (Cochran, Sampling Techniques, 1977, chapter 7): the sample gives a
+    regression of ours on the controls, whose mean over all users stands for that of ours. Its bias falls with the
+    sample's size, and the interval is the shorter the more ours resembles a control. Every resample of the users fits
+    the regression anew.
 
     Args:
         ours_U: nan where ours did not run.
@@ -130,15 +122,14 @@ def regression_estimator(
         weights_K = np.linalg.lstsq(terms_UK[ran_S], ours_U[ran_S], rcond=None)[0]
         return float(terms_UK[drawn_U].mean(axis=0) @ weights_K - base_U[drawn_U].mean())
 
-    rng, users = np.random.default_rng(seed), len(ours_U)
-    drawn = [difference(rng.integers(0, users, users)) for _ in range(resamples)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    rng, users = np.random.default_rng(SEED), len(ours_U)
+    drawn = [difference(rng.integers(0, users, users)) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     base, found = float(base_U.mean()), difference(np.arange(users))
     return PairedInterval(found, float(low), float(high), found / base if base else math.nan, users, base)
 
 
-def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resamples: int, seed: int) -> Interval:
+def ratio_interval(ours_U: Floats, theirs_U: Floats) -> Interval:
     """The mean of ours divided by the mean of theirs, users resampled in pairs; nan where theirs is 0.
 
     Raises:
@@ -146,27 +137,12 @@ def ratio_interval(ours_U: Floats, theirs_U: Floats, *, confidence: float, resam
     """
     if ours_U.shape != theirs_U.shape or not len(ours_U):
         raise ValueError(f"paired values have one shape and are not empty: {ours_U.shape} and {theirs_U.shape}")
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(0, len(ours_U), len(ours_U)) for _ in range(resamples))
+    rng = np.random.default_rng(SEED)
+    drawn = (rng.integers(0, len(ours_U), len(ours_U)) for _ in range(RESAMPLES))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = [np.divide(ours_U[drawn_U].mean(), theirs_U[drawn_U].mean()) for drawn_U in drawn]
         ratio = float(np.divide(ours_U.mean(), theirs_U.mean()))
-    tail = (1 - confidence) / 2
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     # A draw without a hit of theirs is infinite and can't be interpolated; one without any hit says nothing.
-    low, high = np.nanquantile(ratios, [tail, 1 - tail], method="nearest") if len(ours_U) > 1 else (math.nan, math.nan)
+    low, high = np.nanquantile(ratios, ends, method="nearest") if len(ours_U) > 1 else (math.nan, math.nan)
     return Interval(ratio if np.isfinite(ratio) else math.nan, float(low), float(high))
-
-
-def paired_on_users(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[Floats, Floats]:
-    """The values of both, by user id, as two vectors of shape (U,) in the order of `a`.
-
-    Raises:
-        DeepRecError: the two were not measured on the same users.
-    """
-    if a.keys() != b.keys():
-        raise DeepRecError(
-            f"The two results are not on the same users: {len(a.keys() - b.keys())} of the first's {len(a)} "
-            f"are missing from the second, {len(b.keys() - a.keys())} of the second's {len(b)} are missing "
-            "from the first; evaluate both on the same split and sample."
-        )
-    return np.array(list(a.values()), dtype=np.float64), np.array([b[user] for user in a], dtype=np.float64)

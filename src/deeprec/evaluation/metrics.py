@@ -1,6 +1,6 @@
 """Ranking metrics for one relevant item per user over the full ranking.
 
-A rank is the 0-based place of the target in the list a system returned, -1 where the list lacks it. With one
+A rank is the 0-based position of the target in the list a system returned, -1 where the list lacks it. With one
 relevant item the ideal DCG is 1, so NDCG@k is 1 / log2(rank + 2) (Järvelin and Kekäläinen, 2002), Recall@k is
 the hit rate, and MRR@k is 1 / (rank + 1); each is 0 when the rank is -1 or not below k.
 """
@@ -17,11 +17,10 @@ Ints = NDArray[np.int64]
 
 
 def ranks_of(rankings: Sequence[Sequence[int]], targets: Sequence[int]) -> Ints:
-    """0-based place of each target in its ranking, -1 where it is absent; shape (U,).
+    """0-based position of each target in its ranking, -1 where it is absent; shape (U,).
 
     Raises:
-        ValueError: the lengths differ, or a ranking names an item twice: a system that does so would be
-            counted with fewer candidates than it claims, so it is a bug and not bad data.
+        ValueError: the lengths differ, or a ranking names an item twice.
     """
     ranks_U = np.full(len(targets), -1, dtype=np.int64)
     for user, (ranking, target) in enumerate(zip(rankings, targets, strict=True)):
@@ -51,20 +50,6 @@ def per_user(ranks_U: Ints, cutoffs: Sequence[int]) -> dict[str, Floats]:
     """Every metric at every cutoff for every user: 'NDCG@10', 'Recall@10', 'MRR@10', ... to shape (U,)."""
     metrics = {"NDCG": ndcg_at, "Recall": recall_at, "MRR": mrr_at}
     return {f"{name}@{k}": metric(ranks_U, k) for name, metric in metrics.items() for k in cutoffs}
-
-
-def coverage(rankings: Sequence[Sequence[int]], n_items: int, k: int) -> float:
-    """Share of the catalogue, items 0 to n_items - 1, that is in the first k of any ranking.
-
-    It grows with the number of rankings: compare it only between systems that ran on as many users.
-
-    Raises:
-        ValueError: a ranking names an item outside the catalogue.
-    """
-    shown = {item for ranking in rankings for item in ranking[:k]}
-    if shown and not (min(shown) >= 0 and max(shown) < n_items):
-        raise ValueError(f"a ranking names an item outside 0 to {n_items - 1}")
-    return len(shown) / n_items
 
 
 def _hits(ranks_U: Ints, k: int) -> NDArray[np.bool_]:

@@ -1,10 +1,9 @@
-"""What exploration is compared with: a language model that is asked once, and lists that are fused by rule."""
+"""A language model that is asked once: it ranks given candidates, or writes titles from memory."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,45 +11,35 @@ from numpy.typing import NDArray
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.evaluation.evaluate import rankings_of
 from deeprec.explore import protocol
-from deeprec.explore.environment import constraint_of, item_lines, resolve_lines, segment_tokens_of
+from deeprec.explore.environment import constraint_of, item_lines, resolve_lines
 from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
+from deeprec.explore.settings import segment_tokens_of
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Retriever, queries_of
 
 CANDIDATES = 20
-_FUSED = 100
-"""Items of each list that is fused."""
-_DAMPING = 60
-"""Of reciprocal-rank fusion, as in its source."""
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to vectors (N, E) of unit length."""
 
-_Read = Callable[[str, bool], tuple[tuple[Line, ...], tuple[Fault, ...]]]
-"""Lines and faults of what the policy wrote up to the end of the answer, and of whether that end was there."""
-
 _STOPS = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
 
 
-def fused(
-    retriever: Retriever, tasks: Sequence[Task], traces: Sequence[Trace], k: int, preference_weight: float
-) -> list[list[ItemIdx]]:
-    """The best `k` items by reciprocal-rank fusion (Cormack et al., SIGIR 2009) of what each trace asks for, each time
-    of the whole catalogue but the history. Of equals the first found comes first."""
-    asking = [task for task, trace in zip(tasks, traces, strict=True) for _ in trace.turns]
-    words = iter([turn.preference for trace in traces for turn in trace.turns])  # asked for in this order
-    lists = iter(rankings_of(retriever, asking, _FUSED, lambda _: next(words), preference_weight))
-    rankings = []
-    for trace in traces:
-        scores: defaultdict[ItemIdx, float] = defaultdict(float)
-        for ranking in islice(lists, len(trace.turns)):
-            for position, item in enumerate(ranking, start=1):
-                scores[item] += 1 / (_DAMPING + position)
-        rankings.append(sorted(scores, key=scores.__getitem__, reverse=True)[:k])
-    return rankings
+@dataclass(frozen=True)
+class _Question:
+    """A prompt that ends with `ONE_SHOT_START`.
+
+    Attributes:
+        read: lines and faults of the text up to the end of the answer, and of whether that end is there.
+    """
+
+    task: Task
+    prompt: str
+    read: Callable[[str, bool], tuple[tuple[Line, ...], tuple[Fault, ...]]]
+    turns: tuple[Turn, ...] = ()
+    constraint: Constraint | None = None
 
 
 def rerank(
@@ -64,35 +53,28 @@ def rerank(
     """One-shot reranking: the policy sees the history and the retriever's best items, and ranks them.
 
     With `config.answer = "pool"` it can write nothing but their titles. A trace has one turn without a preference,
-    which holds the candidates. Yields `(place of the task, trace)`.
+    which holds the candidates. Yields `(position of the task, trace)`.
     """
-    size, room = config.answer_size, segment_tokens_of(config, catalog)
 
-    def read_of(task: Task, turn: Turn) -> _Read:
+    def question(task: Task, turn: Turn) -> _Question:
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
-            # An answer that was cut off is none, as in an exploration; its last line may name another item.
-            titles, faults = protocol.parse_lines(body, answer_size=size) if closed else ((), (Fault.NO_ANSWER,))
+            # An answer that is cut off is none, as in an exploration; its last line may name another item.
+            titles, faults = (
+                protocol.parse_lines(body, answer_size=config.answer_size) if closed else ((), (Fault.NO_ANSWER,))
+            )
             lines = resolve_lines(titles, catalog, [hit.item for hit in turn.hits], task.history)
             return lines, (*faults, *(line.fault for line in lines if line.fault is not None))
 
-        return read
+        shown, offered = task.history[-config.history :], [hit.item for hit in turn.hits]
+        prompt = protocol.rerank_prompt(
+            item_lines(catalog, shown), item_lines(catalog, offered), answer_size=config.answer_size
+        )
+        return _Question(task, prompt, read, (turn,), constraint_of(catalog, [turn], config, begun=ONE_SHOT_START))
 
     for start in range(0, len(tasks), config.batch_size):
         batch = tasks[start : start + config.batch_size]
-        queries = queries_of(batch)
-        turns = [Turn("", "", tuple(hits)) for hits in retriever.retrieve(queries, candidates)]
-        prompts = [
-            protocol.rerank_prompt(
-                item_lines(catalog, task.history[-config.history :]),
-                item_lines(catalog, [hit.item for hit in turn.hits]),
-                answer_size=size,
-            )
-            for task, turn in zip(batch, turns, strict=True)
-        ]
-        reads = list(map(read_of, batch, turns))
-        held = [constraint_of(catalog, [turn], config, begun=ONE_SHOT_START) for turn in turns]
-        traces = _one_shot(policy, batch, prompts, [(turn,) for turn in turns], reads, held, config, room, start)
-        yield from enumerate(traces, start)
+        turns = [Turn("", "", tuple(hits)) for hits in retriever.retrieve(queries_of(batch), candidates)]
+        yield from _ask(policy, list(map(question, batch, turns)), catalog, config, start)
 
 
 def recall_titles(
@@ -105,33 +87,27 @@ def recall_titles(
 ) -> Iterator[tuple[int, Trace]]:
     """No tool and no candidates: the policy writes titles from memory, and each becomes an item of the catalogue.
 
-    A title that is in the catalogue is that item, any other the item whose title's vector is nearest (as BIGRec grounds
-    them; Bao et al., 2023); the history, and items of earlier lines, are passed over. Whole lines count also where the
-    answer has no end. A trace has no turn.
+    A title that is in the catalogue is that item, any other the item whose title's vector is nearest (the grounding of
+    BIGRec; Bao et al., 2023), never one of the history or of an earlier line. Whole lines count also where the answer
+    has no end. A trace has no turn.
 
     Args:
         titles_IE: vectors of the catalogue's titles, by the same encoder.
     """
-    size, room = config.answer_size, segment_tokens_of(config, catalog)
 
-    def read_of(task: Task) -> _Read:
+    def question(task: Task) -> _Question:
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
             whole = body if closed else body.rpartition("\n")[0]
-            written, faults = protocol.parse_lines(whole, answer_size=size)
-            lines = _nearest(written[:size], task, catalog, encode, titles_IE)
+            written, faults = protocol.parse_lines(whole, answer_size=config.answer_size)
+            lines = _nearest(written[: config.answer_size], task, catalog, encode, titles_IE)
             return lines, faults if closed else (*faults, Fault.NO_ANSWER)
 
-        return read
+        shown = item_lines(catalog, task.history[-config.history :])
+        return _Question(task, protocol.titles_prompt(shown, answer_size=config.answer_size), read)
 
     for start in range(0, len(tasks), config.batch_size):
         batch = tasks[start : start + config.batch_size]
-        prompts = [
-            protocol.titles_prompt(item_lines(catalog, task.history[-config.history :]), answer_size=size)
-            for task in batch
-        ]
-        reads, none = list(map(read_of, batch)), [None] * len(batch)
-        traces = _one_shot(policy, batch, prompts, [()] * len(batch), reads, none, config, room, start)
-        yield from enumerate(traces, start)
+        yield from _ask(policy, list(map(question, batch)), catalog, config, start)
 
 
 def _nearest(
@@ -151,31 +127,24 @@ def _nearest(
     return tuple(lines)
 
 
-def _one_shot(
-    policy: Policy,
-    tasks: Sequence[Task],
-    prompts: Sequence[str],
-    turns: Sequence[tuple[Turn, ...]],
-    reads: Sequence[_Read],
-    held: Sequence[Constraint | None],
-    config: ExploreConfig,
-    room: int,
-    start: int,
-) -> list[Trace]:
-    """A batch of prompts that end with `ONE_SHOT_START`, each answered by one segment of at most `room` tokens, or by
-    none where the context has no room left; `start` numbers the first."""
-    contexts = [policy.encode(prompt, first=True) for prompt in prompts]
-    keys = [f"one-shot:{start + position}" for position in range(len(tasks))]
-    rooms = [min(room, config.context_tokens - len(context)) for context in contexts]
+def _ask(
+    policy: Policy, questions: Sequence[_Question], catalog: Catalog, config: ExploreConfig, start: int
+) -> Iterator[tuple[int, Trace]]:
+    """Each question is answered by one segment, or by none where its context has no room left. `start` numbers the
+    first of the batch."""
+    contexts = [policy.encode(question.prompt, first=True) for question in questions]
+    keys = [f"one-shot:{start + position}" for position in range(len(questions))]
+    limit = segment_tokens_of(config, catalog)
+    rooms = [min(limit, config.context_tokens - len(context)) for context in contexts]
     written: dict[str, list[Chunk]] = {
-        key: [] if left > 0 else [Chunk(key, (), (), Finish.NO_ROOM)] for key, left in zip(keys, rooms, strict=True)
+        key: [] if room > 0 else [Chunk(key, (), (), Finish.NO_ROOM)] for key, room in zip(keys, rooms, strict=True)
     }
     try:
         policy.submit(
             [
-                Request(key, tuple(context), (END_ANSWER,), left, constraint=constraint)
-                for key, context, left, constraint in zip(keys, contexts, rooms, held, strict=True)
-                if left > 0
+                Request(key, tuple(context), (END_ANSWER,), room, constraint=question.constraint)
+                for key, context, room, question in zip(keys, contexts, rooms, questions, strict=True)
+                if room > 0
             ]
         )
         while chunks := policy.step():
@@ -183,36 +152,43 @@ def _one_shot(
                 written[chunk.key].append(chunk)
     finally:
         policy.release(keys)
-    traces = []
-    for position, (task, key) in enumerate(zip(tasks, keys, strict=True)):
-        tokens = tuple(token for chunk in written[key] for token in chunk.tokens)
-        logprobs = tuple(value for chunk in written[key] for value in chunk.logprobs)
-        asked = Segment(Author.ENVIRONMENT, tuple(contexts[position]), (), prompts[position])
-        # Behind its beginning: some decoders drop a space at the very beginning.
-        whole = policy.decode([*policy.encode(ONE_SHOT_START), *tokens])
-        said = Segment(Author.POLICY, tokens, logprobs, whole.removeprefix(ONE_SHOT_START))
-        body, closed, _ = whole.partition(END_ANSWER)
-        answer, faults = reads[position](body, bool(closed))
-        last = written[key][-1]
-        finish = last.finish or Finish.LENGTH
-        if finish is Finish.LENGTH and rooms[position] < room:
-            finish = Finish.NO_ROOM
-        used = [chunk.usage for chunk in written[key] if chunk.usage is not None]
-        traces.append(
-            Trace(
-                task=task.id,
-                user=task.user,
-                history=task.history,
-                segments=(asked, said),
-                turns=turns[position],
-                thought="",
-                answer=answer,
-                fallback=(),
-                stop=Stop.ANSWERED if closed else _STOPS.get(finish, Stop.SEGMENT_LIMIT),
-                faults=faults,
-                answer_size=config.answer_size,
-                error=last.error,
-                usage=sum(used, Usage()) if used else None,
-            )
-        )
-    return traces
+    for position, (question, key) in enumerate(zip(questions, keys, strict=True)):
+        cut_short = rooms[position] < limit
+        yield start + position, _trace(policy, question, contexts[position], written[key], cut_short, config)
+
+
+def _trace(
+    policy: Policy,
+    question: _Question,
+    context: Sequence[int],
+    chunks: Sequence[Chunk],
+    cut_short: bool,
+    config: ExploreConfig,
+) -> Trace:
+    """`cut_short` says whether the context has less room than a segment may take."""
+    tokens = tuple(token for chunk in chunks for token in chunk.tokens)
+    logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
+    # Decoded behind its beginning: some decoders drop a space at the very beginning.
+    text = policy.decode([*policy.encode(ONE_SHOT_START), *tokens])
+    body, closed, _ = text.partition(END_ANSWER)
+    answer, faults = question.read(body, bool(closed))
+    finish = chunks[-1].finish or Finish.LENGTH
+    if finish is Finish.LENGTH and cut_short:
+        finish = Finish.NO_ROOM
+    used = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    task, asked = question.task, Segment(Author.ENVIRONMENT, tuple(context), (), question.prompt)
+    return Trace(
+        task=task.id,
+        user=task.user,
+        history=task.history,
+        segments=(asked, Segment(Author.POLICY, tokens, logprobs, text.removeprefix(ONE_SHOT_START))),
+        turns=question.turns,
+        thought="",
+        answer=answer,
+        fallback=(),
+        stop=Stop.ANSWERED if closed else _STOPS.get(finish, Stop.SEGMENT_LIMIT),
+        faults=faults,
+        answer_size=config.answer_size,
+        error=chunks[-1].error,
+        usage=sum(used, Usage()) if used else None,
+    )

@@ -8,36 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from deeprec.errors import DeepRecError
-from deeprec.evaluation.figures import Outcome, by_turn, common_users
+from deeprec.evaluation.results import Result, by_turn, common_users
 
 _MARKERS = "os^Dv<>"
 """As many as ten colours have no common divisor with: 70 systems look different."""
 
 
-def plot_quality(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+def plot_quality(results: Sequence[Result], metric: str, path: Path) -> Path | None:
     """A dot and its interval for each system."""
-    figure, axes = _axes(8, 1 + 0.32 * len(outcomes))
-    for position, outcome in enumerate(reversed(outcomes)):
-        found = outcome.mean(metric)
+    figure, axes = _axes(8, 1 + 0.32 * len(results))
+    for position, result in enumerate(reversed(results)):
+        found = result.mean(metric)
         axes.plot([found.low, found.high], [position, position], color="0.4", linewidth=1.5)
-        axes.plot(found.mean, position, "o", color="C0" if not outcome.explorations else "C1")
-    axes.set_yticks(range(len(outcomes)), [f"{each.name} ({len(each.users):,})" for each in reversed(outcomes)])
+        axes.plot(found.mean, position, "o", color="C0" if not result.explorations else "C1")
+    axes.set_yticks(range(len(results)), [f"{each.name} ({len(each.users):,})" for each in reversed(results)])
     figure.supxlabel(f"{metric} with interval (orange: explorers; number of users in parentheses)", fontsize="medium")
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.3)
     return _saved(figure, path)
 
 
-def plot_turns(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+def plot_turns(results: Sequence[Result], metric: str, path: Path) -> Path | None:
     """Share of targets retrieved, and quality of what was retrieved, after each call."""
-    lines = [(outcome.name, found) for outcome in outcomes if len(found := by_turn(outcome)) > 1]
+    lines = [(result.name, found) for result in results if len(found := by_turn(result)) > 1]
     if not lines:
         return None
     figure, axes_2 = _axes(10, 4, columns=2)
     for number, (name, found) in enumerate(lines):
         turns = [after.turn for after in found]
-        for axes, values in ((axes_2[0], [a.pool_hit for a in found]), (axes_2[1], [a.ndcg for a in found])):
+        for axes, values in ((axes_2[0], [a.pool_recall for a in found]), (axes_2[1], [a.ndcg for a in found])):
             errors = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
             axes.errorbar(
                 turns, [v.mean for v in values], yerr=errors, marker="o", capsize=3, color=f"C{number % 10}", label=name
@@ -53,20 +52,18 @@ def plot_turns(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | N
     return _saved(figure, path)
 
 
-def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | None:
+def plot_cost(results: Sequence[Result], metric: str, path: Path) -> Path | None:
     """Seconds and tokens a user against quality, on the users that all timed systems ran on; those that no other beats
     in both are joined."""
-    timed = sorted(
-        (outcome.seconds_per_user, n, outcome) for n, outcome in enumerate(outcomes) if outcome.seconds_per_user
-    )
-    users = common_users([outcome for *_, outcome in timed]) if timed else frozenset()
+    timed = sorted((result.seconds_per_user, n, result) for n, result in enumerate(results) if result.seconds_per_user)
+    users = common_users([result for *_, result in timed]) if timed else frozenset()
     if len(timed) < 2 or not users:
         return None
     figure, (left, right) = _axes(13, max(4.5, 0.5 + 0.25 * len(timed)), 2)
     dots = []
-    for number, (seconds, _, outcome) in enumerate(timed):
-        found = outcome.mean(metric, np.array([user in users for user in outcome.users]))
-        dots.append(((seconds, outcome.tokens_per_user or 0.0), number, outcome.name, found))
+    for number, (seconds, _, result) in enumerate(timed):
+        found = result.mean(metric, np.array([user in users for user in result.users]))
+        dots.append(((seconds, result.tokens_per_user or 0.0), number, result.name, found))
     for axes, cost in ((left, 0), (right, 1)):
         best, front = -1.0, []
         for costs, number, name, found in sorted(dots, key=lambda dot: (dot[0][cost], -dot[3].mean)):
@@ -99,10 +96,8 @@ def plot_cost(outcomes: Sequence[Outcome], metric: str, path: Path) -> Path | No
 
 
 def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DeepRecError("The report's plots need matplotlib: pip install matplotlib.") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns)
 

@@ -1,116 +1,257 @@
-"""An experiment's report: one markdown page with its plots beside it, and the same as one HTML file."""
+"""An evaluation's report: for the terminal, as Markdown with plots beside it, as one HTML file, and as JSON."""
 
 from __future__ import annotations
 
 import base64
+import importlib.util
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from html import escape
+from io import StringIO
 from pathlib import Path
+from string import Template
+from typing import Any
+
+import polars as pl
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
 
 from deeprec.config import Config
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED
-from deeprec.evaluation.plans import PLAN_FILE, Plan, dump_plan, load_plan, slug
+from deeprec.evaluation import intervals
+from deeprec.evaluation.cached_results import CachedResult
+from deeprec.evaluation.plans import PLAN_FILE, dump_plan, load_plan, slug
 from deeprec.evaluation.plots import plot_cost, plot_quality, plot_turns
-from deeprec.evaluation.tables import SetReport, across
+from deeprec.evaluation.results import Result
+from deeprec.evaluation.tables import SetReport, across, percent_text
+
+JSON_FILE = "report.json"
+_ROWS = 6
+"""Of the table on the terminal."""
+_WIDTH = 80
+_PAGE = Path(__file__).with_name("page.html")
 
 
-def write_report(folder: Path) -> tuple[Path, Path]:
-    """`report.md` with its plots, and `report.html`, into the experiment's folder; what is not finished is said.
+@dataclass(frozen=True)
+class Report:
+    """An evaluation of several systems on one data set or more.
 
-    Raises:
-        DeepRecError: the folder is not an experiment's, or no set's baseline is finished.
+    Attributes:
+        sets: at least one.
+        late: labels of sets without a result yet.
+        plan: as TOML; empty where there is none.
+        failed: what went wrong with systems that failed.
     """
-    if not (folder / PLAN_FILE).is_file():
-        raise DeepRecError(f"{folder} is not an experiment's folder: give one that `deeprec experiment run` made.")
-    plan = load_plan(folder / PLAN_FILE, Config())
-    found = [SetReport.read(plan, set_, folder) for set_ in plan.sets]
-    sets = [each for each in found if each is not None]
-    if not sets:
-        raise DeepRecError(f"{folder} has no finished {plan.baseline!r} yet: give `deeprec experiment run` first.")
-    lines = [f"# {plan.name}", "", *([plan.about, ""] if plan.about else []), *_preface(plan, sets)]
-    for each in sets:
-        lines += _section(each, folder)
-    if table := across(sets):
-        lines += ["", "## All sets", "", *table]
-    late = [set_.label for set_, each in zip(plan.sets, found, strict=True) if each is None]
-    if late:
-        lines += ["", f"Not run yet: {', '.join(late)}."]
-    lines += ["", "## The experiment", "", "```toml", dump_plan(plan).strip(), "```"]
-    markdown = folder / "report.md"
-    markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(to_html(markdown.read_text(encoding="utf-8"), folder, plan.name), encoding="utf-8")
-    return markdown, page
+
+    name: str
+    sets: tuple[SetReport, ...]
+    about: str = ""
+    late: tuple[str, ...] = ()
+    plan: str = ""
+    failed: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """What is finished in the folder of an evaluation.
+
+        Raises:
+            DeepRecError: the folder is not an evaluation's, or no set's baseline is finished.
+        """
+        if not (folder / PLAN_FILE).is_file():
+            raise DeepRecError(f"{folder} is not an evaluation's folder: give one that `deeprec eval` made.")
+        plan = load_plan(folder / PLAN_FILE, Config())
+        found = {set_.label: SetReport.read(plan, set_, folder) for set_ in plan.sets}
+        sets = tuple(each for each in found.values() if each is not None)
+        if not sets:
+            raise DeepRecError(
+                f"{folder} has no finished {plan.baseline!r} yet: continue with `deeprec eval --resume {folder}`."
+            )
+        late = tuple(label for label, each in found.items() if each is None)
+        return cls(plan.name, sets, plan.about, late, dump_plan(plan))
+
+    def save(self, folder: Path) -> Path:
+        """Write `report.md` with its plots, `report.html` and `report.json`; the first's path.
+
+        The plots need matplotlib, and are left out without it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"# {self.name}", "", *([self.about, ""] if self.about else []), *self._preface()]
+        for each in self.sets:
+            lines += _section(each, folder)
+        if table := across(self.sets):
+            lines += ["", "## All sets", "", *table]
+        if self.late:
+            lines += ["", f"Not run yet: {', '.join(self.late)}."]
+        if self.plan:
+            lines += ["", "## The experiment", "", "```toml", self.plan.strip(), "```"]
+        text, markdown = "\n".join(lines) + "\n", folder / "report.md"
+        markdown.write_text(text, encoding="utf-8")
+        (folder / "report.html").write_text(to_html(text, folder, self.name), encoding="utf-8")
+        (folder / JSON_FILE).write_text(self.to_json(), encoding="utf-8")
+        return markdown
+
+    def table(self) -> pl.DataFrame:
+        """A row for each set, system and metric: its mean with bounds, and the difference to the baseline on the users
+        that both ran on; what has no value is null."""
+        rows = []
+        for each in self.sets:
+            for result in each.results:
+                for metric in result.metrics:
+                    change = None if result is each.base else result.minus(each.base, metric)
+                    row = {"set": each.label, "system": result.name, "users": len(result.users), "metric": metric}
+                    compared = {} if change is None else {f"difference {k}": v for k, v in asdict(change).items()}
+                    rows.append(row | asdict(result.mean(metric)) | compared)
+        return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None)
+
+    def to_json(self) -> str:
+        """Users and ranks of every system, and the rows of `table`."""
+        sets = [
+            {
+                "label": each.label,
+                "fingerprint": each.users.fingerprint,
+                "split": each.split,
+                "baseline": each.baseline,
+                "cutoffs": each.base.cutoffs,
+                "items": len(each.users.item_counts),
+                "systems": [
+                    {
+                        "name": result.name,
+                        "users": result.users,
+                        "seeds": result.seeds,
+                        "ranks": [part.ranks for part in result.parts],
+                        "seconds_per_user": result.seconds_per_user,
+                        "tokens_per_user": result.tokens_per_user,
+                        "notes": _notes(result),
+                    }
+                    for result in each.results
+                ],
+                "missing": each.missing,
+                "left_out": each.left_out,
+            }
+            for each in self.sets
+        ]
+        tree = {"name": self.name, "about": self.about, "sets": sets, "metrics": self.table().to_dicts()}
+        return json.dumps(tree, indent=1, allow_nan=False)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for each in self.sets:
+            yield _terminal_table(each)
+            yield from map(Text, _terminal_notes(each))
+
+    def __str__(self) -> str:
+        console = Console(file=StringIO(), width=_WIDTH)
+        console.print(self)
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue().rstrip()
+
+    def _preface(self) -> list[str]:
+        made = [part.environment for each in self.sets for result in each.results for part in result.parts]
+        dates = sorted(each["date"] for each in made)
+        words = [each["command"].partition(" ") for each in made]
+        commands = {f"{Path(program).name} {rest}" for program, _, rest in words}
+        baselines = "/".join(dict.fromkeys(each.baseline for each in self.sets))
+        bootstrap = f"percentile bootstrap over users, {intervals.RESAMPLES} resamples, seed {intervals.SEED}"
+        return [
+            f"Full ranking of the catalogue, the history excluded. Brackets hold {100 * intervals.CONFIDENCE:g} % "
+            f"intervals ({bootstrap}), not corrected for the number of comparisons; values are means over seeds first. "
+            f"Differences to {baselines} are paired, on the users that both ran on, unless said to be estimated; a "
+            "system with fewer users ran on a sample, and its means are not comparable with those of all. A language "
+            "model's ranking is scored with fallback: retrieved items (in a rerank, candidates) fill the positions "
+            "that its answer leaves empty, and the column fallback says how often. Titles from memory have no "
+            "fallback. In the raw ranking a failed answer is a miss. A system without a single hit gets [0, 0]: that "
+            "means too few users, not certainty.",
+            "",
+            f"- machines: {'; '.join(sorted({each['hardware'] for each in made}))}",
+            f"- dates: {dates[0]} to {dates[-1]}",
+            f"- versions: {'; '.join(sorted({each['versions'] for each in made}))}",
+            f"- commands: {'; '.join(f'`{command}`' for command in sorted(commands))}",
+            f"- commits: {'; '.join(sorted({each.get('commit', 'unknown') for each in made}))}",
+        ]
 
 
-def _preface(plan: Plan, sets: Sequence[SetReport]) -> list[str]:
-    made = [part.environment for each in sets for outcome in each.outcomes for part in outcome.parts]
-    dates = sorted(each["date"] for each in made)
-    words = [each["command"].partition(" ") for each in made]
-    commands = {f"{Path(program).name} {rest}" for program, _, rest in words}
-    return [
-        f"Full ranking of the catalogue, the history excluded. Brackets hold "
-        f"{100 * CONFIDENCE:g} % intervals (percentile bootstrap over users, {RESAMPLES} resamples, seed "
-        f"{SEED}), not corrected for the number of comparisons; values are means over seeds first. Differences "
-        f"to {plan.baseline} are paired, on the users that both ran on, unless said to be estimated; a system with "
-        "fewer users ran on a sample, and its means are not comparable with those of all. A language model's ranking "
-        "is the one served: places that its answer leaves empty are filled by what was retrieved (by the candidates, "
-        "where it was to rank these), and the column fallback says how often that happened; titles from memory are "
-        "not filled up. As answered, one that failed is a miss.",
-        "",
-        f"- machines: {'; '.join(sorted({each['hardware'] for each in made}))}",
-        f"- dates: {dates[0]} to {dates[-1]}",
-        f"- versions: {'; '.join(sorted({each['versions'] for each in made}))}",
-        f"- commands: {'; '.join(f'`{command}`' for command in sorted(commands))}",
-        f"- commits: {'; '.join(sorted({each.get('commit', 'unknown') for each in made}))}",
-    ]
+def _notes(result: Result) -> list[str]:
+    return [note for note in dict.fromkeys([result.note, *(part.note for part in result.parts)]) if note]
+
+
+def _terminal_table(each: SetReport) -> Table:
+    """Fits 80 columns, one line a row: the baseline and the last other systems of the plan."""
+    rows = [("system", each.headline, f"Recall@{each.k}", f"% to {each.baseline}")]
+    others = [result for result in each.results if result is not each.base][1 - _ROWS :]
+    for result in each.results:
+        if result is each.base or result in others:
+            change = None if result is each.base else result.minus(each.base, each.headline)
+            cell = "baseline" if result is each.base else "–" if change is None else percent_text(change)
+            ndcg, recall = (f"{result.mean(f'{name}@{each.k}').mean:.4f}" for name in ("NDCG", "Recall"))
+            rows.append((result.name, ndcg, recall, cell))
+    figures = sum(max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])
+    table = Table(title=Text(f"{each.label}, {each.split}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(rows[0][0], no_wrap=True, overflow="ellipsis", max_width=_WIDTH - figures - 11)
+    for heading in rows[0][1:]:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _terminal_notes(each: SetReport) -> Iterator[str]:
+    sizes = sorted({len(result.users) for result in each.results})
+    yield f"{sizes[-1]:,} users. Brackets: {100 * intervals.CONFIDENCE:g} % interval of the difference on common users."
+    for size in sizes[:-1]:
+        names = "; ".join(result.name for result in each.results if len(result.users) == size)
+        yield f"On a sample of {size:,}, comparable by the last column alone: {names}."
+    if len(each.results) > _ROWS:
+        yield f"{len(each.results) - _ROWS} more in the report."
+    if each.missing:
+        yield f"Not finished: {', '.join(each.missing)}."
 
 
 def _section(each: SetReport, folder: Path) -> list[str]:
-    population, name = each.population, slug(each.label)
+    users, name = each.users, slug(each.label)
     lines = [
         "",
         f"## {each.label}",
         "",
-        f"{len(population.users):,} {each.config.split} users, {len(population.item_counts):,} items; "
-        f"{each.split()}; fingerprint `{population.fingerprint[:16]}`.",
+        f"{len(users.users):,} {each.split} users, {len(users.item_counts):,} items; "
+        f"{each.held_out}; fingerprint `{users.fingerprint[:16]}`.",
         "",
-        *each.results(),
+        *each.main(),
         "",
         *each.sentences(),
     ]
-    notes = {system.name: system.note for system in each.plan.systems if system.note}
-    for outcome in each.outcomes:
-        own = dict.fromkeys(part.note for part in outcome.parts if part.note)
-        if said := [*([notes[outcome.name]] if outcome.name in notes else []), *own]:
-            lines.append(f"- {outcome.name}: {'; '.join(said)}.")
+    lines += [f"- {result.name}: {'; '.join(notes)}." for result in each.results if (notes := _notes(result))]
     lines += [f"- {said}." for said in each.left_out]
     if each.missing:
         lines.append(f"- Not finished: {', '.join(each.missing)}.")
-    lines += _figure(plot_quality(each.outcomes, each.headline, folder / f"{name}-quality.svg"), "Quality by system")
-    if table := each.explorers():
-        lines += ["", "### How the explorers ran", "", *table]
-        lines += _figure(plot_cost(each.outcomes, each.headline, folder / f"{name}-cost.svg"), "Cost against quality")
-    if table := each.turns():
-        lines += ["", "### Call by call", "", *table]
-        lines += _figure(plot_turns(each.outcomes, each.headline, folder / f"{name}-turns.svg"), "Quality by call")
-    if table := each.oracle_ablation():
-        lines += ["", "### Which link loses", "", *table, "", *_LINKS]
-    histories = dict(zip(population.users, population.histories, strict=True))
-    counts = dict(zip(population.users, population.target_counts, strict=True))
-    lines += ["", f"### {each.headline} by length of the history", "", *each.groups("items in the history", histories)]
-    lines += ["", "Each cell: mean, interval, users."]
-    lines += [
-        "",
-        f"### {each.headline} by popularity of the target",
-        "",
-        *each.groups("times chosen in training", counts),
-    ]
-    users, table = each.reaches()
-    if table:
-        lines += ["", f"### Reach, on the {users:,} users that all systems ran on", "", *table]
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    quality, cost, turns = (
+        _figure(plot(each.results, each.headline, folder / f"{name}-{what}.svg"), title) if drawn else []
+        for plot, what, title in (
+            (plot_quality, "quality", "Quality by system"),
+            (plot_cost, "cost", "Cost against quality"),
+            (plot_turns, "turns", "Quality by call"),
+        )
+    )
+    lines += quality
+    common, reach = each.reaches()
+    for title, table, after in (
+        ("How the explorers ran", each.explorers(), cost),
+        ("Call by call", each.turns(), turns),
+        ("Oracle ablation", each.oracle_ablation(), ["", *_ORACLES]),
+        (f"{each.headline} by length of the history", each.groups("items in the history", users.histories), _CELLS),
+        (
+            f"{each.headline} by popularity of the target",
+            each.groups("times chosen in training", users.target_counts),
+            _CELLS,
+        ),
+        (f"Reach, on the {common:,} users that all systems ran on", reach, []),
+        ("Every cutoff", each.cutoffs(), []),
+    ):
+        if table:
+            lines += ["", f"### {title}", "", *table, *after]
     return lines
 
 
@@ -130,37 +271,63 @@ def to_html(markdown: str, folder: Path, title: str) -> str:
 
     body = re.sub(r'src="([^":/]+\.svg)"', inline, body)
     body = body.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
-    return _PAGE.format(title=escape(title), body=body)
+    return Template(_PAGE.read_text(encoding="utf-8")).substitute(title=escape(title), body=body)
 
 
-_LINKS = [
-    "The same users' explorations with one link replaced; the pool is what the calls brought back. Oracles know the "
-    "target: they bound what a better link would bring, with the others as they are.",
+def compare(ours: Path, theirs: Path) -> Table:
+    """Every system that the reports of two folders have on the same data, ours minus theirs, paired on common users.
+
+    Raises:
+        DeepRecError: a report is absent or damaged, or nothing is common.
+    """
+    table = Table(
+        "system", "users", "metric", "ours", "theirs", f"difference [{100 * intervals.CONFIDENCE:.0f} % interval]"
+    )
+    mine, others = _saved_results(ours), _saved_results(theirs)
+    if not {data for data, _ in mine} & {data for data, _ in others}:
+        raise DeepRecError(f"{ours} and {theirs} are evaluations of different data.")
+    for key in [key for key in mine if key in others]:
+        k = max({*mine[key].cutoffs} & {*others[key].cutoffs}, default=0)
+        for metric in (f"{name}@{k}" for name in ("NDCG", "Recall", "MRR") if k):
+            if (found := mine[key].minus(others[key], metric)) is not None:
+                means = (f"{found.base + found.difference:.4f}", f"{found.base:.4f}")
+                change = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+                table.add_row(*map(Text, (mine[key].name, str(found.users), metric, *means, change)))
+    if not table.row_count:
+        raise DeepRecError(f"{ours} and {theirs} have no system with common users and cutoffs.")
+    return table
+
+
+def _saved_results(folder: Path) -> dict[tuple[tuple[str, str], str], Result]:
+    """By data (fingerprint and split) and name of the system; values are means over all seeds."""
+    try:
+        sets = json.loads((folder / JSON_FILE).read_bytes())["sets"]
+        return {
+            ((each["fingerprint"], each["split"]), system["name"]): _result_of(system, each["cutoffs"])
+            for each in sets
+            for system in each["systems"]
+        }
+    except FileNotFoundError:
+        raise DeepRecError(f"{folder} holds no report: finish it with `deeprec eval --resume {folder}`.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DeepRecError(f"{folder / JSON_FILE} is not an evaluation's report ({error}).") from None
+
+
+def _result_of(record: dict[str, Any], cutoffs: list[int]) -> Result:
+    users = tuple(record["users"])
+    parts = [CachedResult("", "", "", users, tuple(ranks), (), None, "", {}) for ranks in record["ranks"]]
+    return Result(record["name"], (), tuple(parts), tuple(cutoffs))
+
+
+_CELLS = ["", "Each cell: mean, interval, users."]
+_ORACLES = [
+    "The same users' explorations with one part replaced; the pool is what the calls retrieved. Oracles know the "
+    "target: they bound what a better part could bring while the others stay.",
     "",
     "- no exploring: the TRM's own list, as long as the pool.",
     "- ranking by the tool: the pool, in the TRM's own order.",
     "- ranking oracle: the pool, the target first.",
     "- retrieval oracle: the pool and the target, in the TRM's own order.",
-    "- preference oracle: what the calls bring, list after list, if the first says phrases of the target and the "
-    "others what they said; at the system's trust, and at 1.",
+    "- preference oracle: what the calls retrieve, list after list, when the first call states phrases of the target "
+    "and the others stay; at the system's preference weight, and at 1.",
 ]
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }}
-td {{ white-space: nowrap; }}
-img {{ max-width: 100%; background: white; }}
-pre {{ overflow-x: auto; padding: 1rem; background: color-mix(in srgb, currentColor 8%, transparent); }}
-</style>
-{body}
-</html>
-"""

@@ -1,33 +1,255 @@
-"""One set's parts as tables and sentences."""
+"""One set's results as tables and sentences."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from deeprec.config import EvalConfig
-from deeprec.evaluation.cached_results import Part, Population, load_part, load_population, part_file, population_file
-from deeprec.evaluation.eval_report import interval_text, markdown_table, share_text
-from deeprec.evaluation.figures import Outcome, by_oracle, by_turn, common_users, reach, thirds
-from deeprec.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED, PairedInterval, mean_interval
-from deeprec.evaluation.plans import Plan, SetPlan
+from deeprec.evaluation.cached_results import CachedResult, Users, load, result_file, users_file
+from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval
+from deeprec.evaluation.plans import Plan, SetPlan, SystemPlan
+from deeprec.evaluation.results import Result, by_oracle, by_turn, common_users, reach, thirds
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """One set's results.
+
+    Attributes:
+        split: as "test".
+        held_out: how the held-out items were chosen.
+        baseline: name of the result that all others are compared with.
+        missing, left_out: systems without a result, with the reason.
+    """
+
+    label: str
+    split: str
+    held_out: str
+    users: Users
+    results: tuple[Result, ...]
+    baseline: str
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
+        """What is finished of a set; None before its baseline is."""
+        users = load(Users, users_file(folder, set_))
+        if users is None:
+            return None
+        settings = plan.config_of(set_, plan.systems_of(set_)[0], plan.runs[0])
+        results, missing, left_out = [], [], []
+        for system in plan.systems_of(set_):
+            if why := plan.left_out(system, len(users.item_counts)):
+                left_out.append(f"{system.name}: {why}")
+                continue
+            done = _finished(plan, set_, system, folder, users)
+            if done:
+                own = (settings.eval.cutoffs, system.against, system.note)
+                results.append(Result(system.name, tuple(done), tuple(done.values()), *own))
+            if len(done) < len(plan.runs):
+                of = f" ({len(done)} of {len(plan.runs)} seeds)" if plan.seeds else ""
+                missing.append(f"{system.name}{of}")
+        if plan.baseline not in [result.name for result in results]:
+            return None
+        held_out = held_out_by(settings.data.time_split)
+        lists = (tuple(missing), tuple(left_out))
+        return cls(set_.label, settings.eval.split, held_out, users, tuple(results), plan.baseline, *lists)
+
+    @property
+    def k(self) -> int:
+        return max(self.base.cutoffs)
+
+    @property
+    def headline(self) -> str:
+        """The metric of the comparisons: NDCG at the largest cutoff."""
+        return f"NDCG@{self.k}"
+
+    @cached_property
+    def base(self) -> Result:
+        return next(result for result in self.results if result.name == self.baseline)
+
+    def main(self) -> list[str]:
+        """The main table."""
+        return _table(
+            {
+                "system": result.name,
+                "users": f"{len(result.users):,}",
+                "seeds": str(len(result.parts)),
+                **{name: interval_text(result.mean(name)) for name in self._at_k},
+                f"{self.headline} to {self.baseline}": self._change(result, self.base),
+            }
+            for result in self.results
+        )
+
+    def sentences(self) -> list[str]:
+        """What the intervals say of every system, against the baseline."""
+        verdicts: dict[str, list[str]] = {"better than": [], "worse than": [], "not distinguishable from": []}
+        for result in self.results:
+            change = None if result is self.base else result.minus(self.base, self.headline)
+            if change is not None and not math.isnan(change.low):
+                better, worse = change.low > 0, change.high < 0
+                verdict = "better than" if better else "worse than" if worse else "not distinguishable from"
+                verdicts[verdict].append(result.name)
+        lines = [
+            f"- By {self.headline}, {verdict} {self.baseline} on the same users: {'; '.join(names)}."
+            for verdict, names in verdicts.items()
+            if names
+        ]
+        by_name = {result.name: result for result in self.results}
+        compared = [(each, [by_name[name] for name in each.against if name in by_name]) for each in self.results]
+        for ours, others in compared:
+            lines += [f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}." for theirs in others]
+        if invalid := [result.name for result in self.results if _never_valid(result)]:
+            lines.append(f"- No valid answer; the score is the fallback list's: {'; '.join(invalid)}.")
+        return lines + [line for ours, others in compared if (line := self._estimated(ours, others))]
+
+    def _estimated(self, result: Result, others: Sequence[Result]) -> str:
+        """How a system on a sample would differ from the baseline on all users; empty where that can't be said."""
+        users = self.base.users
+        if len(users) < len(self.users.users):
+            return ""
+        controls = [
+            each for each in others if each is not self.base and (each.users, each.seeds) == (users, result.seeds)
+        ]
+        change = result.minus_on_all(self.base, controls, self.headline)
+        if change is None:
+            return ""
+        names = "; ".join(each.name for each in (self.base, *controls))
+        return (
+            f"- {result.name} to {self.baseline} on all {len(users):,} users, estimated from its "
+            f"{len(result.users):,} by regression; controls: {names}: {change_text(change)}."
+        )
+
+    def cutoffs(self) -> list[str]:
+        """Every metric at every cutoff; empty where there is one cutoff."""
+        return _table(
+            {"system": result.name} | {name: interval_text(result.mean(name)) for name in result.metrics}
+            for result in self.results
+            if len(result.cutoffs) > 1
+        )
+
+    def explorers(self) -> list[str]:
+        """How language models and scripts ran; empty without any."""
+        return _table(self._ran(result) for result in self.results if result.explorations)
+
+    def _ran(self, result: Result) -> dict[str, str]:
+        runs, raw_U, seconds = result.explorations, result.raw, result.seconds_per_user
+        assert raw_U is not None
+        users = sum(len(run.found) for run in runs)
+        calls = sum(len(calls) for run in runs for calls in run.retrieved)
+        stops: Counter[str] = sum((Counter(run.stops) for run in runs), Counter())
+        return {
+            "system": result.name,
+            f"{self.headline}, raw": interval_text(mean_interval(raw_U)),
+            "well-formed": share_text(sum(sum(run.well_formed) for run in runs) / users),
+            "fallback": share_text(sum(sum(run.fallback) for run in runs) / users),
+            "calls": f"{calls / users:.2f}" if calls else "",
+            "pool recall": share_text(sum(call > 0 for run in runs for call in run.found) / users),
+            "tokens written": f"{result.tokens_per_user:,.0f}",
+            "seconds a user": "" if seconds is None else f"{seconds:.2f}",
+            "ends": ", ".join(f"{reason} {share_text(count / users)}" for reason, count in stops.most_common()),
+        }
+
+    def turns(self) -> list[str]:
+        return _table(
+            {
+                "system": result.name,
+                "after call": str(after.turn),
+                "made by": share_text(after.share),
+                "new items": f"{after.new:.1f}",
+                "pool recall": interval_text(after.pool_recall, ".3f"),
+                f"{self.headline}, list after list": interval_text(after.ndcg),
+            }
+            for result in self.results
+            for after in by_turn(result)
+        )
+
+    def oracle_ablation(self) -> list[str]:
+        """Explorations with one part replaced; empty without any."""
+        return _table(
+            {
+                "system": result.name,
+                "part replaced": name,
+                "pool recall": share_text(recall),
+                self.headline: interval_text(ranked.mean(self.headline)),
+                f"{self.headline} to {self.baseline}": self._change(ranked, self.base),
+            }
+            for result in self.results
+            for name, (recall, ranked) in by_oracle(result).items()
+        )
+
+    def groups(self, title: str, values: Sequence[int]) -> list[str]:
+        """The headline metric by thirds of the users, of whom `values` are given."""
+        by_user = dict(zip(self.users.users, values, strict=True))
+
+        def cell(result: Result, chosen_U: np.ndarray) -> str:
+            mean = result.mean(self.headline, chosen_U) if chosen_U.any() else None
+            return "" if mean is None else f"{interval_text(mean)}, {int(chosen_U.sum()):,}"
+
+        rows = []
+        for result in self.results:
+            bounds, groups = thirds(by_user, result.users)
+            cells = [cell(result, chosen_U) for chosen_U in groups]
+            headings = [f"{low:,} to {high:,}" for low, high in bounds]
+            rows.append({title: result.name} | dict(zip(headings, cells, strict=True)))
+        return _table(rows)
+
+    def reaches(self) -> tuple[int, list[str]]:
+        """Of how many users, and a table on these; empty where no user is common to all systems."""
+        users, rows = common_users(self.results), []
+        for result in self.results if users else ():
+            coverage, unevenness, bits = reach(result, users, self.users, self.k)
+            cells = {f"coverage@{self.k}": share_text(coverage), "Gini": f"{unevenness:.3f}"}
+            rows.append({"system": result.name, **cells, "novelty, bits": f"{bits:.2f}"})
+        return len(users), _table(rows)
+
+    @property
+    def _at_k(self) -> list[str]:
+        return [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
+
+    def _change(self, result: Result, other: Result) -> str:
+        if result is other:
+            return "baseline"
+        change = result.minus(other, self.headline)
+        return "no common users" if change is None else change_text(change)
+
+
+def _finished(
+    plan: Plan, set_: SetPlan, system: SystemPlan, folder: Path, users: Users
+) -> dict[int | None, CachedResult]:
+    """By seed; what was made for another plan, or of other data, is not shown as if it were of this."""
+    done: dict[int | None, CachedResult] = {}
+    for seed in plan.runs:
+        part = load(CachedResult, result_file(folder, set_, system, seed))
+        if (
+            part is not None
+            and (part.plan, part.fingerprint) == (plan.digest(set_, system, seed), users.fingerprint)
+            and (not done or part.users == next(iter(done.values())).users)
+        ):
+            done[seed] = part
+    return done
+
+
+def _never_valid(result: Result) -> bool:
+    runs = result.explorations
+    return bool(runs) and all(all(run.fallback) and not any(run.well_formed) and max(run.raw) < 0 for run in runs)
 
 
 def across(sets: Sequence[SetReport]) -> list[str]:
-    """Each system's place on each set, and how far the sets agree; empty for one set.
+    """Each system's rank on each set, and how far the sets agree; empty for one set.
 
-    Places are among the systems that all users of a set were asked for, and that all sets have.
+    Ranks are among the systems that ran on all users of every set.
     """
-    ranked = [{o.name: o for o in each.outcomes if len(o.users) == len(each.population.users)} for each in sets]
+    ranked = [{o.name: o for o in each.results if len(o.users) == len(each.users.users)} for each in sets]
     names = [name for name in ranked[0] if all(name in found for found in ranked)]
     if len(sets) < 2 or len(names) < 2:
         return []
@@ -37,9 +259,9 @@ def across(sets: Sequence[SetReport]) -> list[str]:
             for each, found in zip(sets, ranked, strict=True)
         ]
     )
-    positions_SN = stats.rankdata(-means_SN, method="min", axis=1).astype(int)
+    ranks_SN = stats.rankdata(-means_SN, method="min", axis=1).astype(int)
     rows = [
-        [name, *(f"{position} ({mean:.4f})" for position, mean in zip(positions_SN[:, n], means_SN[:, n], strict=True))]
+        {"system": name} | {each.label: f"{ranks_SN[s, n]} ({means_SN[s, n]:.4f})" for s, each in enumerate(sets)}
         for n, name in enumerate(names)
     ]
     agreements = [
@@ -47,245 +269,55 @@ def across(sets: Sequence[SetReport]) -> list[str]:
         f"({len(names)} systems)."
         for a, b in combinations(range(len(sets)), 2)
     ]
-    headings = ["system", *(each.label for each in sets)]
-    return [*markdown_table(headings, rows), "", "Each cell: place, mean.", "", *agreements]
+    return [*_table(rows), "", "Each cell: rank, mean.", "", *agreements]
 
 
-@dataclass(frozen=True)
-class SetReport:
-    """One set's parts as tables."""
-
-    label: str
-    plan: Plan
-    config: EvalConfig
-    time_split: tuple[float, float] | None
-    population: Population
-    outcomes: tuple[Outcome, ...]
-    missing: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-    @classmethod
-    def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
-        """What is finished of a set; None before its baseline is."""
-        population = load_population(population_file(folder, set_))
-        settings = plan.config_of(set_, plan.systems_of(set_)[0], plan.seeds[0])
-        config = settings.eval
-        bootstrap: dict[str, Any] = {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED}
-        outcomes, missing, left = [], [], []
-        for system in plan.systems_of(set_):
-            if population is not None and (why := plan.left_out(system, len(population.item_counts))):
-                left.append(f"{system.name}: {why}")
-                continue
-            done: dict[int, Part] = {}
-            for seed in plan.seeds:
-                part = load_part(part_file(folder, set_, system, seed))
-                # What was made for another plan, or of other data, is not shown as if it were of this.
-                if (
-                    part is not None
-                    and population is not None
-                    and part.plan == plan.digest(set_, system, seed)
-                    and part.fingerprint == population.fingerprint
-                    and (not done or part.users == next(iter(done.values())).users)
-                ):
-                    done[seed] = part
-            if done:
-                outcomes.append(Outcome(system.name, tuple(done), tuple(done.values()), config.cutoffs, bootstrap))
-            if len(done) < len(plan.seeds):
-                missing.append(f"{system.name} ({len(done)} of {len(plan.seeds)} seeds)")
-        if population is None or plan.baseline not in [outcome.name for outcome in outcomes]:
-            return None
-        split, rows = settings.data.time_split, (tuple(outcomes), tuple(missing), tuple(left))
-        return cls(set_.label, plan, config, split, population, *rows)
-
-    @property
-    def k(self) -> int:
-        return max(self.config.cutoffs)
-
-    @property
-    def headline(self) -> str:
-        return f"NDCG@{self.k}"
-
-    @cached_property
-    def baseline(self) -> Outcome:
-        return next(outcome for outcome in self.outcomes if outcome.name == self.plan.baseline)
-
-    def results(self) -> list[str]:
-        """The main table."""
-        rows = []
-        for outcome in self.outcomes:
-            shown = [interval_text(outcome.mean(f"{name}@{self.k}")) for name in ("NDCG", "Recall", "MRR")]
-            rows.append(
-                [
-                    outcome.name,
-                    f"{len(outcome.users):,}",
-                    str(len(outcome.parts)),
-                    *shown,
-                    self._change(outcome, self.baseline),
-                ]
-            )
-        names = [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
-        return markdown_table(["system", "users", "seeds", *names, f"{self.headline} to {self.plan.baseline}"], rows)
-
-    def sentences(self) -> list[str]:
-        """What the intervals allow to be said of every system, against the baseline."""
-        said: dict[str, list[str]] = {"better than": [], "worse than": [], "not to be told apart from": []}
-        for outcome in self.outcomes:
-            change = None if outcome is self.baseline else outcome.against(self.baseline, self.headline)
-            if change is None or math.isnan(change.low):
-                continue
-            verdict = (
-                "better than" if change.low > 0 else "worse than" if change.high < 0 else "not to be told apart from"
-            )
-            said[verdict].append(outcome.name)
-        by_name = {outcome.name: outcome for outcome in self.outcomes}
-        compared = [
-            (by_name[system.name], [by_name[other] for other in system.against if other in by_name])
-            for system in self.plan.systems
-            if system.name in by_name
-        ]
-        lines = [
-            f"- By {self.headline}, {verdict} {self.plan.baseline} on the same users: {'; '.join(names)}."
-            for verdict, names in said.items()
-            if names
-        ]
-        lines += [
-            f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}."
-            for ours, named in compared
-            for theirs in named
-        ]
-        unread = [
-            outcome.name
-            for outcome in self.outcomes
-            if (runs := outcome.explorations)
-            and all(all(run.fallback) and not any(run.well_formed) and max(run.answered) < 0 for run in runs)
-        ]
-        if unread:
-            lines.append(
-                "- None of their answers was well-formed, none held a target, and all were filled up, which is what "
-                f"is measured: {'; '.join(unread)}."
-            )
-        return lines + [line for ours, named in compared if (line := self._extended(ours, named))]
-
-    def _extended(self, outcome: Outcome, named: Sequence[Outcome]) -> str:
-        """How a system on a sample would differ from the baseline on all users; empty where that can't be told."""
-        users = self.baseline.users
-        if len(users) < len(self.population.users):
-            return ""
-        others = [
-            each for each in named if each is not self.baseline and (each.users, each.seeds) == (users, outcome.seeds)
-        ]
-        change = outcome.extended(self.baseline, others, self.headline)
-        if change is None:
-            return ""
-        names = "; ".join(each.name for each in (self.baseline, *others))
-        return (
-            f"- {outcome.name} to {self.plan.baseline} on all {len(users):,} users, estimated from its "
-            f"{len(outcome.users):,} by regression on what these have on all: {names}: {_change_text(change)}."
-        )
-
-    def explorers(self) -> list[str]:
-        """How language models and scripts ran; empty without any."""
-        columns: dict[str, list[str]] = {"system": []}
-        ran = [outcome for outcome in self.outcomes if outcome.explorations]
-        for outcome in ran:
-            for heading, cell in self._ran(outcome).items():
-                columns.setdefault(heading, []).append(cell)
-        return markdown_table(list(columns), list(zip(*columns.values(), strict=True))) if ran else []
-
-    def _ran(self, outcome: Outcome) -> dict[str, str]:
-        runs, answered_U = outcome.explorations, outcome.answered
-        users = sum(len(run.found) for run in runs)
-        calls = sum(len(calls) for run in runs for calls in run.retrieved)
-        stops: Counter[str] = sum((Counter(run.stops) for run in runs), Counter())
-        seconds = outcome.seconds_per_user
-        assert answered_U is not None
-        return {
-            "system": outcome.name,
-            f"{self.headline} as answered": interval_text(mean_interval(answered_U, **outcome.bootstrap)),
-            "well-formed": share_text(sum(sum(run.well_formed) for run in runs) / users),
-            "fallback": share_text(sum(sum(run.fallback) for run in runs) / users),
-            "calls": f"{calls / users:.2f}" if calls else "",
-            "pool hit": share_text(sum(sum(position > 0 for position in run.found) for run in runs) / users),
-            "tokens written": f"{outcome.tokens_per_user:,.0f}",
-            "seconds a user": "" if seconds is None else f"{seconds:.2f}",
-            "ends": ", ".join(f"{reason} {share_text(count / users)}" for reason, count in stops.most_common()),
-        }
-
-    def turns(self) -> list[str]:
-        rows = [
-            [
-                outcome.name,
-                str(after.turn),
-                share_text(after.share),
-                f"{after.new:.1f}",
-                interval_text(after.pool_hit, form=".3f"),
-                interval_text(after.ndcg),
-            ]
-            for outcome in self.outcomes
-            for after in by_turn(outcome)
-        ]
-        headings = ["system", "after call", "made by", "new items", "pool hit", f"{self.headline}, list after list"]
-        return markdown_table(headings, rows) if rows else []
-
-    def oracle_ablation(self) -> list[str]:
-        """Explorations with one link replaced; empty without any."""
-        rows = []
-        for outcome in self.outcomes:
-            oracle_ablation = by_oracle(outcome)
-            hits = [position > 0 for run in outcome.explorations for position in run.found]
-            with_fallback = {"none, as served": (float(np.mean(hits)), outcome)} if oracle_ablation else {}
-            for name, (hit, ranked) in (with_fallback | oracle_ablation).items():
-                mean, change = ranked.mean(self.headline), self._change(ranked, self.baseline)
-                rows.append([outcome.name, name, share_text(hit), interval_text(mean), change])
-        headings = ["system", "link replaced", "pool hit", self.headline, f"{self.headline} to {self.plan.baseline}"]
-        return markdown_table(headings, rows) if rows else []
-
-    def groups(self, title: str, values: dict[str, int]) -> list[str]:
-        """The headline metric by thirds of the users."""
-        bounds = thirds(values, self.baseline.users)[0]
-        rows = []
-        for outcome in self.outcomes:
-            _, groups = thirds(values, outcome.users)
-            cells = [
-                f"{interval_text(outcome.mean(self.headline, chosen_U))}, {int(chosen_U.sum()):,}"
-                if chosen_U.any()
-                else ""
-                for chosen_U in groups
-            ]
-            rows.append([outcome.name, *cells])
-        return markdown_table([f"{title}", *(f"{low:,} to {high:,}" for low, high in bounds)], rows)
-
-    def reaches(self) -> tuple[int, list[str]]:
-        """Of how many users, and a table on these; empty where no user is common to all systems."""
-        users = common_users(self.outcomes)
-        rows = []
-        for outcome in self.outcomes if users else ():
-            found = reach(outcome, users, self.population, self.k)
-            rows.append([outcome.name, share_text(found.coverage), f"{found.gini:.3f}", f"{found.novelty:.2f}"])
-        headings = ["system", f"coverage@{self.k}", "Gini", "novelty, bits"]
-        return len(users), markdown_table(headings, rows) if rows else []
-
-    def split(self) -> str:
-        """How what is held out was chosen."""
-        if self.time_split is None:
-            return "each user's last two items held out"
-        first, second = self.time_split
-        return f"split by time: trained on the first {first:.0%} of the interactions, validated up to {second:.0%}"
-
-    def _change(self, outcome: Outcome, other: Outcome) -> str:
-        if outcome is other:
-            return "baseline"
-        change = outcome.against(other, self.headline)
-        if change is None:
-            return "no common users"
-        return _change_text(change)
+def held_out_by(time_split: tuple[float, float] | None) -> str:
+    if time_split is None:
+        return "each user's last two items held out"
+    first, second = time_split
+    return f"split by time: trained on the first {first:.0%} of the interactions, validated up to {second:.0%}"
 
 
-def _change_text(change: PairedInterval) -> str:
+def share_text(value: float) -> str:
+    """Of 1, in per cent."""
+    return f"{100 * value:.1f} %"
+
+
+def interval_text(interval: Interval, form: str = ".4f") -> str:
+    """A mean and its bounds in brackets."""
+    if math.isnan(interval.low):
+        return f"{interval.mean:{form}} [no interval]"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def change_text(change: PairedInterval) -> str:
+    """A difference and its bounds, then the same in per cent of the base."""
     if math.isnan(change.low):
         return f"{change.difference:+.4f}"
-    shares = [
-        f"{100 * value / change.base:+.1f}" for value in (change.difference, change.low, change.high) if change.base
-    ]
-    ratio = f" ({shares[0]} % [{shares[1]}, {shares[2]}])" if shares else ""
+    ratio = f" ({_percent(change, ' %')})" if change.base else ""
     return f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}]{ratio}"
+
+
+def percent_text(change: PairedInterval) -> str:
+    """A difference and its bounds, in per cent of the base."""
+    if not change.base:
+        return "–"
+    return f"{100 * change.ratio:+.1f}" if math.isnan(change.low) else _percent(change)
+
+
+def _percent(change: PairedInterval, unit: str = "") -> str:
+    mean, low, high = (f"{100 * each / change.base:+.1f}" for each in (change.difference, change.low, change.high))
+    return f"{mean}{unit} [{low}, {high}]"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table; the first column is of names, the others of figures."""
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def _table(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """Of rows with the same headings; empty without rows."""
+    listed = list(rows)
+    return markdown_table(list(listed[0]), [list(row.values()) for row in listed]) if listed else []

@@ -1,4 +1,4 @@
-"""One stream of explorations in several processes: on a processor, two of one thread each do more than two threads."""
+"""Explorations in several processes: on a processor, two of one thread each do more than two threads."""
 
 from __future__ import annotations
 
@@ -8,41 +8,36 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
-from deeprec.config import Config
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
+from deeprec.evaluation.rankings import Stream
 from deeprec.explore.policy import Policy
 from deeprec.explore.trace import Trace
 
-Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
-"""Yields `(place of the task, trace)` as explorations end."""
 _PR_SET_PDEATHSIG = 1
-_COPIES = 8
-"""Made unasked, at most: each keeps the cache of a whole batch."""
+_MOST = 8
+"""Processes: each keeps the cache of a whole batch."""
 
 
-def spread(stream: Stream, policy: Policy, config: Config) -> Stream:
-    """`forked`, where the policy's model runs on a processor of Linux; elsewhere copies of a process are unsafe."""
-    from deeprec.policies.transformers import TransformersPolicy
-
-    if sys.platform != "linux" or not isinstance(policy, TransformersPolicy) or policy.model.device.type != "cpu":
+def spread(stream: Stream, policy: Policy, batch_size: int) -> Stream:
+    """`in_worker_processes`, where Linux and the policy allow forks."""
+    if sys.platform != "linux" or not policy.forkable:
         return stream
     import torch
 
-    most = min(torch.get_num_threads(), _COPIES)
-    return in_worker_processes(stream, most, max(1, config.explore.batch_size // 2))
+    return in_worker_processes(stream, min(torch.get_num_threads(), _MOST), max(1, batch_size // 2))
 
 
 def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
-    """The same stream, its tasks dealt out to copies of this process, which share the memory of what is loaded.
+    """The same stream, its tasks dealt out to forks of this process, which share the memory of what is loaded.
 
-    Closing the iterator ends the copies.
+    Closing the iterator ends the workers.
 
     Args:
-        most: copies; for one there is none.
+        most: processes at most; one is this process itself.
         at_least: tasks that each has.
     """
 
@@ -66,16 +61,7 @@ def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
             while open_:
                 for end in wait(list(open_)):
                     assert isinstance(end, Connection)
-                    try:
-                        found = end.recv()
-                    except EOFError:
-                        raise DeepRecError(
-                            "A process that explored was killed, perhaps for want of memory. What was found before is "
-                            "kept where it was recorded; set OMP_NUM_THREADS=1 to go on in one process, or begin anew "
-                            "with a lower explore.batch_size."
-                        ) from None
-                    if isinstance(found, BaseException):
-                        raise found
+                    found = _received(end)
                     if found is None:
                         del open_[end]
                     else:
@@ -89,20 +75,34 @@ def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
     return together
 
 
+def _received(end: Connection) -> tuple[int, Trace] | None:
+    """What a worker sends; None at its end."""
+    try:
+        found: tuple[int, Trace] | BaseException | None = end.recv()
+    except EOFError:
+        raise DeepRecError(
+            "A worker process was killed, perhaps for lack of memory. Finished explorations are kept; resume in one "
+            "process with OMP_NUM_THREADS=1, or start again with a lower explore.batch_size."
+        ) from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
 def _work(stream: Stream, tasks: Sequence[Task], end: Connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends its copies
-    # Whoever kills the parent kills its copies, which hold the lock on the run's folder too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends its workers
+    # Whoever kills the parent kills its workers, which hold the lock on the run's folder too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(1)  # a copy of a process has no other threads
+        torch.set_num_threads(1)  # a fork has no other threads
     try:
         for pair in stream(tasks):
             end.send(pair)
         end.send(None)
     except Exception as error:  # noqa: BLE001 (to be raised by the parent)
-        # Others may not survive the way, or lose where they arose.
+        # Other errors may not survive the transfer, or lose their traceback.
         end.send(error if type(error) is DeepRecError else RuntimeError("".join(traceback.format_exception(error))))

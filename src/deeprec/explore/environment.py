@@ -13,7 +13,6 @@ from deeprec.explore import protocol
 from deeprec.explore.policy import Constraint, Finish, Usage
 from deeprec.explore.protocol import Answer, Call, Fault
 from deeprec.explore.settings import ExploreSettings
-from deeprec.explore.settings import segment_tokens_of as segment_tokens_of  # temporary: for evaluation
 from deeprec.explore.trace import Line, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query
 

@@ -15,8 +15,7 @@ from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment
 from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import STOPS
-from deeprec.explore.settings import ExploreSettings, catalog_of
-from deeprec.explore.settings import resolve_defaults as resolve_defaults  # temporary: for evaluation
+from deeprec.explore.settings import ExploreSettings, catalog_of, resolve_defaults
 from deeprec.explore.trace import Author, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query, Retriever, queries_of
 

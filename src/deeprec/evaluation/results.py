@@ -1,33 +1,37 @@
-"""What the parts of an experiment say: per-user metrics over seeds, comparisons, and the analyses."""
+"""Analyses of results: per-user metrics over seeds, comparisons, and what explorations had after each call."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from deeprec.evaluation.cached_results import Explorations, Part, Population
+from deeprec.evaluation.cached_results import CachedResult, Explorations, Users
 from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval, paired_interval, regression_estimator
 from deeprec.evaluation.metrics import Floats, Ints, ndcg_at, per_user
 
-Bootstrap = dict[str, Any]
-"""`confidence`, `resamples` and `seed` of the intervals."""
 ENOUGH = 10
-"""Users of a sample that tell two systems apart: fewer say nothing of all users."""
+"""Users of a sample that distinguish two systems: fewer say nothing about all users."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One system on one set: its parts, one for each seed, on the same users."""
+class Result:
+    """One system on one set, each seed on the same users.
+
+    Attributes:
+        seeds: None stands for the seeds of the configuration.
+        against: other systems to compare it with, beside the baseline.
+        note: shown under the tables.
+    """
 
     name: str
-    seeds: tuple[int, ...]
-    parts: tuple[Part, ...]
+    seeds: tuple[int | None, ...]
+    parts: tuple[CachedResult, ...]
     cutoffs: tuple[int, ...]
-    bootstrap: Bootstrap
+    against: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def users(self) -> tuple[str, ...]:
@@ -44,26 +48,25 @@ class Outcome:
         return {name: np.mean([metrics[name] for metrics in each], axis=0) for name in each[0]}
 
     def mean(self, metric: str, chosen_U: np.ndarray | None = None) -> Interval:
-        values_U = self.metrics[metric] if chosen_U is None else self.metrics[metric][chosen_U]
-        return mean_interval(values_U, **self.bootstrap)
+        return mean_interval(self.metrics[metric] if chosen_U is None else self.metrics[metric][chosen_U])
 
     @cached_property
-    def answered(self) -> Floats | None:
-        """NDCG at the last cutoff of each user's answer alone (U,), a failed answer being a miss; None without one."""
+    def raw(self) -> Floats | None:
+        """NDCG at the last cutoff of each user's answer alone (U,), 0 for a failed answer; None without answers."""
         k = max(self.cutoffs)
-        each = [ndcg_at(np.array(run.answered, dtype=np.int64), k) for run in self.explorations]
+        each = [ndcg_at(np.array(run.raw, dtype=np.int64), k) for run in self.explorations]
         return np.mean(each, axis=0) if each else None
 
-    def on(self, seeds: frozenset[int]) -> Outcome:
+    def on(self, seeds: frozenset[int | None]) -> Result:
         """The same with these seeds alone."""
         kept = [(seed, part) for seed, part in zip(self.seeds, self.parts, strict=True) if seed in seeds]
         return replace(self, seeds=tuple(seed for seed, _ in kept), parts=tuple(part for _, part in kept))
 
-    def against(self, other: Outcome, metric: str) -> PairedInterval | None:
-        """Ours less theirs on the users and the seeds that both ran on; None where there are none."""
+    def minus(self, other: Result, metric: str) -> PairedInterval | None:
+        """The difference on the users and the seeds that both ran on; None where there are none."""
         if self.seeds != other.seeds:
             common = frozenset(self.seeds) & frozenset(other.seeds)
-            return self.on(common).against(other.on(common), metric) if common else None
+            return self.on(common).minus(other.on(common), metric) if common else None
         theirs = dict(zip(other.users, other.metrics[metric].tolist(), strict=True))
         pairs = [
             (value, theirs[user])
@@ -73,14 +76,16 @@ class Outcome:
         if not pairs:
             return None
         ours_U, theirs_U = np.array(pairs).T
-        return paired_interval(ours_U, theirs_U, **self.bootstrap)
+        return paired_interval(ours_U, theirs_U)
 
-    def extended(self, base: Outcome, others: Sequence[Outcome], metric: str) -> PairedInterval | None:
-        """Ours less the base's on all of its users, by what it and others have there (`extended_interval`).
+    def minus_on_all(self, base: Result, others: Sequence[Result], metric: str) -> PairedInterval | None:
+        """The difference to the base on all of its users, estimated with `regression_estimator`.
 
-        None where ours ran on all of them, or on too few to tell: `ENOUGH` of its users must have more than 0, and as
-        many must have something else from ours and from each of the others than from the base. None where users or
-        seeds differ, too.
+        None where ours ran on all of them, where users or seeds differ, or where ours ran on too few: `ENOUGH` of its
+        users must have more than 0, and on as many must ours and each of the others differ from the base.
+
+        Args:
+            others: further controls, which ran on all users of the base.
         """
         known = dict(zip(self.users, self.metrics[metric].tolist(), strict=True))
         alike = all(each.users == base.users and each.seeds == self.seeds for each in (base, *others))
@@ -89,10 +94,10 @@ class Outcome:
         ours_U = np.array([known.get(user, np.nan) for user in base.users])
         base_U, *others_U = (each.metrics[metric] for each in (base, *others))
         ran_U = ~np.isnan(ours_U)
-        tellings = [ours_U > 0, *(each_U != base_U for each_U in (ours_U, *others_U))]
-        if min(int((telling_U & ran_U).sum()) for telling_U in tellings) < ENOUGH:
+        informative = [ours_U > 0, *(each_U != base_U for each_U in (ours_U, *others_U))]
+        if min(int((each_U & ran_U).sum()) for each_U in informative) < ENOUGH:
             return None
-        return regression_estimator(ours_U, np.column_stack([base_U, *others_U]), base_U, **self.bootstrap)
+        return regression_estimator(ours_U, np.column_stack([base_U, *others_U]), base_U)
 
     @property
     def seconds_per_user(self) -> float | None:
@@ -110,23 +115,23 @@ class AfterTurn:
 
     Attributes:
         share: of the explorations that made so many calls.
-        new: items that the call brought, a mean over these.
-        pool_hit: share of all users whose target had come back by then.
+        new: items that the call returned, a mean over these.
+        pool_recall: share of all users whose target was retrieved by then.
         ndcg: of all users, ranked by the items in the order in which they came, had everyone stopped there.
     """
 
     turn: int
     share: float
     new: float
-    pool_hit: Interval
+    pool_recall: Interval
     ndcg: Interval
 
 
-def by_turn(outcome: Outcome) -> list[AfterTurn]:
+def by_turn(result: Result) -> list[AfterTurn]:
     """Of every call that one exploration in a hundred makes; empty for systems that call no tool."""
-    runs = outcome.explorations
+    runs = result.explorations
     counts_N = np.array([len(calls) for run in runs for calls in run.retrieved], dtype=np.int64)
-    k, found = max(outcome.cutoffs), []
+    k, found = max(result.cutoffs), []
     for turn in range(1, counts_N.max(initial=0) + 1):
         share = float((counts_N >= turn).mean())
         if share < 0.01:
@@ -136,74 +141,65 @@ def by_turn(outcome: Outcome) -> list[AfterTurn]:
         for run in runs:
             found_U = np.array(run.found)
             there_U = (found_U > 0) & (found_U <= turn)
-            ranks_U = np.where(there_U, np.array(run.pooled), -1).astype(np.int64)
             hits.append(there_U.astype(float))
-            gains.append(ndcg_at(ranks_U, k))
-        intervals = [mean_interval(np.mean(v, axis=0), **outcome.bootstrap) for v in (hits, gains)]
+            gains.append(ndcg_at(np.where(there_U, np.array(run.pooled), -1).astype(np.int64), k))
+        intervals = [mean_interval(np.mean(values, axis=0)) for values in (hits, gains)]
         found.append(AfterTurn(turn, share, float(np.mean(new)), *intervals))
     return found
 
 
-def by_oracle(outcome: Outcome) -> dict[str, tuple[float, Outcome]]:
-    """What explorations would be worth with one link replaced: the share of users whose target is in the list, and the
-    list's outcome. Empty for systems that call no tool, and where a part does not know its links."""
+def by_oracle(result: Result) -> dict[str, tuple[float, Result]]:
+    """Explorations as they are and with one part replaced: the share of users whose target is in the pool, or in the
+    list that stands for it, and the result. Empty for systems without an oracle ablation."""
     found: dict[str, list[tuple[int, ...]]] = {}
-    for run in outcome.explorations:
-        if run.oracle_ablation is None:
+    recall = [call > 0 for run in result.explorations for call in run.found]
+    for run in result.explorations:
+        ablation = run.oracle_ablation
+        if ablation is None:
             return {}
-        first = tuple(0 if call else -1 for call in run.found)
         for name, ranks in (
-            ("no exploring", run.oracle_ablation.alone),
-            ("ranking by the tool", run.oracle_ablation.reordered),
-            ("ranking oracle", first),
-            ("retrieval oracle", run.oracle_ablation.completed),
-            ("preference oracle", run.oracle_ablation.told),
-            ("preference oracle, trust 1", run.oracle_ablation.believed),
+            ("no exploring", ablation.alone),
+            ("ranking by the tool", ablation.reordered),
+            ("ranking oracle", tuple(0 if call else -1 for call in run.found)),
+            ("retrieval oracle", ablation.completed),
+            ("preference oracle", ablation.preference),
+            ("preference oracle, preference weight 1", ablation.full_preference),
         ):
             found.setdefault(name, []).append(ranks)
-    return {name: _ranked(outcome, each) for name, each in found.items()}
+    as_is = {"none, with fallback": (float(np.mean(recall)), result)} if found else {}
+    return as_is | {name: _ranked(result, each) for name, each in found.items()}
 
 
-def _ranked(outcome: Outcome, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Outcome]:
-    """For each part."""
-    parts = tuple(replace(part, ranks=each) for part, each in zip(outcome.parts, ranks, strict=True))
-    return float(np.mean([rank >= 0 for each in ranks for rank in each])), replace(outcome, parts=parts)
+def _ranked(result: Result, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Result]:
+    parts = tuple(replace(part, ranks=each) for part, each in zip(result.parts, ranks, strict=True))
+    return float(np.mean([rank >= 0 for each in ranks for rank in each])), replace(result, parts=parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What a system shows of the catalogue.
-
-    Attributes:
-        coverage: share of the items that anyone was shown.
-        gini: of how often each item was shown, 0 where all are shown alike, 1 where one alone is.
-        novelty: mean information of a shown item, -log2 of its share of the training interactions (one added to each).
-    """
-
-    coverage: float
-    gini: float
-    novelty: float
-
-
-def common_users(outcomes: Sequence[Outcome]) -> frozenset[str]:
+def common_users(results: Sequence[Result]) -> frozenset[str]:
     """Those that all systems ran on."""
-    return frozenset.intersection(*(frozenset(outcome.users) for outcome in outcomes))
+    return frozenset.intersection(*(frozenset(result.users) for result in results))
 
 
-def reach(outcome: Outcome, users: frozenset[str], population: Population, k: int) -> Reach:
-    """Over the given users, at least one; the mean over the seeds."""
-    counts_I = np.array(population.item_counts, dtype=np.float64) + 1
+def reach(result: Result, users: frozenset[str], of: Users, k: int) -> tuple[float, float, float]:
+    """What a system shows of the catalogue to the given users, at least one; the mean over the seeds.
+
+    Returns:
+        The share of the items that anyone was shown; `gini` of how often each was shown; and the mean information of a
+        shown item in bits, -log2 of its share of the training interactions (one added to each).
+    """
+    counts_I = np.array(of.item_counts, dtype=np.float64) + 1
     bits_I = -np.log2(counts_I / counts_I.sum())
     each = []
-    for part in outcome.parts:
+    for part in result.parts:
         shown = [item for user, row in zip(part.users, part.rankings, strict=True) if user in users for item in row[:k]]
         shown_I = np.bincount(np.array(shown, dtype=np.int64), minlength=len(counts_I))
         each.append(((shown_I > 0).mean(), gini(shown_I), bits_I[shown].mean() if shown else np.nan))
-    return Reach(*map(float, np.mean(each, axis=0)))
+    coverage, unevenness, novelty = np.mean(each, axis=0)
+    return float(coverage), float(unevenness), float(novelty)
 
 
 def gini(counts_I: Ints) -> float:
-    """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are 0."""
+    """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are equal."""
     total, n = counts_I.sum(), len(counts_I)
     if not total:
         return 0.0

@@ -13,12 +13,12 @@ import pytest
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
-from deeprec.evaluation.one_shot import CANDIDATES, fused, recall_titles, rerank
+from deeprec.evaluation.one_shot import CANDIDATES, recall_titles, rerank
 from deeprec.explore.policy import Chunk, Finish, Request
 from deeprec.explore.protocol import END_ANSWER, END_PREFERENCE, Fault, item_lines
-from deeprec.explore.trace import Author, Origin, Stop, Trace, Turn
+from deeprec.explore.trace import Author, Origin, Stop, Trace
 from deeprec.policies.text import TextPolicy, Writer
-from deeprec.retrieval.retriever import Hit, Query, Retriever
+from deeprec.retrieval.retriever import Query, Retriever
 from deeprec.testing import RecordingRetriever, RetrieverContract, toy_dataset
 
 DATASET = toy_dataset()
@@ -84,9 +84,9 @@ def test_a_ranking() -> None:
     assert (turn.thought, turn.preference, turn.hits) == ("", "", tuple(retriever.answers[0]))
     pool = trace.pool
     assert len(pool) == CANDIDATES
-    assert trace.answered == (pool[5], pool[0], pool[19])
+    assert trace.raw_ranking == (pool[5], pool[0], pool[19])
     assert all(line.retrieved for line in trace.answer)
-    assert trace.with_fallback()[1] is Origin.ANSWER
+    assert trace.origin is Origin.ANSWER
     assert trace.well_formed
     assert (trace.stop, trace.answer_size, trace.fallback) == (Stop.ANSWERED, 3, ())
     assert (trace.task, trace.user, trace.history) == (TASKS[0].id, TASKS[0].user, TASKS[0].history)
@@ -114,8 +114,8 @@ def test_users_keep_their_order_over_batches() -> None:
     assert [len(batch) for batch in retriever.batches] == [4, 4, 2]
     assert all(trace.well_formed for trace in traces)
     for trace, hits in zip(traces, retriever.answers, strict=True):
-        assert trace.answered == tuple(hit.item for hit in hits[:3])[::-1]
-        assert not set(trace.answered) & set(trace.history)
+        assert trace.raw_ranking == tuple(hit.item for hit in hits[:3])[::-1]
+        assert not set(trace.raw_ranking) & set(trace.history)
     assert policy.released == [request.key for request in policy.requests]
     assert len(set(policy.released)) == 10
     alone, _ = run(Recording(writer(2, 1, 0)), TASKS[:10], batch_size=1)
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_counted(write: Writer, stop: Stop, faults: list[Fault]
     assert trace.stop is stop
     assert list(trace.faults) == faults
     assert not trace.well_formed
-    ranking, where = trace.with_fallback()
+    ranking, where = trace.ranking, trace.origin
     assert where is origin
     assert len(set(ranking)) == 3
     assert not set(ranking) & set(trace.history)
@@ -167,7 +167,7 @@ def test_a_failing_policy_is_said_to_have_failed() -> None:
         (trace,), _ = run(Recording(writer(0, end=""), finish))
         assert (trace.stop, trace.error) == (stop, "boom")
         assert not trace.well_formed
-        assert len(trace.with_fallback()[0]) == 3
+        assert len(trace.ranking) == 3
 
 
 def test_a_context_without_room_is_not_asked() -> None:
@@ -181,7 +181,7 @@ def test_a_context_without_room_is_not_asked() -> None:
     rooms = {len(request.context): request.max_new_tokens for request in asked.requests}
     assert rooms == {length: min(CONFIG.segment_tokens, limit - length) for length in lengths[:2]}
     assert [len(trace.segments[0].tokens) for trace in (*less, full)] == lengths
-    assert (full.stop, full.policy_tokens, len(full.with_fallback()[0])) == (Stop.CONTEXT_LIMIT, 0, 3)
+    assert (full.stop, full.policy_tokens, len(full.ranking)) == (Stop.CONTEXT_LIMIT, 0, 3)
     assert full.segments[0] == traces[2].segments[0]
 
 
@@ -238,9 +238,9 @@ def test_titles_from_memory_become_items_of_the_catalogue() -> None:
     new = [ItemIdx(item) for item in range(len(CATALOG)) if item not in task.history]
     seen = CATALOG.titles[task.history[0]]
     trace = recalled(f" {CATALOG.titles[new[3]]}\n2. {seen}\n3. {CATALOG.titles[new[3]]}\n{END_ANSWER}", task)
-    assert trace.answered[0] == new[3]
-    assert len(set(trace.answered)) == 3
-    assert not set(trace.answered) & set(task.history)  # a title of the history gives way to the next in text
+    assert trace.raw_ranking[0] == new[3]
+    assert len(set(trace.raw_ranking)) == 3
+    assert not set(trace.raw_ranking) & set(task.history)  # a title of the history gives way to the next in text
     assert trace.well_formed
     assert trace.turns == ()
 
@@ -249,10 +249,10 @@ def test_whole_lines_of_an_answer_without_an_end_count() -> None:
     task = TASKS[1]
     new = [ItemIdx(item) for item in range(len(CATALOG)) if item not in task.history]
     trace = recalled(f" {CATALOG.titles[new[0]]}\n2. {CATALOG.titles[new[1]]}\n3. Fil", task)
-    assert trace.answered == (new[0], new[1])
+    assert trace.raw_ranking == (new[0], new[1])
     assert trace.stop is Stop.END_OF_TEXT or trace.stop is Stop.SEGMENT_LIMIT
     assert Fault.NO_ANSWER in trace.faults
-    assert recalled("", task).answered == ()
+    assert recalled("", task).raw_ranking == ()
 
 
 def test_a_title_that_nobody_knows_is_the_nearest_in_text() -> None:
@@ -260,26 +260,4 @@ def test_a_title_that_nobody_knows_is_the_nearest_in_text() -> None:
     trace = recalled(f" The Film of Films\n{END_ANSWER}", task)
     scores = bag(["The Film of Films"])[0] @ bag(CATALOG.titles).T
     scores[list(task.history)] = -1
-    assert trace.answered == (ItemIdx(int(scores.argmax())),)
-
-
-def test_lists_are_fused_by_reciprocal_rank() -> None:
-    """By hand: 1/61 + 1/63 for 4, 1/62 + 1/62 for 2, 1/61 for 7, 1/63 for 9 and 1/64 for 1."""
-    lists = {"a": [4, 2, 9], "b": [7, 2, 4, 1], "c": [3]}
-
-    class Lists:
-        asked: list[Query]
-
-        def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-            self.asked = list(queries)
-            return [[Hit(ItemIdx(item), 0.0) for item in lists[query.preference]] for query in queries]
-
-    def trace(task: Task, *preferences: str) -> Trace:
-        (made,), _ = run(writer(0, 1, 2), [task])
-        return replace(made, turns=tuple(Turn("", preference, ()) for preference in preferences))
-
-    retriever, (one, two) = Lists(), TASKS[:2]
-    assert fused(retriever, [one, two], [trace(one, "a", "b"), trace(two, "c")], 4, 0.1) == [[4, 2, 7, 9], [3]]
-    asked = [(query.history, query.preference, query.exclude, query.preference_weight) for query in retriever.asked]
-    assert asked[:2] == [(one.history, each, frozenset(one.history), 0.1) for each in "ab"]
-    assert asked[2:] == [(two.history, "c", frozenset(two.history), 0.1)]
+    assert trace.raw_ranking == (ItemIdx(int(scores.argmax())),)

@@ -1,0 +1,156 @@
+"""`deeprec eval` and `deeprec experiment`: plans of one engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from deeprec.cli.options import Options, command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deeprec.config import Config
+    from deeprec.evaluation.models import Models
+    from deeprec.evaluation.report import Report
+
+app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets, and one report.")
+
+
+def evaluate(
+    options: Options,
+    users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of an interrupted evaluation, demo or experiment to continue.")
+    ] = None,
+) -> None:
+    """Compare the policy with popularity, transitions, EASE, the TRM, the scripted explorer and a one-shot rerank."""
+    from deeprec.errors import DeepRecError
+
+    if resume is None:
+        run_evaluation(options, options.config([] if users is None else [f"eval.users={users}"]), "eval")
+        return
+    if options.overrides or options.file or users is not None:
+        raise DeepRecError(
+            "--resume takes its configuration from the folder's plan: leave out --config, --set, --users."
+        )
+    options.config()
+    _resume(options, resume)
+
+
+def run_evaluation(
+    options: Options, config: Config, plan: Literal["eval", "demo"], models: Models | None = None
+) -> None:
+    """A built-in plan in a run folder of its own; shows the report.
+
+    Args:
+        models: what is loaded already.
+    """
+    from deeprec.evaluation.plans import built_in_plan
+    from deeprec.evaluation.runner import run_plan
+    from deeprec.runs import Run
+
+    models, found = models or _models(options), built_in_plan(plan, config)
+    dataset = models.dataset(config)  # before there is a folder, for its source may be wrong
+    run = Run.create(options.runs, plan, config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
+    options.say(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}")
+    with run:
+        _show(options, run_plan(found, run.path, models), run.path)
+
+
+def _resume(options: Options, folder: Path) -> None:
+    from deeprec.config import Config
+    from deeprec.errors import DeepRecError
+    from deeprec.evaluation.plans import PLAN_FILE, load_plan
+    from deeprec.evaluation.runner import run_plan
+    from deeprec.runs import Run, lock
+
+    if not (folder / PLAN_FILE).is_file():
+        raise DeepRecError(f"{folder} is not an evaluation's folder: start one with `deeprec eval`.")
+    run = Run.open(folder) if (folder / "manifest.json").is_file() else None  # an experiment has none
+    if run is not None:
+        options.runs = folder.parent
+    with run or lock(folder):
+        plan = load_plan(folder / PLAN_FILE, Config())
+        _show(options, run_plan(plan, folder, _models(options), same_data=True), folder)
+
+
+@command(app, "run")
+def experiment_run(
+    options: Options,
+    plan: Annotated[
+        Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="A set to run on, in place of the experiment's own: a file of interactions, its items in a file "
+            "beside it (or --set data.items=FILE), a folder, or an asset. May be repeated.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for about so long."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the experiment; default: in the runs folder.")
+    ] = None,
+) -> None:
+    """Run what is missing of an experiment, one system after another, and write its report."""
+    from deeprec.evaluation.plans import dump_plan, plan_of, slug
+    from deeprec.evaluation.runner import run_plan
+    from deeprec.runs import lock
+
+    found = plan_of(plan, options.parse([] if minutes is None else [f"train.minutes={minutes}"]), data or [])
+    if options.dry_run:
+        print(dump_plan(found), end="")
+        return
+    sets = [] if plan is not None and not data else [set_.folder for set_ in found.sets]
+    folder = out or options.runs / "-".join(["experiment", slug(found.name), *sets])
+    options.say(f"Experiment in {folder}; if interrupted, the same command continues")
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        _show(options, run_plan(found, folder, _models(options)), folder)
+
+
+@command(app, "report")
+def experiment_report(
+    options: Options, folder: Annotated[Path, typer.Argument(help="Folder of an experiment, finished or not.")]
+) -> None:
+    """Write the report again, from what is finished."""
+    from deeprec.evaluation.report import Report
+
+    options.config()
+    report = Report.read(folder)
+    report.save(folder)
+    _show(options, report, folder)
+
+
+def compare_evaluations(ours: Path, theirs: Path, console: Console) -> None:
+    """Two evaluations, system by system, paired on the users of both."""
+    from deeprec.evaluation.report import compare
+
+    console.print(compare(ours, theirs))
+
+
+def _models(options: Options) -> Models:
+    from deeprec.evaluation.models import Models
+
+    return Models(options.runs, offline=options.offline, progress=options.progress)
+
+
+def _show(options: Options, report: Report, folder: Path) -> None:
+    """
+    Raises:
+        DeepRecError: some systems failed.
+    """
+    from deeprec.errors import DeepRecError
+
+    options.console.print(report)
+    options.say(f"Report: {folder / 'report.md'}; for a browser: {folder / 'report.html'}")
+    if report.failed:
+        raise DeepRecError(f"{len(report.failed)} of the results failed: {report.failed[0]}")

@@ -1,0 +1,351 @@
+"""What an evaluation compares: one class a system."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from deeprec.assets.downloads import sha256_of
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, items_of
+from deeprec.data.dataset import Dataset, Task
+from deeprec.evaluation.cached_results import TraceLog
+from deeprec.evaluation.external_rankings import read_external_rankings
+from deeprec.evaluation.metrics import ndcg_at, ranks_of
+from deeprec.evaluation.models import Models
+from deeprec.evaluation.one_shot import recall_titles, rerank
+from deeprec.evaluation.plans import ASKS_MODEL, Kind, SystemPlan
+from deeprec.evaluation.rankings import Stream, fused, rankings_of
+from deeprec.evaluation.worker_processes import spread
+from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Policy
+from deeprec.explore.protocol import PROTOCOL
+from deeprec.explore.settings import ExploreSettings, resolve_defaults, segment_tokens_of
+from deeprec.explore.trace import Trace
+from deeprec.policies.adapters import adapter_folder, digests_of, name_of
+from deeprec.policies.scripted import ScriptedPolicy
+from deeprec.retrieval.baselines import EASERetriever, PopularityRetriever, TransitionRetriever
+from deeprec.retrieval.retriever import Retriever
+from deeprec.runs.progress import SILENT, Progress
+
+_EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a system did.
+
+    Attributes:
+        rankings: items of each task, best first.
+        seconds_per_user: of ranking alone; None where unknown.
+        traces: of systems that explore or ask a language model, in the order of the tasks.
+        explorer: that made the traces; None for systems that call no tool.
+    """
+
+    rankings: Sequence[Sequence[int]]
+    seconds_per_user: float | None = None
+    traces: Sequence[Trace] | None = None
+    explorer: Explorer | None = None
+
+
+class System(ABC):
+    """A row of an evaluation's tables.
+
+    Attributes:
+        name: of the row.
+        on_sample: whether it runs on the sample of users alone, as systems with a language model do.
+        note: for the report; complete after `rank`.
+    """
+
+    name: str
+    on_sample = False
+    note = ""
+
+    @abstractmethod
+    def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
+        """At most `k` items for each task, none of its history and none twice.
+
+        Args:
+            log: of traces that exist already, and for new ones.
+        """
+
+    def cache_key(self) -> dict[str, Any]:
+        """What decides its rankings, as JSON values: settings, and digests of data and weights. By default that is
+        unknown, and no result is used again."""
+        return {"object": uuid4().hex}
+
+
+class RetrievingSystem(System):
+    """Ranks by a retriever."""
+
+    @abstractmethod
+    def load(self) -> Retriever: ...
+
+    def preference(self, task: Task) -> str:
+        return ""
+
+    def preference_weight(self, retriever: Retriever) -> float:
+        return DEFAULT_PREFERENCE_WEIGHT
+
+    def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
+        retriever = self.load()
+        weight, started = self.preference_weight(retriever), time.perf_counter()
+        with progress.phase(self.name):
+            rankings = rankings_of(retriever, tasks, k, self.preference, weight)
+        return Ranked(rankings, (time.perf_counter() - started) / len(tasks))
+
+
+class ExploringSystem(System):
+    """Ranks by traces."""
+
+    @abstractmethod
+    def load(self) -> tuple[Stream, Explorer | None]:
+        """What makes the traces, and the explorer where it is one."""
+
+    def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
+        stream, explorer = self.load()
+        log = log or TraceLog()
+        if explorer is not None:
+            self.note = "; ".join(filter(None, [self.note, _weight_note(explorer.config)]))
+        with progress.phase(self.name, len(tasks), unit=f"{self.name}, users") as advance:
+            traces = log.explore(tasks, stream, advance)
+        return Ranked([trace.ranking[:k] for trace in traces], log.seconds_per_user, traces, explorer)
+
+
+class AnyRetriever(RetrievingSystem):
+    """A retriever of your own, without a preference."""
+
+    def __init__(self, name: str, retriever: Retriever) -> None:
+        self.name, self._retriever = name, retriever
+
+    def load(self) -> Retriever:
+        return self._retriever
+
+
+class AnyExplorer(ExploringSystem):
+    """An explorer of your own."""
+
+    def __init__(self, name: str, explorer: Explorer) -> None:
+        self.name, self._explorer = name, explorer
+        self.on_sample = not isinstance(explorer.policy, ScriptedPolicy)
+
+    def load(self) -> tuple[Stream, Explorer | None]:
+        explorer = self._explorer
+        return spread(explorer.stream, explorer.policy, explorer.config.batch_size), explorer
+
+
+class PlannedSystem(System):
+    """A system of a plan on one data set.
+
+    Attributes:
+        uses_trm: whether the TRM decides its rankings.
+        explore_keys: keys of `explore` that decide its rankings; None: all.
+
+    Args:
+        config: its own, with the weights of its training.
+        file: of external rankings.
+    """
+
+    uses_trm = False
+    explore_keys: ClassVar[Collection[str] | None] = ()
+
+    def __init__(
+        self, plan: SystemPlan, config: Config, dataset: Dataset, models: Models, file: Path | None = None
+    ) -> None:
+        self.name, self.on_sample = plan.name, plan.kind in ASKS_MODEL
+        self.plan, self.config, self.dataset, self.models, self.file = plan, config, dataset, models, file
+
+    def cache_key(self) -> dict[str, Any]:
+        explore, catalog = self.config.explore, self.dataset.catalog
+        key: dict[str, Any] = {"kind": self.plan.kind, "data": self.dataset.fingerprint}
+        if self.uses_trm:
+            key |= {"text": self.dataset.text_digest, "trm": self.config.trm.model_dump(mode="json")}
+        if self.explore_keys != ():
+            resolved = {"items_per_call": items_of(explore), "segment_tokens": segment_tokens_of(explore, catalog)}
+            tree = explore.model_dump(mode="json", exclude={"batch_size"}) | resolved
+            keys = tree if self.explore_keys is None else self.explore_keys
+            key |= {"protocol": PROTOCOL, "explore": {name: tree[name] for name in keys}}
+        return key
+
+    def explorer(self, policy: Policy) -> Explorer:
+        return Explorer(policy, self.models.trm(self.config), self.dataset.catalog, self.config.explore)
+
+
+class Popularity(PlannedSystem, RetrievingSystem):
+    def load(self) -> Retriever:
+        return PopularityRetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
+
+
+class Transitions(PlannedSystem, RetrievingSystem):
+    def load(self) -> Retriever:
+        return TransitionRetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
+
+
+class EASE(PlannedSystem, RetrievingSystem):
+    """With the regularisation that is best on the validation targets."""
+
+    def load(self) -> Retriever:
+        sequences, n_items = self.dataset.train_sequences(), len(self.dataset.catalog)
+        tasks, targets = self.dataset.tasks("validation"), self.dataset.targets("validation")
+        wanted = [targets[task.id] for task in tasks]
+        best: tuple[float, float, Retriever] | None = None
+        for value in _EASE_GRID:
+            retriever = EASERetriever.fit(sequences, n_items, value)
+            ndcg = float(ndcg_at(ranks_of(rankings_of(retriever, tasks, 10), wanted), 10).mean())
+            if best is None or ndcg > best[0]:
+                best = (ndcg, value, retriever)
+        assert best is not None
+        grid = ", ".join(f"{value:g}" for value in _EASE_GRID)
+        self.note = f"regularisation {best[1]:g} of {grid}, by validation NDCG@10"
+        return best[2]
+
+
+class TRMAlone(PlannedSystem, RetrievingSystem):
+    uses_trm = True
+
+    def load(self) -> Retriever:
+        return self.models.trm(self.config)
+
+
+class StatedPreference(TRMAlone):
+    """The TRM with a preference that a rule draws from the history."""
+
+    explore_keys = ("preference_weight",)
+
+    def preference_weight(self, retriever: Retriever) -> float:
+        explore = resolve_defaults(self.config.explore, None, retriever, self.dataset.catalog)
+        self.note = _weight_note(explore)
+        return explore.preference_weight
+
+
+class FrequentPhrases(StatedPreference):
+    def preference(self, task: Task) -> str:
+        from deeprec.trm.preferences import frequent_phrases
+
+        return "; ".join(frequent_phrases(self.dataset.catalog, task.history))
+
+
+class RecentTitles(StatedPreference):
+    def preference(self, task: Task) -> str:
+        from deeprec.trm.preferences import recent_titles
+
+        return "; ".join(recent_titles(self.dataset.catalog, task.history))
+
+
+class External(PlannedSystem):
+    """Rankings of another library, from a file."""
+
+    def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
+        assert self.file is not None
+        self.note = f"from {self.file}"
+        return Ranked([ranking[:k] for ranking in read_external_rankings(self.file, self.dataset, tasks)])
+
+    def cache_key(self) -> dict[str, Any]:
+        assert self.file is not None
+        return super().cache_key() | {"file": sha256_of(self.file)}
+
+
+class Script(PlannedSystem, ExploringSystem):
+    """The scripted explorer."""
+
+    uses_trm, explore_keys = True, None
+
+    def load(self) -> tuple[Stream, Explorer | None]:
+        explorer = self.explorer(ScriptedPolicy(self.config.explore.answer_size))
+        return explorer.stream, explorer
+
+
+class Fusion(PlannedSystem):
+    """The scripted explorer's preferences, each asked of the whole catalogue, fused by reciprocal rank."""
+
+    uses_trm, explore_keys = True, None
+
+    def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
+        explorer = self.explorer(ScriptedPolicy(self.config.explore.answer_size))
+        self.note, started = _weight_note(explorer.config), time.perf_counter()
+        rankings = fused(explorer.retriever, tasks, explorer.run(tasks), k, explorer.config.preference_weight)
+        return Ranked(rankings, (time.perf_counter() - started) / len(tasks))
+
+
+class ModelSystem(PlannedSystem, ExploringSystem):
+    """Asks a language model."""
+
+    @abstractmethod
+    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]: ...
+
+    def load(self) -> tuple[Stream, Explorer | None]:
+        self.note = name_of(self.config.policy)
+        policy = self.models.policy(self.config)
+        stream, explorer = self.asking(policy)
+        return spread(stream, policy, self.config.explore.batch_size), explorer
+
+    def cache_key(self) -> dict[str, Any]:
+        policy = self.config.policy
+        # Of an adapter or a local model, the weights count and not the folder.
+        folders = (adapter_folder(policy), Path(policy.model).expanduser())
+        return super().cache_key() | {
+            "text": self.dataset.text_digest,
+            "policy": policy.model_dump(mode="json", exclude={"adapter", "gpu_share", "url"}),
+            "weights": [digest for folder in folders for digest in digests_of(folder)],
+        }
+
+
+class Titles(ModelSystem):
+    """Titles from memory."""
+
+    explore_keys = ("history", "answer_size", "segment_tokens", "context_tokens")
+
+    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
+        from deeprec.trm.text_encoder import TextEncoder
+
+        encode, catalog = TextEncoder.load(offline=self.models.offline).encode, self.dataset.catalog
+        titles_IE = encode(catalog.titles)
+        return lambda tasks: recall_titles(policy, encode, titles_IE, catalog, tasks, self.config.explore), None
+
+
+class Rerank(ModelSystem):
+    """One-shot ranking of the TRM's best."""
+
+    uses_trm = True
+    explore_keys = (*Titles.explore_keys, "answer")
+
+    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
+        trm, catalog, candidates = self.models.trm(self.config), self.dataset.catalog, self.plan.candidates
+        return lambda tasks: rerank(policy, trm, catalog, tasks, self.config.explore, candidates), None
+
+    def cache_key(self) -> dict[str, Any]:
+        return super().cache_key() | {"candidates": self.plan.candidates}
+
+
+class Explore(ModelSystem):
+    """The exploration."""
+
+    uses_trm, explore_keys = True, None
+
+    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
+        explorer = self.explorer(policy)
+        return explorer.stream, explorer
+
+
+def _weight_note(explore: ExploreSettings) -> str:
+    return f"preference weight {explore.preference_weight}"
+
+
+KINDS: dict[Kind, type[PlannedSystem]] = {
+    "popularity": Popularity,
+    "transitions": Transitions,
+    "ease": EASE,
+    "trm": TRMAlone,
+    "frequent-phrases": FrequentPhrases,
+    "recent": RecentTitles,
+    "external": External,
+    "script": Script,
+    "fusion": Fusion,
+    "titles": Titles,
+    "rerank": Rerank,
+    "explore": Explore,
+}
