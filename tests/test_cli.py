@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deeprec.cli.workbench import Workbench
 
 import processes
 from deeprec import cli
-from deeprec.cli.workbench import Workbench
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, load_config
 from deeprec.evaluation.plans import load_plan
 from deeprec.testing import toy_dataset

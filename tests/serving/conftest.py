@@ -125,7 +125,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 def ranking_of(trace: Trace) -> list[str]:
     """Ids of the ranking with fallback."""
-    return [DATASET.catalog.ids[item] for item in trace.with_fallback()[0]]
+    return [DATASET.catalog.ids[item] for item in trace.ranking]
 
 
 @pytest.fixture

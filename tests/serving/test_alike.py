@@ -38,7 +38,7 @@ def test_the_command_the_api_the_protocol_and_python_agree(site: Any) -> None:  
     explorer = Explorer(load_policy(config, offline=True), trm, dataset.catalog, config.explore)
     (trace,) = explorer.run([task])
     written = [segment.text for segment in trace.segments if segment.author is Author.POLICY]
-    titles = [dataset.catalog.titles[item] for item in trace.with_fallback()[0]]
+    titles = [dataset.catalog.titles[item] for item in trace.ranking]
     assert trace.policy_tokens > 20
 
     with open_service(dataset, trm, folder, config, offline=True) as service:

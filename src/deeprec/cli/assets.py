@@ -29,7 +29,8 @@ def show_all(options: Options) -> None:
 
 @command(app, "get")
 def get(
-    options: Options, names: Annotated[list[str] | None, typer.Argument(help="Default: all.", show_default=False)] = None
+    options: Options,
+    names: Annotated[list[str] | None, typer.Argument(help="Default: all.", show_default=False)] = None,
 ) -> None:
     """Fetch assets into the cache, checked by sha256."""
     from deeprec import assets

@@ -28,9 +28,7 @@ class Options:
     """What the shared options say."""
 
     file: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `deeprec runs show` for one.")]
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="Override, as in --set trm.width=128.")
-    ]
+    overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in --set trm.width=128.")]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration or plan, and stop.")]
     offline: Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")]
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]

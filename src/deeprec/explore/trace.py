@@ -149,12 +149,6 @@ class Trace:
             return Origin.ANSWER if len(answer) == self.answer_size else Origin.COMPLETED
         return Origin.POOL if self.turns else Origin.RETRIEVER
 
-    # Temporary, for evaluation, rewards, serving and cli: `raw_ranking`, and `ranking` with `origin`.
-    answered = raw_ranking
-
-    def with_fallback(self) -> tuple[tuple[ItemIdx, ...], Origin]:
-        return self.ranking, self.origin
-
     @property
     def policy_tokens(self) -> int:
         return sum(len(segment.tokens) for segment in self.segments if segment.author is Author.POLICY)
