@@ -18,13 +18,10 @@ from deeprec.errors import DeepRecError
 
 _ID = re.compile(rb'"parent_asin"\s*:\s*"([^"\\]*)"')
 _DESCRIPTION_CHARS = 2000
+_BROKEN = {LINE: pl.UInt32, "text": pl.String}
 _SCHEMA: dict[str, Any] = {
     LINE: pl.UInt32,
-    "item": pl.String,
-    "title": pl.String,
-    "year": pl.String,
-    "brand": pl.String,
-    "description": pl.String,
+    **dict.fromkeys(("item", "title", "year", "brand", "description"), pl.String),
     "categories": pl.List(pl.String),
 }
 
@@ -69,13 +66,7 @@ def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFra
         if item in wanted:
             rows.append({LINE: line, "item": item} | _text_of(product))
     ledger.rows[path.name] = count
-    ledger.drop(
-        pl.DataFrame(broken, schema={LINE: pl.UInt32, "text": pl.String}),
-        pl.lit(True),
-        BadKind.JSON,
-        path.name,
-        lambda row: f"not a JSON object with a parent_asin, {row['text']}",
-    )
+    ledger.drop(pl.DataFrame(broken, schema=_BROKEN), pl.lit(True), BadKind.JSON, path.name)
     return pl.DataFrame(rows, schema=_SCHEMA)
 
 
@@ -87,10 +78,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if raw.strip():
                     yield line, raw
     except (OSError, EOFError, zlib.error) as error:
-        raise DeepRecError(
-            f"{path.name} cannot be read past line {line} ({error}): fetch it again, or take .gz off its "
-            "name if it is plain text."
-        ) from None
+        where = f"{path.name} cannot be read past line {line} ({error})"
+        raise DeepRecError(f"{where}: fetch it again, or take .gz off its name if it is plain text.") from None
     if line == 0:
         raise DeepRecError(f"{path.name} is empty: fetch it again.")
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import repeat
 from typing import Any, NewType
 
 import polars as pl
@@ -31,6 +32,7 @@ NO_CATEGORIES = frozenset({"unknown", "(no genres listed)"})
 
 # Full-width and small forms too: tokenizers that normalise by NFKC would turn them back into tags.
 _BRACKETS = str.maketrans({"<": "‹", ">": "›", "＜": "‹", "＞": "›", "﹤": "‹", "﹥": "›"})
+_BLANKED = {"Cc": " ", "Zl": " ", "Zp": " ", "Zs": " ", "Cf": "", "Cs": ""}  # by category of Unicode
 _QUOTES = "\"'`´“”„‟‘’‚‛«»‹› "
 _TRAILING = _QUOTES + ".,;:!?…"
 _EXAMPLES = 5
@@ -44,17 +46,8 @@ def neutralise(text: str) -> str:
     Whitespace is collapsed. Idempotent.
     """
     if not text.isprintable():
-        text = "".join(map(_neutral_char, text))
+        text = "".join(_BLANKED.get(unicodedata.category(char), char) for char in text)
     return " ".join(text.translate(_BRACKETS).split())
-
-
-def _neutral_char(char: str) -> str:
-    if char.isprintable():
-        return char
-    category = unicodedata.category(char)
-    if category in ("Cf", "Cs"):
-        return ""
-    return " " if category in ("Cc", "Zl", "Zp", "Zs") else char
 
 
 def normalise_title(text: str) -> str:
@@ -124,12 +117,9 @@ class Catalog:
         Raises:
             DeepRecError: no item has this id.
         """
-        try:
-            return self._positions[item]
-        except KeyError:
-            close = _close(item, self.ids)
-            hint = f"did you mean {' or '.join(map(repr, close))}" if close else "use an id of the item file"
-            raise DeepRecError(f"There is no item with the id {item!r} in the catalogue: {hint}?") from None
+        if item not in self._positions:
+            raise _no_item("id", item, _close(item, self.ids))
+        return self._positions[item]
 
     def resolve(self, text: str, within: Collection[ItemIdx] | None = None) -> Resolution:
         """The item that a title names, by normalised exact match and never by substring.
@@ -141,8 +131,7 @@ class Catalog:
         key = normalise_title(text)
         full = [self._by_title.get(key, ()), self._by_yearless.get(key, ())]
         near = [] if within is None else [tuple(item for item in step if item in within) for step in full]
-        steps = near + full
-        for matches in steps:
+        for matches in near + full:
             if len(matches) == 1:
                 return Resolution(matches[0], ResolutionStatus.FOUND)
             if matches:
@@ -175,8 +164,7 @@ class Catalog:
             raise DeepRecError(f"{name!r} is the title of {len(same)} items: give the id of one, as {ids}.")
         known = self._by_yearless | self._by_title
         meant = dict.fromkeys(self.titles[known[key][0]] for key in _close(normalise_title(name), known))
-        hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else "use a title or an id of the item file."
-        raise DeepRecError(f"There is no item with the title or id {name!r} in the catalogue: {hint}")
+        raise _no_item("title or id", name, meant)
 
     def phrases(self, item: ItemIdx) -> tuple[str, ...]:
         """Short preferences that the item's own text supports: its categories, its decade, its brand.
@@ -184,25 +172,20 @@ class Catalog:
         Categories of more than half of the catalogue are left out: the root of a shop's category path says
         nothing about an item. Decades always stay.
         """
-        year, brand = self.years[item], self.brands[item]
-        phrases = [category for category in self.categories[item] if category not in self._common]
-        if year is not None:
-            phrases.append(decade(year))
-        if brand:
-            phrases.append(brand)
-        return tuple(dict.fromkeys(phrases))
+        categories = [category for category in self.categories[item] if category not in self._common]
+        phrases = (*categories, _decade(self.years[item]), self.brands[item])
+        return tuple(dict.fromkeys(filter(None, phrases)))
 
     def text(self, item: ItemIdx) -> str:
         """One line for a text encoder: title, brand, categories, decade, start of the description."""
-        year = self.years[item]
         parts = (
             self.titles[item],
             self.brands[item],
             ", ".join(self.categories[item]),
-            decade(year) if year is not None else "",
+            _decade(self.years[item]),
             _cut(self.descriptions[item], TEXT_DESCRIPTION_CHARS),
         )
-        return ". ".join(part for part in parts if part)
+        return ". ".join(filter(None, parts))
 
     def texts(self) -> list[str]:
         """`text` of every item."""
@@ -222,15 +205,8 @@ class Catalog:
 
     def to_frame(self) -> pl.DataFrame:
         """One row an item, in order; can be saved as Parquet or JSON lines."""
-        columns = {
-            "id": self.ids,
-            "title": self.titles,
-            "year": self.years,
-            "brand": self.brands,
-            "categories": [list(row) for row in self.categories],
-            "description": self.descriptions,
-        }
-        return pl.DataFrame(columns, schema=_SCHEMA)
+        columns = (self.ids, self.titles, self.years, self.brands, list(map(list, self.categories)), self.descriptions)
+        return pl.DataFrame(dict(zip(_SCHEMA, columns, strict=True)), schema=_SCHEMA)
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Catalog:
@@ -241,9 +217,7 @@ class Catalog:
         """
         missing = [name for name in _SCHEMA if name not in frame.columns]
         if missing:
-            raise DeepRecError(
-                f"A saved catalogue lacks the column {missing[0]!r}: save the run again with this version."
-            )
+            raise DeepRecError(f"A saved catalogue lacks the column {missing[0]!r}: save the run again.")
         columns = {name: frame[name].to_list() for name in _SCHEMA}
         columns["categories"] = list(map(tuple, columns["categories"]))
         return cls(*map(tuple, columns.values()))
@@ -264,9 +238,7 @@ class Catalog:
 
     @cached_property
     def _by_yearless(self) -> dict[str, tuple[ItemIdx, ...]]:
-        return _group(
-            normalise_title(without_year(title, year)) for title, year in zip(self.titles, self.years, strict=True)
-        )
+        return _group(map(normalise_title, map(without_year, self.titles, self.years)))
 
     @cached_property
     def _common(self) -> frozenset[str]:
@@ -298,12 +270,9 @@ def build_catalog(
     Text is neutralised. A title is cut to `title_chars` characters at a word and gets its ' (year)'. Categories that
     say nothing ('unknown', '(no genres listed)') are dropped, and descriptions cut to 1,000 characters.
     """
-    display = [
-        _display_title(item, title, year, title_chars) for item, title, year in zip(ids, titles, years, strict=True)
-    ]
     return Catalog(
         ids=tuple(map(ItemId, ids)),
-        titles=tuple(display),
+        titles=tuple(map(_display_title, ids, titles, years, repeat(title_chars))),
         years=tuple(years),
         brands=tuple(map(neutralise, brands)),
         categories=tuple(map(_clean_categories, categories)),
@@ -311,16 +280,15 @@ def build_catalog(
     )
 
 
-def decade(year: int) -> str:
-    return f"{year // 10 * 10}s"
+def _decade(year: int | None) -> str:
+    return "" if year is None else f"{year // 10 * 10}s"
 
 
 def _display_title(item: str, title: str, year: int | None, title_chars: int) -> str:
-    clean = neutralise(title)
-    if year is None:
-        return _cut(clean, title_chars) or _untitled(item)
-    bare = _cut(without_year(clean, year), title_chars)
-    return f"{bare} ({year})" if bare else _untitled(item)
+    bare = _cut(without_year(neutralise(title), year), title_chars)
+    if not bare:
+        return _untitled(item)
+    return bare if year is None else f"{bare} ({year})"
 
 
 def _untitled(item: str) -> str:
@@ -350,6 +318,11 @@ def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in clean if name and name.casefold() not in NO_CATEGORIES))
 
 
+def _no_item(what: str, name: str, meant: Collection[str]) -> DeepRecError:
+    hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"use the {what} of an item."
+    return DeepRecError(f"There is no item with the {what} {name!r} in the catalogue: {hint}")
+
+
 def _close(name: str, known: Iterable[str]) -> list[str]:
     """Up to three of the known names that are spelt almost like this one; 0.02 s in 100,000 titles."""
     return [found for found, _, _ in process.extract(name, list(known), scorer=fuzz.ratio, limit=3, score_cutoff=60)]
@@ -358,9 +331,8 @@ def _close(name: str, known: Iterable[str]) -> list[str]:
 def _group(keys: Iterable[str]) -> dict[str, tuple[ItemIdx, ...]]:
     groups: dict[str, list[ItemIdx]] = {}
     for position, key in enumerate(keys):
-        if key:
-            groups.setdefault(key, []).append(ItemIdx(position))
-    return {key: tuple(positions) for key, positions in groups.items()}
+        groups.setdefault(key, []).append(ItemIdx(position))
+    return {key: tuple(positions) for key, positions in groups.items() if key}
 
 
 def _first(titles: Sequence[str]) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Dataset:
 
     def sequence(self, u: int) -> npt.NDArray[np.int32]:
         """All items of user number `u` in order (int32, a view)."""
-        return self._sequences[u]
+        return Sequences(self.items_N, self.starts_U1)[u]
 
     def train_sequences(self) -> Sequences:
         """What may be trained on: each user's items without the last two, or all items of users with fewer than three.
@@ -85,8 +85,7 @@ class Dataset:
         lengths_U = np.diff(self.starts_U1)
         kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U) if self.cuts is None else self._before(self.cuts[0])
         position_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
-        starts_U1 = np.concatenate([[0], np.cumsum(kept_U)]).astype(np.int64)
-        return Sequences(self.items_N[position_N < np.repeat(kept_U, lengths_U)], starts_U1)
+        return Sequences(self.items_N[position_N < np.repeat(kept_U, lengths_U)], starts_of(kept_U))
 
     def tasks(self, split: Split) -> list[Task]:
         """Leave one out: the history is everything before the target.
@@ -105,9 +104,8 @@ class Dataset:
 
     def targets(self, split: Split) -> dict[str, ItemIdx]:
         """The item that each task of `tasks(split)` leaves out, by task id."""
-        return {
-            f"{split}:{self.users[u]}": ItemIdx(int(self.items_N[position])) for u, position in self._left_out(split)
-        }
+        left_out = self._left_out(split)
+        return {f"{split}:{self.users[u]}": ItemIdx(int(self.items_N[position])) for u, position in left_out}
 
     def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
         """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
@@ -137,9 +135,9 @@ class Dataset:
         if not (all(share >= 0 for share in shares.values()) and sum(shares.values()) <= 1 + 1e-9):
             raise DeepRecError(f"The shares of users, {dict(shares)}, are negative or sum to more than 1: mend them.")
         bounds = np.cumsum(list(shares.values()))
-        parts_U = np.array([np.searchsorted(bounds, _draw(seed, user), side="right") for user in self.users], dtype=int)
-        names = dict(enumerate(shares))
-        return {name: self._only(parts_U == part) for part, name in names.items()}, self._only(parts_U >= len(shares))
+        parts_U = np.searchsorted(bounds, [_draw(seed, user) for user in self.users], side="right")
+        parts = {name: self._only(parts_U == part) for part, name in enumerate(shares)}
+        return parts, self._only(parts_U == len(shares))
 
     def _only(self, kept_U: npt.NDArray[np.bool_]) -> Dataset:
         lengths_U = np.diff(self.starts_U1)
@@ -148,7 +146,7 @@ class Dataset:
             self,
             users=tuple(user for user, kept in zip(self.users, kept_U, strict=True) if kept),
             items_N=self.items_N[kept_N],
-            starts_U1=np.concatenate([[0], np.cumsum(lengths_U[kept_U])]).astype(np.int64),
+            starts_U1=starts_of(lengths_U[kept_U]),
             times_N=None if self.times_N is None else self.times_N[kept_N],
         )
 
@@ -180,6 +178,7 @@ class Dataset:
         catalog, titles = self.catalog, self.catalog.title_report()
         users, items, interactions = len(self.users), len(catalog), len(self.items_N)
         first_date, last_date = self._dates()
+        texts = {"brand": catalog.brands, "categories": catalog.categories, "description": catalog.descriptions}
         return {
             "name": self.name,
             "users": users,
@@ -192,9 +191,7 @@ class Dataset:
             "last_date": last_date,
             "tied_times": self._tied_share(),
             "with_year": sum(year is not None for year in catalog.years) / items,
-            "with_brand": sum(map(bool, catalog.brands)) / items,
-            "with_categories": sum(map(bool, catalog.categories)) / items,
-            "with_description": sum(map(bool, catalog.descriptions)) / items,
+            **{f"with_{what}": sum(map(bool, column)) / items for what, column in texts.items()},
             "distinct_titles": titles.distinct,
             "ambiguous_titles": titles.ambiguous,
             "empty_titles": titles.empty,
@@ -203,19 +200,14 @@ class Dataset:
             "fingerprint": self.fingerprint,
         }
 
-    @cached_property
-    def _sequences(self) -> Sequences:
-        return Sequences(self.items_N, self.starts_U1)
-
     def _left_out(self, split: Split) -> list[tuple[int, int]]:
         """Users, and the position in `items_N` of the item that the split leaves out of each."""
         if self.cuts is None:
             users_T = np.flatnonzero(np.diff(self.starts_U1) >= 3)
             positions_T = self.starts_U1[users_T + 1] - _FROM_END[split]
         else:
-            first, second = map(self._before, self.cuts)
-            ends_U = np.diff(self.starts_U1)
-            begin_U, end_U = (first, second) if split == "validation" else (second, ends_U)
+            ends = (*map(self._before, self.cuts), np.diff(self.starts_U1))
+            begin_U, end_U = ends[:2] if split == "validation" else ends[1:]
             users_T = np.flatnonzero((begin_U < end_U) & (begin_U > 0))
             positions_T = self.starts_U1[users_T] + begin_U[users_T]
         return list(zip(users_T.tolist(), positions_T.tolist(), strict=True))
@@ -223,8 +215,7 @@ class Dataset:
     def _before(self, time: float) -> npt.NDArray[np.int64]:
         """How many interactions of each user (U,) are before a time."""
         assert self.times_N is not None, "cuts are of times"
-        counts_N1 = np.concatenate([[0], np.cumsum(self.times_N < time)])
-        return np.diff(counts_N1[self.starts_U1])
+        return np.diff(starts_of(self.times_N < time)[self.starts_U1])
 
     def _dates(self) -> tuple[str | None, str | None]:
         if self.times_N is None or not _EARLIEST_DATE <= self.times_N.min() <= self.times_N.max() < 2e11:
@@ -236,9 +227,13 @@ class Dataset:
         if self.times_N is None:
             return None
         same = self.times_N[1:] == self.times_N[:-1]
-        same[self.starts_U1[1:-1] - 1] = False
-        tied_N = np.concatenate([same, [False]]) | np.concatenate([[False], same])
-        return float(tied_N.mean())
+        same[self.starts_U1[1:-1] - 1] = False  # between two users
+        return float((np.append(same, False) | np.append(False, same)).mean())
+
+
+def starts_of(lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Where parts of these lengths begin when laid end to end, and the end of the last."""
+    return np.append(0, np.cumsum(lengths)).astype(np.int64)
 
 
 def k_core(frame: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import difflib
 import gzip
@@ -66,7 +67,7 @@ def read_bytes(path: Path) -> bytes:
     if raw.startswith(_UNICODE_16_32):
         raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text: save it as UTF-8.")
     if b"\x00" in raw:
-        line = raw.count(b"\n", 0, raw.index(b"\x00")) + 1
+        line = raw.partition(b"\x00")[0].count(b"\n") + 1
         raise DeepRecError(f"{position(path.name, line)} holds a NUL byte, so the file is no text: save it as UTF-8.")
     if not raw.strip():
         raise DeepRecError(f"{path.name} is empty: give a file with rows.")
@@ -105,32 +106,24 @@ def read_fields(
         names = [name.strip() for name in names]
         if not any(names):
             raise DeepRecError(f"The header of {path.name}, {shorten(header)}, names no column: mend it.")
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
+        if twice := [name for name in names if names.count(name) > 1]:
             raise DeepRecError(f"The header of {path.name} has the column {twice[0]!r} twice: rename one.")
     rows = _join_quoted(lines, separator, path.name, ledger) if quoted else lines.with_columns(quotes=False)
     width = len(names)
     plain = rows.filter(~pl.col("quotes")).with_columns(
         found=pl.col("text").str.count_matches(separator, literal=True) + 1
     )
-    plain = _drop_uneven(plain, width, path.name, ledger)
-    frames = [
-        plain.select(
-            pl.col(LINE).cast(pl.UInt32),
-            pl.col("text").str.split_exact(separator, width - 1).struct.rename_fields(list(names)).alias("fields"),
-        ).unnest("fields")
-    ]
-    marked = rows.filter("quotes")
-    for chunk in marked.iter_slices(_CHUNK):
+    plain = ledger.drop(plain, pl.col("found") != width, BadKind.FIELDS, path.name, width=width)
+    fields = pl.col("text").str.split_exact(separator, width - 1).struct.rename_fields(list(names))
+    frames = [plain.select(LINE, fields.alias("fields")).unnest("fields")]
+    for chunk in rows.filter("quotes").iter_slices(_CHUNK):
         cells = _unquote(chunk["text"].to_list(), separator)
-        chunk = chunk.with_columns(found=pl.Series([len(row) for row in cells], dtype=pl.UInt32))
+        chunk = chunk.with_columns(found=pl.Series(list(map(len, cells))))
+        chunk = ledger.drop(chunk, pl.col("found") == 0, BadKind.QUOTE, path.name, fault="misplaced quote")
+        chunk = ledger.drop(chunk, pl.col("found") != width, BadKind.FIELDS, path.name, width=width)
         even = [row for row in cells if len(row) == width]
-        chunk = ledger.drop(
-            chunk, pl.col("found") == 0, BadKind.QUOTE, path.name, lambda row: f"misplaced quote, {row['text']}"
-        )
-        chunk = _drop_uneven(chunk, width, path.name, ledger)
         frame = pl.DataFrame(even, schema=dict.fromkeys(names, pl.String), orient="row")
-        frames.append(frame.insert_column(0, chunk[LINE].cast(pl.UInt32)))
+        frames.append(frame.insert_column(0, chunk[LINE]))
     return pl.concat(frames).sort(LINE).with_columns(pl.col(pl.String).str.strip_chars())
 
 
@@ -217,9 +210,9 @@ def _read_lines(path: Path, encoding: str, has_header: bool, ledger: Ledger) -> 
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
-        pieces = raw.split(b"\n")
-        broken = [number for number, piece in enumerate(pieces, 1) if not _decodes(piece, encoding)]
         text = raw.decode(encoding, "replace")
+        lines_of_bytes = enumerate(raw.split(b"\n"), 1)
+        broken = [line for line, part in lines_of_bytes if part.decode(encoding, "ignore").encode(encoding) != part]
     del raw
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if "\n" not in text:
@@ -235,21 +228,8 @@ def _read_lines(path: Path, encoding: str, has_header: bool, ledger: Ledger) -> 
     if lines.is_empty():
         raise DeepRecError(f"{path.name} has a header but no rows: give a file with rows.")
     ledger.rows[path.name] = lines.height
-    return header, ledger.drop(
-        lines,
-        pl.col(LINE).is_in(broken),
-        BadKind.ENCODING,
-        path.name,
-        lambda row: f"not {encoding} text, {row['text']}",
-    )
-
-
-def _decodes(piece: bytes, encoding: str) -> bool:
-    try:
-        piece.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
+    is_broken = pl.col(LINE).is_in(broken)
+    return header, ledger.drop(lines, is_broken, BadKind.ENCODING, path.name, encoding=encoding)
 
 
 def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger) -> pl.DataFrame:
@@ -262,27 +242,24 @@ def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger)
         return lines
     mark = re.escape(separator)
     rest = pl.col("text").str.replace_all(rf'(^|{mark})"(?:[^"]|"")*"', "$1")
-    opening = odd.filter(rest.str.contains(rf'(^|{mark})"'))["number"].to_numpy()
-    closing = odd["number"].to_numpy()
+    opening = odd.filter(rest.str.contains(rf'(^|{mark})"'))["number"].to_list()
+    closing = odd["number"].to_list()
     row_of = np.arange(lines.height)
     unclosed: list[int] = []
     done = -1
-    for start in opening.tolist():
+    for start in opening:
         if start <= done:
             continue
-        after = int(np.searchsorted(closing, start, side="right"))
+        after = bisect.bisect_right(closing, start)
         if after == len(closing):
             unclosed.append(start)
             continue
-        done = int(closing[after])
+        done = closing[after]
         row_of[start : done + 1] = start
-    lines = ledger.drop(
-        lines.with_columns(row=pl.Series(row_of), number=pl.int_range(pl.len())),
-        pl.col("number").is_in(unclosed),
-        BadKind.QUOTE,
-        file,
-        lambda row: f"a quote is opened and never closed, {row['text']}",
-    )
+    lines = lines.with_columns(row=pl.Series(row_of), number=pl.int_range(pl.len()))
+    never_closed = pl.col("number").is_in(unclosed)
+    fault = "a quote is opened and never closed"
+    lines = ledger.drop(lines, never_closed, BadKind.QUOTE, file, fault=fault)
     if done >= 0:
         lines = lines.group_by("row", maintain_order=True).agg(
             pl.col(LINE).first(), pl.col("text").str.join("\n"), pl.col("quotes").any(), pl.col("span").sum()
@@ -300,16 +277,6 @@ def _unquote(rows: Sequence[str], separator: str) -> list[list[str]]:
         return fields
     # A row is broken: read them one by one to find it.
     return [[]] if len(rows) == 1 else [_unquote([row], separator)[0] for row in rows]
-
-
-def _drop_uneven(rows: pl.DataFrame, width: int, file: str, ledger: Ledger) -> pl.DataFrame:
-    return ledger.drop(
-        rows,
-        pl.col("found") != width,
-        BadKind.FIELDS,
-        file,
-        lambda row: f"{row['found']} fields instead of {width}, {row['text']}",
-    )
 
 
 def open_lines(path: Path) -> io.BufferedIOBase:

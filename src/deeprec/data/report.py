@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import polars as pl
 
@@ -17,27 +15,35 @@ LINE = "#line"
 
 
 class BadKind(StrEnum):
-    """Why a row was dropped; `mend` says what to do about it."""
+    """Why a row was dropped; `says` words it for one row, with the row's cells, and `mend` says what to do."""
 
+    says: str
     mend: str
 
-    def __new__(cls, value: str, mend: str) -> BadKind:
+    def __new__(cls, value: str, says: str, mend: str) -> BadKind:
         member = str.__new__(cls, value)
-        member._value_ = value
-        member.mend = mend
+        member._value_, member.says, member.mend = value, says, mend
         return member
 
-    ENCODING = "undecodable bytes", "save the file as UTF-8"
-    QUOTE = "unclosed or misplaced quote", "close the quote"
-    FIELDS = "wrong number of fields", "give every row the same number of fields"
-    JSON = "broken JSON", "write one JSON object a line, or fetch the file again"
-    USER = "empty user", "fill in the users"
-    ITEM = "empty item", "fill in the items"
-    TIME = "unreadable time", "write times as numbers or ISO dates"
-    POSITION = "unreadable position", "write positions as numbers"
-    DUPLICATE = "duplicate row", "remove the duplicates"  # the same user, item and time or position
-    UNKNOWN_ITEM = "item without an item row", "add these items to the item file"
-    REPEATED_ITEM = "item row with a repeated id", "keep one row an item"
+    ENCODING = "undecodable bytes", "not {encoding} text, {text}", "save the file as UTF-8"
+    QUOTE = "unclosed or misplaced quote", "{fault}, {text}", "close the quote"
+    FIELDS = (
+        "wrong number of fields",
+        "{found} fields instead of {width}, {text}",
+        "give every row the same number of fields",
+    )
+    JSON = (
+        "broken JSON",
+        "not a JSON object with a parent_asin, {text}",
+        "write one JSON object a line, or fetch the file again",
+    )
+    USER = "empty user", "the user is empty", "fill in the users"
+    ITEM = "empty item", "the item is empty", "fill in the items"
+    TIME = "unreadable time", "time {order} is not a number or a date", "write times as numbers or ISO dates"
+    POSITION = "unreadable position", "position {order} is not a number", "write positions as numbers"
+    DUPLICATE = "duplicate row", "user {user} and item {item} at this {ordered_by} again", "remove the duplicates"
+    UNKNOWN_ITEM = "item without an item row", "item {item} is not in {items_file}", "add these items to the item file"
+    REPEATED_ITEM = "item row with a repeated id", "item {item} has a row already", "keep one row an item"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +100,23 @@ class Ledger:
         self._bad: dict[tuple[str, BadKind], BadRows] = {}
         self.notes: list[str] = []
 
-    def drop(
-        self, frame: pl.DataFrame, is_bad: pl.Expr, kind: BadKind, file: str, say: Callable[[dict[str, Any]], str]
-    ) -> pl.DataFrame:
+    def drop(self, frame: pl.DataFrame, is_bad: pl.Expr, kind: BadKind, file: str, **words: object) -> pl.DataFrame:
         """`frame` without its bad rows; the report counts them and quotes the first ones with their lines.
 
         `frame` has a column `#line`, and where rows take up several lines a column `span`: a bad row counts as that
-        many. `say` words what is wrong with a row, whose strings come to it quoted and shortened.
+        many. `words` complete what the kind says of a row, beside its cells, which are quoted and shortened.
         """
         marked = frame.with_columns(is_bad.fill_null(True).alias("_bad"))
-        bad = marked.filter("_bad").drop("_bad")
+        bad = marked.filter("_bad")
         if bad.is_empty():
             return frame
-        count = int(bad["span"].sum()) if "span" in bad.columns else bad.height
-        first = ({name: _shorten(cell) for name, cell in row.items()} for row in bad.head(EXAMPLES).to_dicts())
-        examples = tuple(f"{position(file, row[LINE])}: {say(row)}" for row in first)
+        examples = []
+        for row in bad.head(EXAMPLES).to_dicts():
+            cells = {name: shorten(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+            examples.append(f"{position(file, row[LINE])}: {kind.says.format_map(cells | words)}")
         before = self._bad.get((file, kind), BadRows(kind, file, 0, ()))
-        self._bad[file, kind] = BadRows(kind, file, before.count + count, (before.examples + examples)[:EXAMPLES])
+        count = before.count + (int(bad["span"].sum()) if "span" in bad.columns else bad.height)
+        self._bad[file, kind] = BadRows(kind, file, count, (*before.examples, *examples)[:EXAMPLES])
         return marked.filter(~pl.col("_bad")).drop("_bad")
 
     @property
@@ -125,14 +131,12 @@ class Ledger:
         """
         for file, rows in self.rows.items():
             here = sorted((bad for bad in self.bad if bad.file == file), key=lambda bad: -bad.count)
-            count = sum(bad.count for bad in here)
-            if count <= max_bad_share * rows:
-                continue
-            kinds = ", ".join(f"{bad.count:,} {bad.kind}" for bad in here)
-            raise DeepRecError(
-                f"{here[0].examples[0]}; {count:,} of {rows:,} rows of {file} are bad ({kinds}), more than "
-                f"data.max_bad_share = {max_bad_share:g} allows: {here[0].kind.mend}, or raise the limit."
-            )
+            if (count := sum(bad.count for bad in here)) > max_bad_share * rows:
+                kinds = ", ".join(f"{bad.count:,} {bad.kind}" for bad in here)
+                raise DeepRecError(
+                    f"{here[0].examples[0]}; {count:,} of {rows:,} rows of {file} are bad ({kinds}), more than "
+                    f"data.max_bad_share = {max_bad_share:g} allows: {here[0].kind.mend}, or raise the limit."
+                )
 
 
 def position(file: str, line: int) -> str:
@@ -142,7 +146,3 @@ def position(file: str, line: int) -> str:
 def shorten(cell: str, chars: int = 40) -> str:
     """A cell's content for a message: quoted, escaped, short."""
     return repr(cell if len(cell) <= chars else cell[: chars - 1] + "…")
-
-
-def _shorten(cell: Any) -> Any:
-    return shorten(cell) if isinstance(cell, str) else cell

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from deeprec import assets
 from deeprec.config import DataConfig, load_config
 from deeprec.data.amazon import read_amazon2023
 from deeprec.data.catalog import UserId, build_catalog
-from deeprec.data.dataset import Dataset, k_core
+from deeprec.data.dataset import Dataset, k_core, starts_of
 from deeprec.data.files import Raw, read_header
 from deeprec.data.movielens import LAYOUTS, read_movielens
 from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, position, shorten
@@ -43,29 +44,24 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
     Raises:
         DeepRecError: a file is missing, damaged or lacks a column, or too many of its rows are bad.
     """
-    config = _data_config(source)
+    if isinstance(source, DataConfig):
+        config = source
+    elif Path(source).suffix == ".toml":
+        config = load_config(Path(source).expanduser()).data
+    else:
+        config = DataConfig(source=str(source))
     path = Path(config.source).expanduser()
     name = path.resolve().name.partition(".")[0]
     try:
         if not path.exists() and path.name == config.source and not path.suffix:
-            from deeprec.assets import fetch
-
-            path = fetch(config.source, offline=offline)
+            path = assets.fetch(config.source, offline=offline)
         ledger = Ledger()
-        raw = _read(path, config, ledger)
-        return _assemble(name, raw, config, ledger)
+        return _assemble(name, _read(path, config, ledger), config, ledger)
     except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeepRecError(
             f"{path} could not be read ({reason}): check that its files are whole and readable."
         ) from error
-
-
-def _data_config(source: DataConfig | str | Path) -> DataConfig:
-    if isinstance(source, DataConfig):
-        return source
-    path = Path(source).expanduser()
-    return load_config(path).data if path.suffix == ".toml" else DataConfig(source=str(source))
 
 
 def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
@@ -76,11 +72,8 @@ def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
         return read_table(interactions, items, config, ledger)
     if items is None:
         raise DeepRecError(f"There is no item file beside {interactions}: name it with data.items.")
-    if form == "recbole":
-        return read_recbole(interactions, items, ledger)
-    if form == "movielens":
-        return read_movielens(interactions, items, ledger)
-    return read_amazon2023(interactions, items, ledger)
+    read = {"recbole": read_recbole, "movielens": read_movielens, "amazon2023": read_amazon2023}[form]
+    return read(interactions, items, ledger)
 
 
 def _find_interactions(path: Path) -> Path:
@@ -125,15 +118,14 @@ def _find_items(path: Path, form: str, config: DataConfig) -> Path | None:
             raise DeepRecError(f"There is no item file {items}: check data.items.")
         return items
     if form == "amazon2023":
-        candidates = _meta_files(path)
+        names = [file.name for file in _meta_files(path)]
     elif form == "recbole":
-        candidates = [path.with_name(_stem(path) + ending) for ending in (".item", ".item.gz")]
+        names = [_stem(path) + ending for ending in (".item", ".item.gz")]
     elif form == "movielens":
-        candidates = [path.with_name(LAYOUTS.get(path.name, "movies.csv"))]
+        names = [LAYOUTS.get(path.name, "movies.csv")]
     else:
-        names = (stem + ending for stem in _ITEM_STEMS for ending in _TABLES)
-        candidates = [path.with_name(name) for name in names]
-    return next((file for file in candidates if file.is_file() and file != path), None)
+        names = [stem + ending for stem in _ITEM_STEMS for ending in _TABLES]
+    return next((file for file in map(path.with_name, names) if file.is_file() and file != path), None)
 
 
 def _meta_files(path: Path) -> list[Path]:
@@ -161,12 +153,11 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
     if raw.ordered_by == "time":
         interactions = _to_seconds(interactions, ledger)
     interactions = interactions.sort("order", maintain_order=True)
-    first = interactions.select(first=pl.struct("user", "item").is_first_distinct())["first"]
-    repeats = interactions.height - int(first.sum())
-    if config.repeats == "first":
-        interactions = interactions.filter(first)
-    elif config.repeats == "last":
-        interactions = interactions.filter(pl.struct("user", "item").is_last_distinct())
+    pair = pl.struct("user", "item")
+    repeats = interactions.height - interactions.select(pair.n_unique()).item()
+    if config.repeats != "keep":
+        kept = pair.is_first_distinct() if config.repeats == "first" else pair.is_last_distinct()
+        interactions = interactions.filter(kept)
 
     core = k_core(interactions, config.user_core, config.item_core)
     if core.is_empty():
@@ -175,13 +166,12 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
             f"{interactions['user'].n_unique():,} users, {interactions['item'].n_unique():,} items) after "
             f"data.user_core = {config.user_core} and data.item_core = {config.item_core}: lower them."
         )
-    users, items_in = (_number(core[column]) for column in ("user", "item"))
+    users, items_in = _number(core["user"]), _number(core["item"])
     coded = (
         core.join(users, on="user", how="left", maintain_order="left")
         .join(items_in, on="item", how="left", maintain_order="left")
         .sort("user_number", maintain_order=True)
     )
-    counts_U = np.bincount(coded["user_number"].to_numpy(), minlength=users.height)
     text = items_in.join(items, on="item", how="left", maintain_order="left")
     catalog = build_catalog(
         ids=text["item"].to_list(),
@@ -202,7 +192,7 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         catalog=catalog,
         users=tuple(map(UserId, users["user"].to_list())),
         items_N=coded["item_number"].to_numpy().astype(np.int32),
-        starts_U1=np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64),
+        starts_U1=starts_of(np.bincount(coded["user_number"].to_numpy(), minlength=users.height)),
         times_N=times_N,
         cuts=_cuts(times_N, config, raw),
         report=LoadReport(
@@ -226,24 +216,16 @@ def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> 
         raise DeepRecError(f"{raw.interactions_file} has no times to split by: leave out data.time_split.")
     first, second = np.quantile(times_N, config.time_split, method="higher").tolist()
     if not times_N.min() < first < second:
-        raise DeepRecError(
-            f"The times of {raw.interactions_file} are too few to split at {list(config.time_split)}: leave out "
-            "data.time_split, or choose other shares."
-        )
+        few = f"The times of {raw.interactions_file} are too few to split at {list(config.time_split)}"
+        raise DeepRecError(f"{few}: leave out data.time_split, or choose other shares.")
     return first, second
 
 
 def _check_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     """Item rows with an id of their own; years become numbers, from the title where the cell has none."""
     file = raw.items_file
-    items = ledger.drop(raw.items, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item id is empty")
-    items = ledger.drop(
-        items,
-        ~pl.col("item").is_first_distinct(),
-        BadKind.REPEATED_ITEM,
-        file,
-        lambda row: f"item {row['item']} has a row already",
-    )
+    items = ledger.drop(raw.items, pl.col("item") == "", BadKind.ITEM, file)
+    items = ledger.drop(items, ~pl.col("item").is_first_distinct(), BadKind.REPEATED_ITEM, file)
     in_cell = pl.col("year").str.extract(r"^(\d{4})(?:\.0*|-.*)?$")
     in_title = pl.col("title").str.extract(r"\((\d{4})\)$") if raw.dated_titles else pl.lit(None, dtype=pl.String)
     unread = items.filter((pl.col("year") != "") & in_cell.is_null())
@@ -257,32 +239,20 @@ def _check_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
 
 def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
     """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
-    file, rows, timed = raw.interactions_file, raw.interactions, raw.ordered_by == "time"
-    rows = ledger.drop(rows, pl.col("user") == "", BadKind.USER, file, lambda row: "the user is empty")
-    rows = ledger.drop(rows, pl.col("item") == "", BadKind.ITEM, file, lambda row: "the item is empty")
-    wanted = "a number or a date" if timed else "a number"
-    rows = ledger.drop(
-        rows.with_columns(number=_numbers(rows["order"], dates=timed)),
-        pl.col("number").is_null(),
-        BadKind.TIME if timed else BadKind.POSITION,
-        file,
-        lambda row: f"{raw.ordered_by} {row['order']} is not {wanted}",
-    )
-    rows = rows.drop("order").rename({"number": "order"})
-    rows = ledger.drop(
-        rows,
-        ~pl.struct("user", "item", "order").is_first_distinct(),
-        BadKind.DUPLICATE,
-        file,
-        lambda row: f"user {row['user']} and item {row['item']} at this {raw.ordered_by} again",
-    )
-    return ledger.drop(
-        rows,
-        ~pl.col("item").is_in(items["item"].implode()),
-        BadKind.UNKNOWN_ITEM,
-        file,
-        lambda row: f"item {row['item']} is not in {raw.items_file}",
-    ).drop(LINE)
+    timed = raw.ordered_by == "time"
+    same = pl.struct("user", "item", "number")
+    known = pl.col("item").is_in(items["item"].implode())
+    rows = raw.interactions.with_columns(number=_numbers(raw.interactions["order"], dates=timed))
+    for is_bad, kind in (
+        (pl.col("user") == "", BadKind.USER),
+        (pl.col("item") == "", BadKind.ITEM),
+        (pl.col("number").is_null(), BadKind.TIME if timed else BadKind.POSITION),
+        (~same.is_first_distinct(), BadKind.DUPLICATE),
+        (~known, BadKind.UNKNOWN_ITEM),
+    ):
+        words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}
+        rows = ledger.drop(rows, is_bad, kind, raw.interactions_file, **words)
+    return rows.select("user", "item", order="number")
 
 
 def _numbers(cells: pl.Series, dates: bool) -> pl.Series:
@@ -293,16 +263,10 @@ def _numbers(cells: pl.Series, dates: bool) -> pl.Series:
     if not dates or not rest.any():
         return numbers
     text = pl.col("text").str.replace("[Tt]", " ").str.replace("[Zz]$", "")
-    formats = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
-    local = [text.str.to_datetime(form, time_unit="us", strict=False) for form in formats]
-    zoned = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", time_unit="us", strict=False)
-    moments = (
-        cells.filter(rest)
-        .alias("text")
-        .to_frame()
-        .select(pl.coalesce(*(moment.dt.epoch("us") for moment in (*local, zoned))) / 1e6)
-    )
-    return numbers.scatter(rest.arg_true(), moments.to_series())
+    formats = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z")
+    moments = [text.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us") for form in formats]
+    seconds = pl.DataFrame({"text": cells.filter(rest)}).select(pl.coalesce(*moments) / 1e6)
+    return numbers.scatter(rest.arg_true(), seconds.to_series())
 
 
 def _to_seconds(interactions: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:

@@ -7,16 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from deeprec.config import USUAL_COLUMNS, Columns, DataConfig
-from deeprec.data.files import (
-    Raw,
-    contains,
-    pick,
-    read_fields,
-    read_header,
-    read_parquet,
-    require,
-    split_categories,
-)
+from deeprec.data import files
+from deeprec.data.files import Raw, contains, pick, read_fields, require, split_categories
 from deeprec.data.report import LINE, Ledger
 from deeprec.errors import DeepRecError
 
@@ -58,18 +50,14 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
     or, without one, with a title column of its own; an item's first row then gives its text."""
     columns = config.columns
     interactions = _read_any(path, ledger)
-    user = _column(interactions, columns, "user", path.name)
-    item = _column(interactions, columns, "item", path.name)
-    time = _column(interactions, columns, "time", path.name)
-    position = _column(interactions, columns, "position", path.name)
+    roles = ("user", "item", "time", "position")
+    user, item, time, position = (_column(interactions, columns, role, path.name) for role in roles)
     # A position that was asked for by name wins over a time that was merely found.
     order = position if columns.position and not columns.time else time or position
     if order is None:
         found = ", ".join(name for name in interactions.columns if name != LINE)
-        raise DeepRecError(
-            f"{path.name} has neither a time nor a position column (its columns: {found}): "
-            "name one with data.columns.time or data.columns.position."
-        )
+        lack = f"{path.name} has neither a time nor a position column (its columns: {found})"
+        raise DeepRecError(f"{lack}: name one with data.columns.time or data.columns.position.")
     if items is None and columns.title not in interactions.columns:
         raise DeepRecError(
             f"There are no item titles: {path.name} has no column {columns.title!r} and no item file is "
@@ -77,16 +65,11 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
         )
     item_rows = interactions if items is None else _read_any(items, ledger)
     items_file = path.name if items is None else items.name
-    roles = ("item", "title", "year", "brand", "description", "categories")
-    named = {role: _column(item_rows, columns, role, items_file) for role in roles}
-    categories = named.pop("categories")
-    text = item_rows.select(
-        LINE,
-        categories=split_categories(categories, columns.category_separator, item_rows)
-        if categories
-        else _NO_CATEGORIES,
-        **{role: _text(name) for role, name in named.items()},
-    )
+    text_roles = ("item", "title", "year", "brand", "description")
+    named = {role: _column(item_rows, columns, role, items_file) for role in text_roles}
+    categories = _column(item_rows, columns, "categories", items_file)
+    split = split_categories(categories, columns.category_separator, item_rows) if categories else _NO_CATEGORIES
+    text = item_rows.select(LINE, categories=split, **{role: _text(name) for role, name in named.items()})
     if items is None:
         text = text.filter(pl.col("item") != "").unique("item", keep="first", maintain_order=True)
     return Raw(
@@ -103,12 +86,12 @@ def separator_of(path: Path) -> str:
     """The separator of a text table: tab for .tsv, else the most frequent of , tab ; | in the header."""
     if path.name.removesuffix(".gz").endswith(".tsv"):
         return "\t"
-    return max(",\t;|", key=read_header(path).count)
+    return max(",\t;|", key=files.read_header(path).count)
 
 
 def _read_any(path: Path, ledger: Ledger) -> pl.DataFrame:
     if path.suffix == ".parquet":
-        frame = read_parquet(path)
+        frame = files.read_parquet(path)
         ledger.rows[path.name] = frame.height
         return frame
     return read_fields(path, separator_of(path), ledger, quoted=True)
