@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from deeprec import assets
+from deeprec import assets, cli
 from deeprec.assets import Asset, downloads
 from deeprec.assets import cache as asset_cache
 from deeprec.assets.downloads import File, Hub, Source, WebArchive, Wheel
@@ -183,6 +185,42 @@ def test_a_download_is_kept_whole_and_asked_for_once(
     assert litter(cache) == ["toy"]
     status = assets.verify("toy")
     assert (status.state, status.size, status.source) == ("ready", len(BODY), "model hub (good/model)")
+
+
+def test_a_download_is_told_in_one_line_and_drawn_by_the_hook(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[int] = []
+
+    @contextlib.contextmanager
+    def draw(size: int) -> Iterator[downloads.Report]:
+        drawn.append(size)
+        yield drawn.append
+
+    server.serve(page_of("good/model"), BODY)
+    define(monkeypatch, hub())
+    monkeypatch.setattr(downloads, "progress", draw)
+    assets.fetch("toy")
+    assert capsys.readouterr() == ("", "toy from model hub (good/model), 1 MB\n")
+    size, *done = drawn
+    assert done == sorted(done)
+    assert size == done[-1] == len(BODY)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_commands_draw_downloads_on_terminals(
+    terminal: bool, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(downloads, "progress", None)  # put back after the test
+    assert CliRunner().invoke(cli.app, ["assets", "list"]).exit_code == 0
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with downloads.progress(2_000_000) as report:
+        report(2_000_000)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("2.0/2.0 MB" in err) == terminal
+    assert bool(err) == terminal
 
 
 def test_a_redirect_is_followed(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

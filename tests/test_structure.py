@@ -105,6 +105,13 @@ def test_the_typed_root_names_what_is_there():
         assert getattr(deeprec, name).__name__ == name
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_bars_are_drawn_by_the_command_line_alone(name):
+    if room(name) != "cli":
+        drawn = {node.module for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom)}
+        assert "rich.progress" not in drawn, name
+
+
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

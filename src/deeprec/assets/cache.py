@@ -14,14 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import platformdirs
 from pydantic import BaseModel, ValidationError
 
-from deeprec.assets.downloads import Source, SourceError, progress, sha256_of
+from deeprec.assets import downloads
+from deeprec.assets.downloads import Source, SourceError, sha256_of
 from deeprec.assets.table import ASSETS, Asset
 from deeprec.errors import DeepRecError
 
@@ -133,41 +134,44 @@ def _fetch(asset: Asset, offline: bool, read_all: bool) -> Path:
 
 
 def _inspect(asset: Asset, *, read_all: bool = False) -> AssetStatus:
-    folder = cache_folder() / asset.name
-
-    def status(state: Literal["ready", "missing", "altered"], **more: Any) -> AssetStatus:
-        more = {"size": asset.sources[0].size} | more
-        return AssetStatus(asset.name, asset.kind, asset.licence, asset.purpose, state, folder, **more)
-
+    folder, size = cache_folder() / asset.name, asset.sources[0].size
+    status = AssetStatus(asset.name, asset.kind, asset.licence, asset.purpose, "missing", folder, size)
     if not folder.exists():
-        return status("missing")
+        return status
     try:
         manifest = _Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError):
-        return status("altered", problem=f"the cached {asset.name} lacks a readable {MANIFEST}")
+        problem = f"lacks a readable {MANIFEST}"
+    else:
+        problem = _problem(asset, manifest, folder, read_all)
+    if problem:
+        return replace(status, state="altered", problem=f"the cached {asset.name} {problem}")
+    size = sum(entry.size for entry in manifest.files.values())
+    return replace(status, state="ready", size=size, source=manifest.source)
+
+
+def _problem(asset: Asset, manifest: _Manifest, folder: Path, read_all: bool) -> str:
+    """What is wrong with a folder, '' where it is whole."""
     sums = {(name, entry.sha256) for name, entry in manifest.files.items()}
     published = any({(file.name, file.sha256) for file in source.files} <= sums for source in asset.sources)
     if manifest.format_version != asset.format_version or not published:
-        return status("altered", problem=f"the cached {asset.name} is of another version of DeepRec")
+        return "is of another version of DeepRec"
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            return status("altered", problem=f"the cached {asset.name} lacks its file {name}")
+            return f"lacks its file {name}"
         if (found := path.stat().st_size) != entry.size:
-            difference = f"{name} has {found:,} bytes instead of {entry.size:,}"
-            return status("altered", problem=f"the cached {asset.name} was altered ({difference})")
+            return f"was altered ({name} has {found:,} bytes instead of {entry.size:,})"
         if read_all and sha256_of(path) != entry.sha256:
-            return status("altered", problem=f"the cached {asset.name} was altered ({name} fails its sha256)")
-    return status("ready", size=sum(entry.size for entry in manifest.files.values()), source=manifest.source)
+            return f"was altered ({name} fails its sha256)"
+    return ""
 
 
 def _check_requirements(asset: Asset) -> None:
     lacking = [module for module in asset.requires if importlib.util.find_spec(module) is None]
     if lacking:
-        raise DeepRecError(
-            f"{asset.name} needs the modules {', '.join(lacking)}, which are not installed; "
-            "run `pip install --editable '.[local]'`."
-        )
+        needs = f"{asset.name} needs the modules {', '.join(lacking)}, which are not installed"
+        raise DeepRecError(f"{needs}; run `pip install --editable '.[local]'`.")
 
 
 def _check_disk_space(asset: Asset) -> None:
@@ -186,7 +190,8 @@ def _gather(asset: Asset, staging: Path) -> tuple[Path, Source]:
         ready.mkdir()
         work.mkdir()
         try:
-            with progress(f"{asset.name} from {source.label}", source.size) as report:
+            _say(f"{asset.name} from {source.label}, {source.size / 1e6:,.0f} MB")
+            with downloads.progress(source.size) as report:
                 source.gather(ready, work, report)
             return ready, source
         except SourceError as error:
@@ -208,13 +213,8 @@ def _write_manifest(asset: Asset, source: Source, ready: Path) -> None:
         for path in sorted(ready.rglob("*"))
         if path.is_file()
     }
-    manifest = _Manifest(
-        asset=asset.name,
-        format_version=asset.format_version,
-        source=source.label,
-        licence=asset.licence,
-        files=files,
-    )
+    origin = {"source": source.label, "licence": asset.licence}
+    manifest = _Manifest(asset=asset.name, format_version=asset.format_version, files=files, **origin)
     (ready / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -117,6 +118,15 @@ class Wheel:
 Source = Hub | WebArchive | Wheel
 
 
+@contextmanager
+def _undrawn(size: int) -> Iterator[Report]:
+    yield lambda done: None
+
+
+progress: Callable[[int], AbstractContextManager[Report]] = _undrawn
+"""Draws how a source of that many bytes comes in; the command line puts a bar here."""
+
+
 def download(url: str, target: Path, sha256: str, limit: int, report: Report, done: int = 0) -> int:
     """Stream `url` into `target` and check it; returns `done` plus the bytes written.
 
@@ -129,50 +139,41 @@ def download(url: str, target: Path, sha256: str, limit: int, report: Report, do
     import requests
     from urllib3.exceptions import HTTPError
 
-    where = urlsplit(url).netloc
-    length = got = 0
-    answered = False
+    got = 0
+    length: int | None = None  # of the answer; None before there is one
     try:
         if not requests.utils.get_environ_proxies(url, no_proxy=None):
             _await_name(url)
         # Identity: the sha256 is of the file itself, and Content-Length then shows a truncated one.
-        with requests.get(
-            url,
-            stream=True,
-            timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-            headers={"Accept-Encoding": "identity", "User-Agent": "deeprec"},
-        ) as response:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "deeprec"}
+        timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
+        with requests.get(url, stream=True, timeout=timeout, headers=headers) as response:
             if response.status_code != 200:
                 raise SourceError(f"answered {response.status_code} {response.reason} for {url}")
-            answered = True
             length = int(response.headers.get("Content-Length") or 0)
             # read1 returns what has arrived; read would wait for a full chunk and hide a slow source.
             read = getattr(response.raw, "read1", response.raw.read)
-            digest = hashlib.sha256()
-            window_start, window_bytes = time.monotonic(), 0
+            since, before = time.monotonic(), 0
             with target.open("wb") as out:
                 while chunk := read(CHUNK):
                     out.write(chunk)
-                    digest.update(chunk)
                     got += len(chunk)
-                    window_bytes += len(chunk)
                     report(done + got)
                     if done + got > limit:
                         raise SourceError(f"sent more than the expected {limit:,} bytes ({target.name})")
-                    if (span := time.monotonic() - window_start) > READ_TIMEOUT:
-                        if window_bytes < SLOWEST * span:
-                            raise SourceError(f"sends too slowly ({window_bytes / span:,.0f} bytes a second)")
-                        window_start, window_bytes = time.monotonic(), 0
-    except (requests.RequestException, HTTPError) as error:
+                    if (span := time.monotonic() - since) > READ_TIMEOUT:
+                        if got - before < SLOWEST * span:
+                            raise SourceError(f"sends too slowly ({(got - before) / span:,.0f} bytes a second)")
+                        since, before = time.monotonic(), got
+    except BaseException as error:
         target.unlink(missing_ok=True)
-        if answered:
-            of = f" of {length:,}" if length else ""
-            raise SourceError(f"broke off after {got:,}{of} bytes of {target.name}") from error
-        raise SourceError(f"cannot be reached ({where}: {_reason(error)})") from error
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    _insist(target, digest.hexdigest(), sha256, got)
+        if not isinstance(error, requests.RequestException | HTTPError):
+            raise
+        if length is None:
+            raise SourceError(f"cannot be reached ({urlsplit(url).netloc}: {_reason(error)})") from error
+        of = f" of {length:,}" if length else ""
+        raise SourceError(f"broke off after {got:,}{of} bytes of {target.name}") from error
+    _insist(target, sha256)
     return done + got
 
 
@@ -182,12 +183,8 @@ def extract(archive: Path, files: Sequence[File], ready: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             for file in files:
                 with opened.open(file.origin) as member, (ready / file.name).open("wb") as out:
-                    digest = hashlib.sha256()
-                    while chunk := member.read(CHUNK):
-                        out.write(chunk)
-                        digest.update(chunk)
-                    size = out.tell()
-                _insist(ready / file.name, digest.hexdigest(), file.sha256, size)
+                    shutil.copyfileobj(member, out)
+                _insist(ready / file.name, file.sha256)
     except KeyError as error:
         raise SourceError(f"has no member {file.origin}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
@@ -201,25 +198,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-@contextmanager
-def progress(label: str, size: int) -> Iterator[Report]:
-    """One line on stderr, and a bar beneath it where that is a terminal. `size` is in bytes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    print(f"{label}, {size / 1e6:,.0f} MB", file=sys.stderr, flush=True)
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=size)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _insist(path: Path, got: str, expected: str, size: int) -> None:
-    if got != expected:
+def _insist(path: Path, expected: str) -> None:
+    if (got := sha256_of(path)) != expected:
+        size = path.stat().st_size
         path.unlink()
         raise SourceError(
             f"gave a {path.name} that differs from the published one "
@@ -259,17 +240,21 @@ def _pip_download(requirement: str, work: Path, report: Report) -> None:
     scratch = work / "tmp"
     scratch.mkdir()
     # pip's temporary files lie in our folder, so that they go with it whatever happens.
-    environment = os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     options = "--quiet --no-input --disable-pip-version-check --no-cache-dir --retries=1"
     options += " --no-deps --only-binary=:all: --ignore-requires-python"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(work), requirement]
     log_path = work / "pip.log"
+    silent = subprocess.DEVNULL
+    deadline = time.monotonic() + PIP_TIMEOUT
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=environment
-        )
+        process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=log, env=environment)
         try:
-            _await_process(process, lambda: report(_bytes_under(work)))
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    raise SourceError(f"did not come within {PIP_TIMEOUT:,.0f} seconds")
+                report(_bytes_under(work))
+                time.sleep(0.1)
         finally:
             process.kill()
             process.wait()
@@ -280,15 +265,6 @@ def _pip_download(requirement: str, work: Path, report: Report) -> None:
                 raise OSError(number, os.strerror(number))
         errors = re.findall(r"^ERROR: (.+)$", text, re.MULTILINE) or text.split("\n")
         raise SourceError(f"cannot be had (pip: {errors[-1].strip().rstrip('.')})")
-
-
-def _await_process(process: subprocess.Popen[bytes], tick: Callable[[], None]) -> None:
-    deadline = time.monotonic() + PIP_TIMEOUT
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            raise SourceError(f"did not come within {PIP_TIMEOUT:,.0f} seconds")
-        tick()
-        time.sleep(0.1)
 
 
 def _bytes_under(folder: Path) -> int:

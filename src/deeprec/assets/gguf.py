@@ -11,8 +11,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ def convert(folder: Path, gguf_file: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with _bars_on_terminals_only():
+        # transformers draws one of its bars whatever its setting says: keep it out of log files.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
             _restore_pre_tokenizer(tokenizer, folder / gguf_file)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=torch.float32)
@@ -68,13 +68,6 @@ def convert(folder: Path, gguf_file: str) -> None:
         )
 
 
-@contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """transformers draws one of its bars whatever its setting says; keep it out of log files."""
-    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-        yield
-
-
 def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
     """Split at digits, as the model was trained: transformers reads the tokens of a GGUF but not its `pre`.
 
@@ -85,6 +78,5 @@ def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
 
     field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-        )
+        splits = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(splits)

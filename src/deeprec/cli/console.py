@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bars
 
 from deeprec.runs.progress import Advance, Progress
@@ -56,3 +64,13 @@ class ConsoleProgress(Progress):
                 bars.update(task, completed=done, total=total, description=text or None)
 
             yield advance
+
+
+@contextmanager
+def download_bar(size: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal, until `size` bytes are there."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=size)
+        yield lambda done: bars.update(task, completed=done)

@@ -81,6 +81,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
 
         @functools.wraps(function)
         def run(**given: Any) -> None:
+            from deeprec.assets import downloads
+            from deeprec.cli.console import download_bar
+
+            downloads.progress = download_bar
             options = Options(**{key: given.pop(key) for key in _DEFAULTS})
             function(options, **given)
 
