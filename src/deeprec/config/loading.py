@@ -37,8 +37,8 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
     Raises:
         DeepRecError: as `load_config`.
     """
-    if (old := find_old_key(dict(tree))) is not None:
-        raise DeepRecError(f"Configuration key {old[0]!r} ({where}) {old[1]}.")
+    if old := find_old_key(tree):
+        raise DeepRecError(f"Configuration key {old[0]!r} ({where}) is {old[1]}.")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

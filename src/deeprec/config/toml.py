@@ -37,10 +37,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     *parents, last = key.strip().split(".")
-    node = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
             raise DeepRecError(f"--set {override!r}: {parent!r} is not a section.")
-        node = child
-    node[last] = value
+    tree[last] = value
