@@ -63,27 +63,33 @@ def test_open_refuses_what_is_no_run(tmp_path, run):
     assert Run.open(run.path).manifest == run.manifest
 
 
-def test_metrics_and_traces_come_back_in_order(run):
+def test_metrics_come_back_in_order(run):
     before = time.time()
     run.append_metrics(0, {"loss": np.float32(0.5), "hits": 3})
     run.append_metrics(1, {"loss": math.nan, "reward": -math.inf})
-    run.traces.append({"user": "ü\n", "ids": [1, 2], "logprobs": (math.inf, -0.5), "none": None})
-    first, second = run.read_metrics()
+    first, second = run.metrics
     assert abs(first.pop("time") - before) < 60
     second.pop("time")
     assert first == {"step": 0, "loss": 0.5, "hits": 3}
     assert second == {"step": 1, "loss": None, "reward": None}
-    assert list(run.traces) == [{"user": "ü\n", "ids": [1, 2], "logprobs": [None, -0.5], "none": None}]
-    assert list(Run.open(run.path).traces) == list(run.traces)
+    assert list(Run.open(run.path).metrics) == list(run.metrics)
+
+
+def test_objects_come_back(tmp_path):
+    lines = JsonLines(tmp_path / "x.jsonl")
+    lines.append({"user": "ü\n\ud800", "ids": [1, 2], "logprobs": (math.inf, -0.5), "deep": {"a": [math.nan]}})
+    lines.append({"none": None})
+    first = {"user": "ü\n\ud800", "ids": [1, 2], "logprobs": [None, -0.5], "deep": {"a": [None]}}
+    assert list(JsonLines(lines.path)) == list(lines) == [first, {"none": None}]
 
 
 def test_nothing_appended_reads_as_nothing(run):
-    assert list(run.read_metrics()) == []
+    assert list(run.metrics) == []
 
 
 def test_each_line_is_on_disk_at_once(run):
-    run.traces.append({"a": 1})
-    assert run.traces.path.read_bytes() == b'{"a": 1}\n'
+    run.metrics.append({"a": 1})
+    assert run.metrics.path.read_bytes() == b'{"a": 1}\n'
 
 
 WHOLE = b'{"a": 1}\n{"a": "\xc3\xa9"}\n'
@@ -130,11 +136,12 @@ WRITER = """
 import sys
 from pathlib import Path
 from deeprec.config import Config
-from deeprec.runs import Run
+from deeprec.runs import JsonLines, Run
 with Run.create(Path(sys.argv[1]), "killed", Config(), ["x"], kind="test") as run:
+    long_lines = JsonLines(run.path / "long.jsonl")
     for step in range(10**9):
         run.append_metrics(step, {"value": step})
-        run.traces.append({"step": step, "text": "x" * 20_000})
+        long_lines.append({"step": step, "text": "x" * 20_000})
         print(step, flush=True)
 """
 
@@ -157,13 +164,13 @@ def test_sigkill_while_appending(tmp_path):
     (summary,) = list_runs(tmp_path)
     assert summary.status == "running"
     run = Run.open(summary.path)
-    for lines in (run.metrics, run.traces):
+    for lines in (run.metrics, JsonLines(run.path / "long.jsonl")):
         steps = [record["step"] for record in lines]
         assert steps == list(range(len(steps)))
         assert len(steps) > acknowledged
         assert lines.dropped <= 1
     run.append_metrics(-1, {"value": 0})
-    assert list(run.read_metrics())[-1]["step"] == -1
+    assert list(run.metrics)[-1]["step"] == -1
 
 
 def test_a_run_that_ends_well(run):
@@ -261,7 +268,7 @@ def test_list_runs_passes_over_foreign_folders(tmp_path):
         (first.path, "eval", "finished"),
         (second.path, "trm", "running"),
     ]
-    assert found[0].command == ("deeprec", "eval")
+    assert Run.open(found[0].path).manifest["command"] == ["deeprec", "eval"]
     assert found[0].wall_seconds >= 0
 
 

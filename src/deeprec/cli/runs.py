@@ -37,7 +37,7 @@ def show(options: Options, folder: Path) -> None:
     run = Run.open(folder)
     options.console.print_json(json.dumps(run.manifest))
     options.console.print(run.config_path.read_text(encoding="utf-8"), markup=False)
-    for record in list(run.read_metrics())[-5:]:
+    for record in list(run.metrics)[-5:]:
         options.console.print(json.dumps(record), markup=False)
 
 

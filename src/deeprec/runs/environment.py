@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +19,12 @@ def hardware() -> dict[str, Any]:
 
     The GPU is named only where torch has been imported already, since importing it takes seconds.
     """
+    torch = sys.modules.get("torch")
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
         "memory_gib": _memory_gib(),
-        "gpu": _gpu_name(),
+        "gpu": str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_available() else None,
         "os": f"{platform.system()} {platform.machine()}",
     }
 
@@ -36,10 +38,8 @@ def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the packages that move numbers, where they are installed."""
     found = {"python": platform.python_version()}
     for package in ("deeprec", "torch", "transformers", "openvino-genai", "polars"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -71,12 +71,10 @@ def environment(command: Sequence[str]) -> dict[str, str]:
 
 
 def _cpu_model() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -85,10 +83,3 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # Windows
         return None
-
-
-def _gpu_name() -> str | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return str(torch.cuda.get_device_name())

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
-import math
 import os
 import re
 import shutil
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
+
+from pydantic_core import to_jsonable_python
 
 from deeprec.config import Config, dump_config, load_config
 from deeprec.errors import DeepRecError, one_line
@@ -42,7 +44,8 @@ class JsonLines:
         Raises:
             DeepRecError: the disk is full.
         """
-        line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+        finite = to_jsonable_python(record, inf_nan_mode="null")
+        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
         with explaining_full_disk(self.path), open(self.path, "a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -57,15 +60,10 @@ class JsonLines:
             return
         with open(self.path, "rb") as file:
             for line in file:
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except ValueError:  # also a line torn inside a character
-                    record = None
-                if isinstance(record, dict):
+                record = _object(line)
+                if record is not None:
                     yield record
-                else:
+                elif line.strip():
                     self.dropped += 1
 
 
@@ -75,7 +73,6 @@ class Run:
     Attributes:
         path: the folder; `config.toml`, `manifest.json`, `checkpoints/` lie in it.
         metrics: `metrics.jsonl`; its `dropped` counts torn lines once it was read.
-        traces: `traces.jsonl`, likewise.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +81,6 @@ class Run:
         self.manifest_path = path / "manifest.json"
         self.checkpoints = path / "checkpoints"
         self.metrics = JsonLines(path / "metrics.jsonl")
-        self.traces = JsonLines(path / "traces.jsonl")
         self._since = time.monotonic()
         self._lock: IO[str]
 
@@ -163,9 +159,6 @@ class Run:
         numbers = {name: float(value) for name, value in values.items()}
         self.metrics.append({"step": step, "time": round(time.time(), 3)} | numbers)
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        return iter(self.metrics)
-
     def finish(self, status: Status, error: str | None = None) -> None:
         """Record how the run ended, and add the seconds since this object was made to `wall_seconds`.
 
@@ -190,13 +183,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        stopped = isinstance(error, KeyboardInterrupt)
+        status: Status = "finished" if error is None else "interrupted" if stopped else "failed"
         try:
-            if error is None:
-                self.finish("finished")
-            elif isinstance(error, KeyboardInterrupt):
-                self.finish("interrupted")
-            else:
-                self.finish("failed", f"{type(error).__name__}: {error}")
+            self.finish(status, f"{type(error).__name__}: {error}" if status == "failed" else None)
         except DeepRecError as second:
             if error is None:
                 raise
@@ -220,17 +210,15 @@ class RunSummary:
     status: Status
     created: str
     wall_seconds: float
-    command: tuple[str, ...]
+
+
+_SHOWN = ("kind", "status", "created", "wall_seconds")
 
 
 def list_runs(root: Path) -> list[RunSummary]:
     """The runs under `root`, oldest first; other folders are skipped."""
-    found = []
-    for path in sorted(root.glob("*/manifest.json")):
-        manifest = _read_manifest(path)
-        if manifest is not None:
-            shown = {key: manifest[key] for key in ("kind", "status", "created", "wall_seconds")}
-            found.append(RunSummary(path=path.parent, command=tuple(manifest["command"]), **shown))
+    manifests = ((path.parent, _read_manifest(path)) for path in sorted(root.glob("*/manifest.json")))
+    found = [RunSummary(path, *(manifest[key] for key in _SHOWN)) for path, manifest in manifests if manifest]
     return sorted(found, key=lambda run: run.created)
 
 
@@ -244,6 +232,7 @@ def matching_runs(
         ignore: a key, as "policy.adapter", that may differ.
     """
     wanted = tomllib.loads(dump_config(config))
+    section, _, key = ignore.partition(".")
     for summary in reversed(list_runs(root)):
         if summary.kind != kind:
             continue
@@ -253,7 +242,6 @@ def matching_runs(
             written = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
         except (DeepRecError, OSError, ValueError):
             continue
-        section, _, key = ignore.partition(".")
         for tree in (written, wanted):
             tree.get(section, {}).pop(key, None)
         same = all(written.get(name) == wanted[name] for name in sections)
@@ -282,29 +270,32 @@ def _new_folder(root: Path, name: str) -> Path:
     with explaining_full_disk(root):
         try:
             root.mkdir(parents=True, exist_ok=True)
-            number = 1
-            while True:
+            for number in itertools.count(1):
                 path = root / (name if number == 1 else f"{name}-{number}")
-                try:
+                with suppress(FileExistsError):
                     path.mkdir()
-                except FileExistsError:
-                    number += 1
-                else:
-                    return path
+                    break
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise DeepRecError(f"The runs folder {root} can't be written ({error.strerror}).") from None
+    return path
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, or None where the file is missing, damaged, or another program's."""
+    with suppress(OSError):
+        manifest = _object(path.read_bytes())
+        if manifest is not None and {*_SHOWN, "command"} <= manifest.keys():
+            return manifest
+    return None
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else, as for a text that was torn, be it inside a character."""
     try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(text)
+    except ValueError:
         return None
-    if not isinstance(manifest, dict):
-        return None
-    keys = {"kind", "command", "created", "status", "wall_seconds"}
-    return manifest if keys <= manifest.keys() else None
+    return value if isinstance(value, dict) else None
 
 
 _FULL = 1 << 20
@@ -331,19 +322,6 @@ def explaining_full_disk(path: Path) -> Iterator[None]:
 
 
 def _full(path: Path, error: Exception) -> bool:
-    if "No space left" in str(error):
-        return True
-    try:
-        return shutil.disk_usage(path).free < _FULL
-    except OSError:
-        return False
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value
+    with suppress(OSError):
+        return "No space left" in str(error) or shutil.disk_usage(path).free < _FULL
+    return False

@@ -59,7 +59,7 @@ def read_curves(folder: Path) -> Curves:
     """
     run = Run.open(folder)
     parts: dict[str, dict[int, dict[str, float]]] = {}
-    for record in run.read_metrics() if run.manifest["kind"] == "train" else ():
+    for record in run.metrics if run.manifest["kind"] == "train" else ():
         metrics = {name: value for name, value in record.items() if "/" in name}
         if metrics:
             part = next(iter(metrics)).partition("/")[0]
