@@ -213,26 +213,24 @@ def _write_manifest(asset: Asset, source: Source, ready: Path) -> None:
         for path in sorted(ready.rglob("*"))
         if path.is_file()
     }
-    origin = {"source": source.label, "licence": asset.licence}
-    manifest = _Manifest(asset=asset.name, format_version=asset.format_version, files=files, **origin)
+    manifest = _Manifest(
+        asset=asset.name, format_version=asset.format_version, source=source.label, licence=asset.licence, files=files
+    )
     (ready / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def _staging(asset: Asset) -> Iterator[Path]:
     """A folder of this process in the cache, gone afterwards; leftovers of killed processes are removed first."""
-    cache = cache_folder()
+    cache, prefix = cache_folder(), f".{asset.name}.part-"
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f".{asset.name}.lock").open("w") as lock:
         alone = _acquire(lock, asset)
-        for leftover in cache.glob(f".{asset.name}.part-*"):
+        for leftover in cache.glob(f"{prefix}*"):
             if alone or time.time() - leftover.stat().st_mtime > ABANDONED:
                 shutil.rmtree(leftover, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{asset.name}.part-", dir=cache))
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=cache, ignore_cleanup_errors=True) as staging:
+            yield Path(staging)
 
 
 def _acquire(lock: IO[str], asset: Asset) -> bool:

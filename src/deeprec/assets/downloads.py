@@ -140,7 +140,7 @@ def download(url: str, target: Path, sha256: str, limit: int, report: Report, do
     from urllib3.exceptions import HTTPError
 
     got = 0
-    length: int | None = None  # of the answer; None before there is one
+    length: int | None = None  # None until there is an answer
     try:
         if not requests.utils.get_environ_proxies(url, no_proxy=None):
             _await_name(url)

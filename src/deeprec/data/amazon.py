@@ -35,14 +35,8 @@ def read_amazon2023(path: Path, items: Path, ledger: Ledger) -> Raw:
     mend = "give the rating table of the 5-core files, or set data.format to 'table'"
     ratings = read_fields(path, ",", ledger, quoted=True)
     interactions = take(ratings, path.name, mend, user="user_id", item="parent_asin", order="timestamp")
-    return Raw(
-        interactions_file=path.name,
-        items_file=items.name,
-        interactions=interactions,
-        items=_read_meta(items, frozenset(interactions["item"].unique().to_list()), ledger),
-        ordered_by="time",
-        dated_titles=False,
-    )
+    products = _read_meta(items, frozenset(interactions["item"].unique()), ledger)
+    return Raw(path.name, items.name, interactions, products)
 
 
 def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFrame:

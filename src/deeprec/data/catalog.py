@@ -151,13 +151,10 @@ class Catalog:
         Raises:
             DeepRecError: it is neither, or the title of several items; the message suggests others.
         """
-        if id_first and name in self._positions:
-            return self._positions[ItemId(name)]
-        found = self.resolve(name).item
-        if found is not None:
-            return found
-        if name in self._positions:
-            return self._positions[ItemId(name)]
+        found = [self.resolve(name).item, self._positions.get(ItemId(name))]
+        for item in reversed(found) if id_first else found:
+            if item is not None:
+                return item
         same = self.namesakes(name) or self._by_yearless.get(normalise_title(name), ())
         if same:
             ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
@@ -306,16 +303,14 @@ def _cut(text: str, chars: int) -> str:
     """At most `chars` characters, ending at a word unless that would lose half of them."""
     if len(text) <= chars:
         return text
-    head = text[:chars]
     space = text.rfind(" ", 0, chars + 1)
-    if space >= chars // 2:
-        head = text[:space]
+    head = text[: space if space >= chars // 2 else chars]
     return re.sub(r"[\s,;:(\[–—-]+$", "", head) or head
 
 
 def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:
-    clean = (neutralise(name) for name in names)
-    return tuple(dict.fromkeys(name for name in clean if name and name.casefold() not in NO_CATEGORIES))
+    clean = dict.fromkeys(map(neutralise, names))
+    return tuple(name for name in clean if name and name.casefold() not in NO_CATEGORIES)
 
 
 def _no_item(what: str, name: str, meant: Collection[str]) -> DeepRecError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import csv
 import difflib
 import gzip
@@ -38,8 +37,8 @@ class Raw:
     items_file: str
     interactions: pl.DataFrame
     items: pl.DataFrame
-    ordered_by: Literal["time", "position"]
-    dated_titles: bool
+    ordered_by: Literal["time", "position"] = "time"
+    dated_titles: bool = False
 
 
 def read_bytes(path: Path) -> bytes:
@@ -67,8 +66,8 @@ def read_bytes(path: Path) -> bytes:
     if raw.startswith(_UNICODE_16_32):
         raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text: save it as UTF-8.")
     if b"\x00" in raw:
-        line = raw.partition(b"\x00")[0].count(b"\n") + 1
-        raise DeepRecError(f"{position(path.name, line)} holds a NUL byte, so the file is no text: save it as UTF-8.")
+        where = position(path.name, raw.partition(b"\x00")[0].count(b"\n") + 1)
+        raise DeepRecError(f"{where} holds a NUL byte, so the file is no text: save it as UTF-8.")
     if not raw.strip():
         raise DeepRecError(f"{path.name} is empty: give a file with rows.")
     return raw
@@ -242,29 +241,20 @@ def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger)
         return lines
     mark = re.escape(separator)
     rest = pl.col("text").str.replace_all(rf'(^|{mark})"(?:[^"]|"")*"', "$1")
-    opening = odd.filter(rest.str.contains(rf'(^|{mark})"'))["number"].to_list()
-    closing = odd["number"].to_list()
     row_of = np.arange(lines.height)
-    unclosed: list[int] = []
-    done = -1
-    for start in opening:
-        if start <= done:
-            continue
-        after = bisect.bisect_right(closing, start)
-        if after == len(closing):
-            unclosed.append(start)
-            continue
-        done = closing[after]
-        row_of[start : done + 1] = start
+    begun = None
+    for number, opens in odd.select("number", rest.str.contains(rf'(^|{mark})"')).iter_rows():
+        if begun is not None:
+            row_of[begun : number + 1] = begun
+            begun = None
+        elif opens:
+            begun = number
     lines = lines.with_columns(row=pl.Series(row_of), number=pl.int_range(pl.len()))
-    never_closed = pl.col("number").is_in(unclosed)
-    fault = "a quote is opened and never closed"
-    lines = ledger.drop(lines, never_closed, BadKind.QUOTE, file, fault=fault)
-    if done >= 0:
-        lines = lines.group_by("row", maintain_order=True).agg(
-            pl.col(LINE).first(), pl.col("text").str.join("\n"), pl.col("quotes").any(), pl.col("span").sum()
-        )
-    return lines
+    unclosed = pl.col("number").eq_missing(begun)
+    lines = ledger.drop(lines, unclosed, BadKind.QUOTE, file, fault="a quote is opened and never closed")
+    return lines.group_by("row", maintain_order=True).agg(
+        pl.col(LINE).first(), pl.col("text").str.join("\n"), pl.col("quotes").any(), pl.col("span").sum()
+    )
 
 
 def _unquote(rows: Sequence[str], separator: str) -> list[list[str]]:

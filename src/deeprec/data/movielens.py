@@ -42,15 +42,14 @@ def read_movielens(path: Path, items: Path, ledger: Ledger) -> Raw:
         movies = take(movies, items.name, mend, item="movieId", title="title", genres="genres")
         genres = pl.col("genres").str.split("|")
     else:
-        raise DeepRecError(
-            f"{path.name} is not a MovieLens file: give one of {', '.join(LAYOUTS)}, or set data.format."
-        )
+        known = ", ".join(LAYOUTS)
+        raise DeepRecError(f"{path.name} is not a MovieLens file: give one of {known}, or set data.format.")
     dated = pl.col("title").str.extract_groups(r"^(?<title>.*?)\s*\((?<year>\d{4})\)\s*(?:\(.*\))?$")
     return Raw(
-        interactions_file=path.name,
-        items_file=items.name,
-        interactions=interactions.select(LINE, "user", "item", "order"),
-        items=movies.select(
+        path.name,
+        items.name,
+        interactions.select(LINE, "user", "item", "order"),
+        movies.select(
             LINE,
             "item",
             title=pl.coalesce(dated.struct.field("title"), "title"),
@@ -59,6 +58,4 @@ def read_movielens(path: Path, items: Path, ledger: Ledger) -> Raw:
             description=pl.lit(""),
             categories=genres,
         ),
-        ordered_by="time",
-        dated_titles=False,
     )

@@ -30,11 +30,10 @@ _INTERACTION_STEMS = ("interactions", "ratings", "events")
 def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> Dataset:
     """Read interactions and item text into a Dataset.
 
-    Each user's interactions are in the order of their times or positions, and equal times in the order of
-    the file's rows. Users and items are numbered by their ids (shorter first, then alphabetically, so that
-    whole numbers count up) whatever the order of the rows. Bad rows are dropped and reported up to
-    `max_bad_share` of a file. Then `repeats` are handled, then the cores. Times in milli-, micro- or nanoseconds
-    become seconds.
+    A user's interactions are ordered by time or position, equal ones as in the file. Users and items are numbered by
+    their ids, shorter ones first, then alphabetically, so that whole numbers count up. Bad rows are dropped and
+    reported, up to `max_bad_share` of a file; then come `repeats`, then the cores. Times in milli-, micro- or
+    nanoseconds become seconds.
 
     Args:
         source: an asset's name ("ml-100k"), a folder, an interaction file, a configuration file (`shop.toml`, whose
@@ -173,19 +172,12 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         .sort("user_number", maintain_order=True)
     )
     text = items_in.join(items, on="item", how="left", maintain_order="left")
-    catalog = build_catalog(
-        ids=text["item"].to_list(),
-        titles=text["title"].to_list(),
-        years=text["year"].to_list(),
-        brands=text["brand"].to_list(),
-        categories=[row or [] for row in text["categories"].to_list()],
-        descriptions=text["description"].to_list(),
-    )
+    columns = text.select("item", "title", "year", "brand", pl.col("categories").fill_null([]), "description")
+    catalog = build_catalog(*(column.to_list() for column in columns))
     titles = catalog.title_report()
     if titles.empty:
-        ledger.notes.append(
-            f"{titles.empty:,} items of {raw.items_file} have no title, {titles.empty_examples[0]!r} first"
-        )
+        first = titles.empty_examples[0]
+        ledger.notes.append(f"{titles.empty:,} items of {raw.items_file} have no title, {first!r} first")
     times_N = coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None
     return Dataset(
         name=name,
