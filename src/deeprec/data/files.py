@@ -147,6 +147,20 @@ def read_parquet(path: Path) -> pl.DataFrame:
     return frame.with_row_index(LINE, offset=1)
 
 
+def read_any(path: Path, ledger: Ledger) -> pl.DataFrame:
+    """A table as `read_parquet` or, with quotes, `read_fields` reads it.
+
+    The separator is tab for .tsv, else the most frequent of , tab ; | in the header.
+    """
+    if path.suffix == ".parquet":
+        frame = read_parquet(path)
+        ledger.rows[path.name] = frame.height
+        return frame
+    is_tsv = path.name.removesuffix(".gz").endswith(".tsv")
+    separator = "\t" if is_tsv else max(",\t;|", key=read_header(path).count)
+    return read_fields(path, separator, ledger, quoted=True)
+
+
 def pick(frame: pl.DataFrame, names: Sequence[str]) -> str | None:
     """The first of `names` that is a column."""
     return next((name for name in names if name in frame.columns), None)

@@ -172,8 +172,14 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         .sort("user_number", maintain_order=True)
     )
     text = items_in.join(items, on="item", how="left", maintain_order="left")
-    columns = text.select("item", "title", "year", "brand", pl.col("categories").fill_null([]), "description")
-    catalog = build_catalog(*(column.to_list() for column in columns))
+    catalog = build_catalog(
+        ids=text["item"].to_list(),
+        titles=text["title"].to_list(),
+        years=text["year"].to_list(),
+        brands=text["brand"].to_list(),
+        categories=[row or [] for row in text["categories"].to_list()],
+        descriptions=text["description"].to_list(),
+    )
     titles = catalog.title_report()
     if titles.empty:
         first = titles.empty_examples[0]

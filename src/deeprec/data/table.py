@@ -7,8 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from deeprec.config import USUAL_COLUMNS, Columns, DataConfig
-from deeprec.data import files
-from deeprec.data.files import Raw, contains, pick, read_fields, require, split_categories
+from deeprec.data.files import Raw, contains, pick, read_any, read_fields, require, split_categories
 from deeprec.data.report import LINE, Ledger
 from deeprec.errors import DeepRecError
 
@@ -49,7 +48,7 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
     """A CSV, TSV (either may be gzipped) or Parquet file of interactions, with an item file of the same kinds
     or, without one, with a title column of its own; an item's first row then gives its text."""
     columns = config.columns
-    interactions = _read_any(path, ledger)
+    interactions = read_any(path, ledger)
     roles = ("user", "item", "time", "position")
     user, item, time, position = (_column(interactions, columns, role, path.name) for role in roles)
     # A position that was asked for by name wins over a time that was merely found.
@@ -63,7 +62,7 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
             f"There are no item titles: {path.name} has no column {columns.title!r} and no item file is "
             "beside it: name a title column with data.columns.title or an item file with data.items."
         )
-    item_rows = interactions if items is None else _read_any(items, ledger)
+    item_rows = interactions if items is None else read_any(items, ledger)
     items_file = path.name if items is None else items.name
     text_roles = ("item", "title", "year", "brand", "description")
     named = {role: _column(item_rows, columns, role, items_file) for role in text_roles}
@@ -80,21 +79,6 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
         ordered_by="position" if order == position else "time",
         dated_titles=named["year"] is not None,
     )
-
-
-def separator_of(path: Path) -> str:
-    """The separator of a text table: tab for .tsv, else the most frequent of , tab ; | in the header."""
-    if path.name.removesuffix(".gz").endswith(".tsv"):
-        return "\t"
-    return max(",\t;|", key=files.read_header(path).count)
-
-
-def _read_any(path: Path, ledger: Ledger) -> pl.DataFrame:
-    if path.suffix == ".parquet":
-        frame = files.read_parquet(path)
-        ledger.rows[path.name] = frame.height
-        return frame
-    return read_fields(path, separator_of(path), ledger, quoted=True)
 
 
 def _untyped(frame: pl.DataFrame, file: str) -> pl.DataFrame:

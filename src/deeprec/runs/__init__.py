@@ -1,4 +1,4 @@
-"""Run folders: configuration, manifest, metrics, traces and checkpoints of everything that was trained or measured."""
+"""Run folders: configuration, manifest, metrics and checkpoints of everything that was trained or measured."""
 
 from deeprec.runs.environment import commit, cores, environment, hardware, versions
 from deeprec.runs.run import JsonLines, Run, RunSummary, Status, explaining_full_disk, list_runs, lock, matching_runs

@@ -1,4 +1,4 @@
-"""A run's folder: resolved configuration, manifest, metrics and traces as JSON lines, checkpoints."""
+"""A run's folder: resolved configuration, manifest, metrics as JSON lines, checkpoints."""
 
 from __future__ import annotations
 
