@@ -26,7 +26,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_a_signal(data_site, sign):
     process = subprocess.Popen(
-        [*processes.DEEPREC, "serve", "--set", "serve.port=0", "--config", str(data_site.config), "--runs", str(data_site.runs)],
+        [
+            *processes.DEEPREC,
+            "serve",
+            "--set",
+            "serve.port=0",
+            "--config",
+            str(data_site.config),
+            "--runs",
+            str(data_site.runs),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
