@@ -25,24 +25,9 @@ app.add_typer(assets.app, name="assets")
 app.add_typer(trm.app, name="trm")
 app.add_typer(runs.app, name="runs")
 app.add_typer(evaluation.app, name="experiment")
-for name, function in (
-    ("demo", demo.demo),
-    ("train", train.train),
-    ("explore", explore.explore),
-    ("play", explore.play),
-    ("serve", serve.serve),
-    ("mcp", serve.mcp),
-    ("eval", evaluation.evaluate),
-    ("doctor", doctor.doctor),
-):
-    command(app, name)(function)
-
-# fmt: off
-_EXTRAS = {
-    "torch", "transformers", "safetensors", "gguf", "accelerate", "peft", "trl", "datasets",
-    "fastapi", "mcp", "uvicorn", "prometheus_client", "sklearn",
-}
-# fmt: on
+for function in (demo.demo, train.train, explore.explore, explore.play, serve.serve, serve.mcp, doctor.doctor):
+    command(app, function.__name__)(function)
+command(app, "eval")(evaluation.evaluate)
 
 
 @app.callback(invoke_without_command=True)
@@ -72,7 +57,7 @@ def main() -> None:
         print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRAS:
+        if (error.name or "deeprec").partition(".")[0] == "deeprec":
             raise
         print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
         sys.exit(2)

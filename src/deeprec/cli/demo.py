@@ -17,12 +17,12 @@ def demo(
     config = options.config([f"eval.users={users}"])
     from deeprec.cli.data import show_dataset
     from deeprec.cli.evaluation import run_evaluation
-    from deeprec.cli.explore import pick_task, show_exploration
+    from deeprec.cli.explore import View
     from deeprec.evaluation.models import Models
     from deeprec.explore.explorer import Explorer
     from deeprec.policies.scripted import ScriptedPolicy
 
-    console, progress, split = options.console, options.progress, config.eval.split
+    console, progress = options.console, options.progress
     models = Models(options.runs, offline=options.offline, progress=progress)
     console.rule("1 of 4: data")
     dataset = models.dataset(config)
@@ -31,12 +31,12 @@ def demo(
     trm = models.trm(config)
     console.rule(f"3 of 4: one user explored by {config.policy.model}, live")
     policy = models.policy(config)
-    task = pick_task(dataset, None, [], split)
+    view = View(dataset, config.eval.split, console)
+    task = view.pick_task()
     with progress.phase("one live exploration"):
-        show_exploration(Explorer(policy, trm, dataset.catalog, config.explore), dataset, task, split, console)
+        view.watch(Explorer(policy, trm, dataset.catalog, config.explore), task)
     console.rule("the same user by the scripted explorer")
-    script = ScriptedPolicy(config.explore.answer_size)
-    show_exploration(Explorer(script, trm, dataset.catalog, config.explore), dataset, task, split, console)
+    view.watch(Explorer(ScriptedPolicy(config.explore.answer_size), trm, dataset.catalog, config.explore), task)
     console.rule("4 of 4: evaluation")
     run_evaluation(options, config, "demo", models)
     for part, seconds in progress.seconds.items():

@@ -16,16 +16,15 @@ app = typer.Typer(no_args_is_help=True, help="Run folders.")
 @command(app, "list")
 def show_all(options: Options) -> None:
     """All runs, oldest first."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    from deeprec.cli.console import show_table
     from deeprec.runs import list_runs
 
     options.config()
-    table = Table("folder", "kind", "status", "created (UTC)", "seconds")
-    for run in list_runs(options.runs):
-        table.add_row(escape(str(run.path)), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
-    options.console.print(table)
+    rows = (
+        (str(run.path), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
+        for run in list_runs(options.runs)
+    )
+    show_table(options.console, ("folder", "kind", "status", "created (UTC)", "seconds"), rows)
 
 
 @command(app, "show")

@@ -35,12 +35,11 @@ class Exploration:
     """
 
     def __init__(self, service: Service, body: schemas.RecommendRequest) -> None:
-        self.service = service
-        self.body = body
+        self.service, self.body = service, body
         self.policy = body.policy or service.policies()[0]
         if self.policy not in service.policies():
             raise DeepRecError(f"There is no policy {self.policy!r}: there are {', '.join(service.policies())}.")
-        self.task = service.task(body)
+        self.task = service.task(body.user, body.history)
         self.limits = service.limits(body)
         self._started = time.perf_counter()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -84,9 +83,8 @@ class Exploration:
                 if isinstance(event, Text):
                     yield event
                 elif isinstance(event, Turn):
-                    by_policy = calls >= len(self.body.calls) or self.body.calls[calls].by_policy
                     calls += 1
-                    yield self.service.turn(calls, event, by_policy=by_policy)
+                    yield self._turn(calls, event)
                 else:
                     yield await self._ranking(event)
                     return
@@ -115,6 +113,16 @@ class Exploration:
         async with aclosing(self.events()) as events:
             *turns, ranking = [event async for event in events if not isinstance(event, Text)]
         return schemas.RecommendResponse.model_validate({"policy": self.policy, "turns": turns, "ranking": ranking})
+
+    def _turn(self, call: int, turn: Turn) -> schemas.Turn:
+        given = self.body.calls[call - 1 : call]
+        return schemas.Turn(
+            call=call,
+            by_policy=not given or given[0].by_policy,
+            thought=turn.thought,
+            preference=turn.preference,
+            items=self.service.scored(turn.hits),
+        )
 
     async def _ranking(self, trace: Trace) -> schemas.Ranking:
         seconds = time.perf_counter() - self._started

@@ -85,6 +85,6 @@ def _tool_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ToolError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+        raise ToolError(schemas.why(error.errors()[0])) from None
     except DeepRecError as error:
         raise ToolError(str(error)) from None
