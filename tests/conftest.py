@@ -26,7 +26,7 @@ def stand_in():
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, stand_in):
+def data_site(tmp_path_factory, stand_in):
     """A toy table, its configuration, and a trained TRM."""
     root = tmp_path_factory.mktemp("site")
     write_table(root / "table.csv")
@@ -37,3 +37,9 @@ def site(tmp_path_factory, stand_in):
     (trained,) = runs.iterdir()
     assert result.out.splitlines()[-1] == f"The trained TRM lies in {trained / 'trm'}"
     return Site(root, config, runs, trained)
+
+
+@pytest.fixture(scope="module")
+def site(data_site):
+    """The same; tests of the server have another `site`, a running one."""
+    return data_site

@@ -1,19 +1,12 @@
-"""The README and the report on trainings say what the committed reports and logs do, and the README's code runs."""
+"""The README and the report on trainings say what the committed reports and logs do."""
 
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-
-from deeprec.config import Config
-from deeprec.explore.explorer import Explorer
-from deeprec.policies.text import TextPolicy
-from deeprec.testing import toy_dataset
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -64,13 +57,3 @@ def test_the_report_on_trainings_is_that_of_their_logs() -> None:
     report = trainings.report()
     assert trainings.REPORT.read_text(encoding="utf-8") == report, "run python benchmarks/training_report.py"
     assert "| cold-start | reward |" in report
-
-
-def test_its_own_retriever_and_policy_explore_without_a_fault(table: ModuleType) -> None:
-    _, code = re.findall(r"```python\n(.*?)```", table.README.read_text(encoding="utf-8"), re.DOTALL)
-    dataset = toy_dataset()
-    names: dict[str, Any] = {"Explorer": Explorer, "TextPolicy": TextPolicy, "dataset": dataset, "config": Config()}
-    exec(code, names)
-    traces = names["explorer"].run(dataset.tasks("test")[:5])
-    assert [trace.faults for trace in traces] == [()] * 5
-    assert all(trace.well_formed and len(trace.turns) == 2 for trace in traces)

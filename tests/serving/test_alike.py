@@ -18,7 +18,6 @@ from deeprec.serving.mcp import create_mcp
 from deeprec.serving.server import open_service
 from deeprec.trm.run import load_or_train_trm
 from serving.conftest import serve, with_client
-from test_cli import site, stand_in  # noqa: F401 (fixtures)
 
 SETTINGS = [
     "policy.kind=transformers",
@@ -29,11 +28,11 @@ SETTINGS = [
 
 
 @pytest.mark.llm
-def test_the_command_the_api_the_protocol_and_python_agree(site: Any) -> None:  # noqa: F811
+def test_the_command_the_api_the_protocol_and_python_agree(data_site: Any) -> None:
     user = "u3"
-    config = load_config(site.config, SETTINGS)
+    config = load_config(data_site.config, SETTINGS)
     dataset = load_dataset(config.data)
-    trm, folder = load_or_train_trm(dataset, config, site.runs, offline=True)
+    trm, folder = load_or_train_trm(dataset, config, data_site.runs, offline=True)
     task = next(task for task in dataset.tasks("test") if task.user == user)
     explorer = Explorer(load_policy(config, offline=True), trm, dataset.catalog, config.explore)
     (trace,) = explorer.run([task])
@@ -60,7 +59,7 @@ def test_the_command_the_api_the_protocol_and_python_agree(site: Any) -> None:  
         assert [item["title"] for item in told["ranking"]["items"]] == titles
 
     overrides = [part for setting in SETTINGS for part in ("--set", setting)]
-    said = site("explore", "--user", user, "--offline", *overrides)
+    said = data_site("explore", "--user", user, "--offline", *overrides)
     assert said.code == 0, said.err
     plain = said.out.replace("\n", "")
     assert all(text.replace("\n", "") in plain for text in written)

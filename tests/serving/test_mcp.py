@@ -17,8 +17,6 @@ import processes
 from deeprec.serving.mcp import create_mcp
 from deeprec.serving.service import Service
 from serving.conftest import DATASET, Site, wait_for, with_client
-from test_cli import site as data_site  # noqa: F401 (fixtures)
-from test_cli import stand_in  # noqa: F401
 
 HISTORY = ["Film 0 (1970)", "i5", "film 10"]
 
@@ -52,7 +50,7 @@ def test_over_http(site: Site) -> None:
     assert 'deeprec_requests_total{path="/mcp",status="200"}' in site.client.get("/metrics").text
 
 
-def test_over_stdin_and_stdout(data_site: Any) -> None:  # noqa: F811
+def test_over_stdin_and_stdout(data_site: Any) -> None:
     files = ["--config", str(data_site.config), "--runs", str(data_site.runs)]
     command, *args = [*processes.DEEPREC, "mcp", *files]
     with_client(StdioServerParameters(command=command, args=args, env=processes.environment()), tour)

@@ -15,18 +15,27 @@ import pytest
 import yaml
 
 import processes
+from command_line import deeprec
 from deeprec.errors import DeepRecError
 from deeprec.serving.projection import project
 from deeprec.serving.server import TOKEN, token_for
-from test_cli import deeprec, site, stand_in  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_a_signal(site, sign):  # noqa: F811
+def test_it_serves_until_a_signal(data_site, sign):
     process = subprocess.Popen(
-        [*processes.DEEPREC, "serve", "--set", "serve.port=0", "--config", str(site.config), "--runs", str(site.runs)],
+        [
+            *processes.DEEPREC,
+            "serve",
+            "--set",
+            "serve.port=0",
+            "--config",
+            str(data_site.config),
+            "--runs",
+            str(data_site.runs),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -53,15 +62,15 @@ def test_it_serves_until_a_signal(site, sign):  # noqa: F811
     assert user not in {str(value) for line in lines for value in line.values()}
     assert "Traceback" not in out + log
     assert process.returncode in (0, 130, -sign)
-    assert (site.trained / "map.safetensors").exists()
+    assert (data_site.trained / "map.safetensors").exists()
 
 
-def test_the_demo_ends_by_naming_it(site):  # noqa: F811
+def test_the_demo_ends_by_naming_it(data_site):
     makefile = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", "demo", "VENV=v"], capture_output=True, text=True, cwd=ROOT
     )
     assert makefile.stdout.splitlines()[-1].split() == ["v/bin/deeprec", "demo"]
-    told = site("demo", "--set", "policy.kind=scripted", "--users", "2")
+    told = data_site("demo", "--set", "policy.kind=scripted", "--users", "2")
     assert told.code == 0, told.err
     offer = re.match(r"Next: deeprec (serve) \(explore on a page", told.out.splitlines()[-1])
     assert offer is not None, told.out
@@ -83,10 +92,10 @@ def test_the_containers_options_are_options() -> None:
     assert 'kind = "openai"' in told.out
 
 
-def test_a_taken_port_is_an_error(site):  # noqa: F811
+def test_a_taken_port_is_an_error(data_site):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = site("serve", "--set", f"serve.port={port}")
+        result = data_site("serve", "--set", f"serve.port={port}")
     assert result.code == 2
     assert f"127.0.0.1:{port} can't be had" in result.err
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import processes
-from test_cli import deeprec, manifest, site, stand_in  # noqa: F401 (fixtures)
+from command_line import deeprec, manifest
 from tiny_models import bytes_tokenizer, tiny
 
 SETTINGS = """
@@ -33,7 +33,7 @@ def words(trace, target):
 
 
 @pytest.fixture(scope="module")
-def config(site, tmp_path_factory):  # noqa: F811
+def config(site, tmp_path_factory):
     """The site's configuration with a small model and a small training."""
     folder = tmp_path_factory.mktemp("training")
     tiny(bytes_tokenizer()).save_pretrained(folder / "model")

@@ -51,10 +51,9 @@ def compare(
     from rich.table import Table
 
     from deeprec.cli.evaluation import compare_evaluations
-    from deeprec.runs import Run
 
     options.config()
-    if not all(Run.open(folder).manifest["kind"] == "train" for folder in (ours, theirs)):
+    if not all(_is_training(folder) for folder in (ours, theirs)):
         compare_evaluations(ours, theirs, options.console)
         return
     from deeprec.training.curves import read_curves, trends
@@ -89,3 +88,10 @@ def curves(
     for row in rows(found):
         table.add_row(*map(escape, row))
     options.console.print(table)
+
+
+def _is_training(folder: Path) -> bool:
+    from deeprec.runs import Run
+
+    has_manifest = (folder / "manifest.json").is_file()  # the folder of an experiment has none
+    return has_manifest and Run.open(folder).manifest["kind"] == "train"
