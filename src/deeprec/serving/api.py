@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from mcp.server.transport_security import TransportSecuritySettings
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -29,6 +29,8 @@ from deeprec.serving.worker import BusyError, Text
 
 _RETRY_AFTER = 5
 """Seconds after which a refused client may try again."""
+_HEARTBEAT = 15
+"""Seconds of silence after which an empty text keeps the connection of a stream alive."""
 _PAGE = pathlib.Path(__file__).with_name("page")
 _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -125,7 +127,7 @@ def ready(service: Served) -> dict[str, object]:
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)
@@ -177,7 +179,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
 
 
 async def _stream(exploration: Exploration) -> AsyncIterator[str]:
-    async with aclosing(exploration.events()) as events:
+    async with aclosing(exploration.events(_HEARTBEAT)) as events:
         async for event in events:
             data = json.dumps({"text": event.text}) if isinstance(event, Text) else event.model_dump_json()
             yield f"event: {type(event).__name__.lower()}\ndata: {data}\n\n"  # JSON has no line breaks

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from deeprec.explore.explorer import ForcedSegment
 from deeprec.explore.policy import Usage
-from deeprec.explore.protocol import call_text
 
 MAX_HISTORY = 500
 """Items of a history."""
@@ -77,9 +75,7 @@ class ForcedCall(_Request):
     preference: Untagged
     thought: Untagged = ""
     by_policy: bool = Field(
-        False,
-        strict=True,
-        description="the policy made it in an earlier exploration, so it keeps the policy's preference weight",
+        False, strict=True, description="the policy made it earlier, so it keeps the policy's preference weight"
     )
 
     @model_validator(mode="after")
@@ -102,16 +98,10 @@ class RecommendRequest(_Request):
     user: User = None
     k: ListSize = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
-    max_calls: int | None = Field(
-        None, ge=1, le=20, strict=True, description="budget of tool calls; at most the server's"
-    )
+    max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="tool calls; at most the server's")
     preference_weight: Weight = None
     calls: tuple[ForcedCall, ...] = Field((), max_length=20, description="first calls, before the policy continues")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
-
-    def forced_prefix(self) -> list[ForcedSegment]:
-        """The first calls as a policy would have written them."""
-        return [ForcedSegment(call_text(call.thought, call.preference), call.by_policy) for call in self.calls]
 
     @model_validator(mode="after")
     def _check_user_and_calls(self) -> RecommendRequest:

@@ -76,11 +76,7 @@ class Service:
         return list(self._tasks)[:n]
 
     def task(self, user: str | None, history: Sequence[str] = ()) -> Task:
-        """The task of a user of the data or, for None, of a new one with this history of ids and titles.
-
-        Raises:
-            DeepRecError: the user or an item is unknown.
-        """
+        """That of a user of the data or, for None, of a new one with these ids and titles; DeepRecError if unknown."""
         if user is None:
             return Task("new:you", UserId("you"), self._find(history))
         if user not in self._tasks:
@@ -91,21 +87,8 @@ class Service:
     def _find(self, names: Sequence[str]) -> tuple[ItemIdx, ...]:
         return tuple(self.catalog.find(name, id_first=True) for name in names)
 
-    def limits(self, body: schemas.RecommendRequest) -> ExploreConfig:
-        """
-        Raises:
-            DeepRecError: the request has more calls than the server allows.
-        """
-        max_calls = min(body.max_calls or self.explore.max_calls, self.explore.max_calls)
-        if len(body.calls) > max_calls:
-            raise DeepRecError(f"There are {len(body.calls)} calls, and an exploration may make {max_calls}.")
-        weight = body.model_dump(include={"preference_weight"}, exclude_none=True)
-        return self.explore.model_copy(update={"max_calls": max_calls, **weight})
-
     def query(self, body: schemas.RetrieveQuery, user: str | None = None) -> Query:
-        """
-        Args:
-            user: of the data, in place of a history.
+        """The query with positions for ids and titles, of a user of the data if there is one in place of a history.
 
         Raises:
             DeepRecError: there is both a user and a history, or the user or an item is unknown.
@@ -127,22 +110,21 @@ class Service:
     def item(self, item: ItemIdx) -> schemas.Item:
         return schemas.Item(**self._fields(item))
 
-    def _fields(self, item: ItemIdx) -> dict[str, Any]:
-        catalog = self.catalog
-        return {"id": catalog.ids[item], "title": catalog.titles[item], "categories": catalog.categories[item]}
-
     def details(self, item: ItemId) -> schemas.ItemDetails:
-        """
-        Raises:
-            DeepRecError: the id is unknown.
-        """
-        position, catalog = self.catalog.index(item), self.catalog
-        return schemas.ItemDetails(
-            **self._fields(position),
-            year=catalog.years[position],
-            brand=catalog.brands[position],
-            description=catalog.descriptions[position],
-        )
+        """An item by its id; DeepRecError for an unknown one."""
+        return schemas.ItemDetails(**self._fields(self.catalog.index(item)))
+
+    def _fields(self, item: ItemIdx) -> dict[str, Any]:
+        """What an answer may say of an item; each kind of answer takes the fields that it has."""
+        catalog = self.catalog
+        return {
+            "id": catalog.ids[item],
+            "title": catalog.titles[item],
+            "categories": catalog.categories[item],
+            "year": catalog.years[item],
+            "brand": catalog.brands[item],
+            "description": catalog.descriptions[item],
+        }
 
     def scored(self, hits: Sequence[Hit]) -> tuple[schemas.ScoredItem, ...]:
         return tuple(schemas.ScoredItem(**self._fields(hit.item), score=hit.score) for hit in hits)
