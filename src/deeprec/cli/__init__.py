@@ -43,21 +43,21 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; users can do nothing about it
+    status = 2
     try:
         app()
+        return
     except DeepRecError as error:
-        print(f"deeprec: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
-        if isinstance(end, SystemExit) and end.code != 130:
-            raise
-        print("deeprec: interrupted; what was finished is kept.", file=sys.stderr)
-        sys.exit(130)
+        sentence = str(error)
     except OSError as error:  # a disk that is full or read-only, a file that may not be read
-        print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
+        sentence = f"{error.filename or 'input or output'}: {error.strerror or error}."
     except ModuleNotFoundError as error:
         if (error.name or "deeprec").partition(".")[0] == "deeprec":
             raise
-        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
-        sys.exit(2)
+        sentence = f"this needs {error.name}: pip install 'deeprec[local,train,serve]'."
+    except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        sentence, status = "interrupted; what was finished is kept.", 130
+    print(f"deeprec: {sentence}", file=sys.stderr)
+    sys.exit(status)

@@ -17,9 +17,8 @@ def demo(
     config = options.config([f"eval.users={users}"])
     from deeprec.cli.data import show_dataset
     from deeprec.cli.evaluation import run_evaluation
-    from deeprec.cli.explore import View
+    from deeprec.cli.explore import View, pick_task
     from deeprec.evaluation.models import Models
-    from deeprec.explore.explorer import Explorer
     from deeprec.policies.scripted import ScriptedPolicy
 
     console, progress = options.console, options.progress
@@ -28,15 +27,13 @@ def demo(
     dataset = models.dataset(config)
     show_dataset(dataset, console)
     console.rule("2 of 4: the preference-aware recommender (TRM)")
-    trm = models.trm(config)
+    view = View(dataset, models.trm(config), config, console)
     console.rule(f"3 of 4: one user explored by {config.policy.model}, live")
-    policy = models.policy(config)
-    view = View(dataset, config.eval.split, console)
-    task = view.pick_task()
+    policy, task = models.policy(config), pick_task(dataset, config.eval.split)
     with progress.phase("one live exploration"):
-        view.watch(Explorer(policy, trm, dataset.catalog, config.explore), task)
+        view.watch(policy, task)
     console.rule("the same user by the scripted explorer")
-    view.watch(Explorer(ScriptedPolicy(config.explore.answer_size), trm, dataset.catalog, config.explore), task)
+    view.watch(ScriptedPolicy(config.explore.answer_size), task)
     console.rule("4 of 4: evaluation")
     run_evaluation(options, config, "demo", models)
     for part, seconds in progress.seconds.items():

@@ -74,9 +74,7 @@ def curves(
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (.png, .svg).")] = None,
 ) -> None:
     """What a training's rewards did in each stage, with a test of whether they rose."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    from deeprec.cli.console import show_table
     from deeprec.training.curves import COLUMNS, plot_curves, read_curves, rows
 
     options.config()
@@ -84,10 +82,7 @@ def curves(
     if plot is not None:
         plot_curves(found, plot)
         options.say(f"Drawn in {plot}")
-    table = Table(*COLUMNS)
-    for row in rows(found):
-        table.add_row(*map(escape, row))
-    options.console.print(table)
+    show_table(options.console, COLUMNS, rows(found))
 
 
 def _is_training(folder: Path) -> bool:

@@ -81,9 +81,6 @@ class Metrics:
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         async def measured(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
             started, status = time.perf_counter(), "left"
 
             async def observe(message: Message) -> None:
@@ -98,7 +95,8 @@ class Metrics:
                 status = "500"
                 raise
             finally:
-                self._record(scope, status, time.perf_counter() - started)
+                if scope["type"] == "http":
+                    self._record(scope, status, time.perf_counter() - started)
 
         return measured
 

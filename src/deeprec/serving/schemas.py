@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from deeprec.explore.policy import Usage
 
@@ -19,7 +19,16 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: control, format, surrogate, private, unassigned, line and paragraph separator."""
 _RENAMED = {"trust": "preference_weight", "own": "by_policy"}
 """Old names of fields, each with the name of today."""
-_FILMS = ["Toy Story (1995)", "Fargo (1996)"]
+_FILMS: list[JsonValue] = ["Toy Story (1995)", "Fargo (1996)"]
+"""Of MovieLens, for the examples of the OpenAPI document."""
+_RECOMMEND_EXAMPLES: list[JsonValue] = [
+    {"history": _FILMS, "k": 5},
+    {"user": "1", "max_calls": 2},
+    {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
+]
+_RETRIEVE_EXAMPLES: list[JsonValue] = [
+    {"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5}
+]
 
 
 def _check_visible(text: str) -> str:
@@ -64,11 +73,6 @@ class _Request(BaseModel):
         return data
 
 
-def _examples(*bodies: dict[str, Any]) -> ConfigDict:
-    """Examples in the OpenAPI document. They name films of MovieLens."""
-    return ConfigDict(json_schema_extra={"examples": list(bodies)})
-
-
 class ForcedCall(_Request):
     """A tool call that the client gives, as if the policy had written it."""
 
@@ -88,11 +92,7 @@ class ForcedCall(_Request):
 class RecommendRequest(_Request):
     """An exploration for a new user's history, or for a user of the data."""
 
-    model_config = _examples(
-        {"history": _FILMS, "k": 5},
-        {"user": "1", "max_calls": 2},
-        {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": _RECOMMEND_EXAMPLES})
 
     history: History = ()
     user: User = None
@@ -122,7 +122,7 @@ class RetrieveQuery(_Request):
 
 
 class RetrieveRequest(_Request):
-    model_config = _examples({"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5})
+    model_config = ConfigDict(json_schema_extra={"examples": _RETRIEVE_EXAMPLES})
 
     queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=64)
     k: ListSize = 10

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -77,8 +77,8 @@ def open_service(
         workers: dict[str, Worker] = {}
         for name, policy in load_policies(config, offline=offline).items():
             explorer = Explorer(policy, trm, dataset.catalog, config.explore)
-            workers[name] = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
-            stack.callback(workers[name].close)
+            worker = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
+            workers[name] = stack.enter_context(closing(worker))
         yield Service(dataset, trm, workers, config.explore, points_I2)
 
 
