@@ -25,7 +25,7 @@ from deeprec.serving.exploration import Exploration, GoneError
 from deeprec.serving.mcp import create_mcp
 from deeprec.serving.middleware import MCP, Metrics, bearer_auth, body_limit
 from deeprec.serving.service import Service
-from deeprec.serving.worker import BusyError, Text
+from deeprec.serving.worker import BusyError
 
 _RETRY_AFTER = 5
 """Seconds after which a refused client may try again."""
@@ -35,7 +35,6 @@ _PAGE = pathlib.Path(__file__).with_name("page")
 _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _Responses = dict[int | str, dict[str, object]]
-
 
 _EVENTS = {
     "text": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
@@ -181,8 +180,11 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
 async def _stream(exploration: Exploration) -> AsyncIterator[str]:
     async with aclosing(exploration.events(_HEARTBEAT)) as events:
         async for event in events:
-            data = json.dumps({"text": event.text}) if isinstance(event, Text) else event.model_dump_json()
-            yield f"event: {type(event).__name__.lower()}\ndata: {data}\n\n"  # JSON has no line breaks
+            if isinstance(event, str):
+                name, data = "text", json.dumps({"text": event})
+            else:
+                name, data = type(event).__name__.lower(), event.model_dump_json()
+            yield f"event: {name}\ndata: {data}\n\n"  # JSON has no line breaks
 
 
 def _problem(

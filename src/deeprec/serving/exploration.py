@@ -17,7 +17,7 @@ from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, queries_of
 from deeprec.serving import schemas
 from deeprec.serving.service import Service
-from deeprec.serving.worker import Event, Job, Text, trace_of_hits
+from deeprec.serving.worker import Event, Job, trace_of_hits
 
 _POLL = 0.2
 """Seconds of silence between checks whether the client is still connected."""
@@ -66,7 +66,7 @@ class Exploration:
         if self._worker is not None and self._job is not None:
             self._worker.cancel(self._job)
 
-    async def events(self, silence: float) -> AsyncGenerator[Text | schemas.Turn | schemas.Ranking]:
+    async def events(self, silence: float) -> AsyncGenerator[str | schemas.Turn | schemas.Ranking]:
         """What happens, in order; the ranking is the last. Closing the iterator cancels the exploration.
 
         `silence` is the number of seconds without an event after which there is an empty text.
@@ -81,8 +81,8 @@ class Exploration:
                 try:
                     event: Event = await asyncio.wait_for(self._events.get(), silence)
                 except TimeoutError:
-                    event = Text("")
-                if isinstance(event, Text):
+                    event = ""
+                if isinstance(event, str):
                     yield event
                 elif isinstance(event, Turn):
                     calls += 1
@@ -101,7 +101,7 @@ class Exploration:
         found = []
         async with aclosing(self.events(_POLL)) as events:
             async for event in events:
-                if not isinstance(event, Text):
+                if not isinstance(event, str):
                     found.append(event)
                 elif request is not None and await request.is_disconnected():
                     raise GoneError("The client has disconnected.")

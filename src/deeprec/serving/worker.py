@@ -24,15 +24,8 @@ class BusyError(DeepRecError):
     """All slots are taken, and the queue is full."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """What the policy writes, as it writes it."""
-
-    text: str
-
-
-Event = Text | Turn | Trace
-"""What a caller receives: texts and turns in order, and last the trace."""
+Event = str | Turn | Trace
+"""What a caller receives: the policy's text as it writes it, and turns, in order; last the trace."""
 FAILED = "the policy failed; the server's log says why"
 """The error of an exploration whose policy or explorer raised an exception."""
 TIMED_OUT = "it took more than"
@@ -66,7 +59,7 @@ class Job:
 
     def listen(self, _: Task, author: Author, text: str) -> None:
         if author is Author.POLICY:
-            self.report(Text(text))
+            self.report(text)
 
 
 class Worker:
