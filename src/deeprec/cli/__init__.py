@@ -25,9 +25,10 @@ app.add_typer(assets.app, name="assets")
 app.add_typer(trm.app, name="trm")
 app.add_typer(runs.app, name="runs")
 app.add_typer(evaluation.app, name="experiment")
-for function in (demo.demo, train.train, explore.explore, explore.play, serve.serve, serve.mcp, doctor.doctor):
+for function in (demo.demo, train.train, explore.explore, explore.play, serve.serve, serve.mcp):
     command(app, function.__name__)(function)
 command(app, "eval")(evaluation.evaluate)
+command(app, "doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

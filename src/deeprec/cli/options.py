@@ -27,8 +27,8 @@ Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in 
 class Options:
     """What the shared options say."""
 
-    file: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `deeprec runs show`.")] = None
-    overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as trm.width=128.")] = None
+    file: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file, as in `deeprec runs show`.")] = None
+    overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in trm.width=128.")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration or plan, and stop.")] = False
     offline: Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")] = False
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")] = Path("runs")

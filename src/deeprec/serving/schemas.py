@@ -98,7 +98,7 @@ class RecommendRequest(_Request):
     user: User = None
     k: ListSize = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
-    max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="tool calls; at most the server's")
+    max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="budget of calls; at most the server's")
     preference_weight: Weight = None
     calls: tuple[ForcedCall, ...] = Field((), max_length=20, description="first calls, before the policy continues")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
