@@ -89,6 +89,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
 
         parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared.values())]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
         app.command(name, help=function.__doc__)(run)
         return function
 
