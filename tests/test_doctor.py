@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deeprec import assets
-from deeprec.cli import examination as doctor
+from deeprec.cli import doctor
 from deeprec.cli.doctor import Finding
 
 

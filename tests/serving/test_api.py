@@ -275,7 +275,7 @@ def test_an_internal_error_is_one_sentence(site: Site, monkeypatch: pytest.Monke
 
 
 def test_a_silent_model_sends_heartbeats(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeprec.serving.exploration._HEARTBEAT", 0.05)
+    monkeypatch.setattr("deeprec.serving.api._HEARTBEAT", 0.05)
     body = {"history": HISTORY, "policy": "held", "stream": True}
     beat = ["event: text", 'data: {"text": ""}', ""]
     with site.client.stream("POST", "/recommend", json=body) as answer:

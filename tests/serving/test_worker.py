@@ -15,7 +15,7 @@ from deeprec.explore.protocol import call_text
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.serving.worker import FAILED, BusyError, Event, Text, Worker
+from deeprec.serving.worker import FAILED, BusyError, Event, Worker
 from deeprec.testing import RecordingRetriever
 from serving.conftest import CONFIG, DATASET, SECONDS, Gate, ranking_of
 
@@ -67,9 +67,9 @@ def test_everyone_gets_the_trace_of_an_explorer_alone(make: Callable[..., Worker
         assert [segment.text for segment in last.segments] == [segment.text for segment in trace.segments]
         assert [event for event in before if isinstance(event, Turn)] == list(last.turns)
         written = "".join(segment.text for segment in last.segments if segment.author == "policy")
-        assert "".join(event.text for event in before if isinstance(event, Text)) == written
+        assert "".join(event for event in before if isinstance(event, str)) == written
         kinds = [type(event) for event in before]
-        assert kinds.index(Turn) > kinds.index(Text)
+        assert kinds.index(Turn) > kinds.index(str)
     assert worker.load() == (0, 0)
 
 

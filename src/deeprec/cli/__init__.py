@@ -25,24 +25,10 @@ app.add_typer(assets.app, name="assets")
 app.add_typer(trm.app, name="trm")
 app.add_typer(runs.app, name="runs")
 app.add_typer(evaluation.app, name="experiment")
-for name, function in (
-    ("demo", demo.demo),
-    ("train", train.train),
-    ("explore", explore.explore),
-    ("play", explore.play),
-    ("serve", serve.serve),
-    ("mcp", serve.mcp),
-    ("eval", evaluation.evaluate),
-    ("doctor", doctor.doctor),
-):
-    command(app, name)(function)
-
-# fmt: off
-_EXTRAS = {
-    "torch", "transformers", "safetensors", "gguf", "accelerate", "peft", "trl", "datasets",
-    "fastapi", "mcp", "uvicorn", "prometheus_client", "sklearn",
-}
-# fmt: on
+for function in (demo.demo, train.train, explore.explore, explore.play, serve.serve, serve.mcp):
+    command(app, function.__name__)(function)
+command(app, "eval")(evaluation.evaluate)
+command(app, "doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -58,21 +44,21 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; users can do nothing about it
+    status = 2
     try:
         app()
+        return
     except DeepRecError as error:
-        print(f"deeprec: {error}", file=sys.stderr)
-        sys.exit(2)
+        sentence = str(error)
+    except OSError as error:  # a disk that is full or read-only, a file that may not be read
+        sentence = f"{error.filename or 'input or output'}: {error.strerror or error}."
+    except ModuleNotFoundError as error:
+        if (error.name or "deeprec").partition(".")[0] == "deeprec":
+            raise
+        sentence = f"this needs {error.name}: pip install 'deeprec[local,train,serve]'."
     except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        print("deeprec: interrupted; what was finished is kept.", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:  # a disk that is full or read-only, a file that may not be read
-        print(f"deeprec: {error.filename or 'input or output'}: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRAS:
-            raise
-        print(f"deeprec: this needs {error.name}: pip install 'deeprec[local,train,serve]'.", file=sys.stderr)
-        sys.exit(2)
+        sentence, status = "interrupted; what was finished is kept.", 130
+    print(f"deeprec: {sentence}", file=sys.stderr)
+    sys.exit(status)

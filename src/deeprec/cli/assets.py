@@ -14,16 +14,15 @@ app = typer.Typer(no_args_is_help=True, help="Weights and data sets that DeepRec
 @command(app, "list")
 def show_all(options: Options) -> None:
     """Every asset: what it is for, its licence, and whether it is in the cache."""
-    from rich.table import Table
-
     from deeprec import assets
+    from deeprec.cli.console import show_table
 
     options.config()
-    table = Table("name", "kind", "state", "MB", "licence", "used for")
-    for status in assets.statuses():
-        size = f"{status.size / 1e6:,.0f}"
-        table.add_row(status.name, status.kind, status.state, size, status.licence, status.purpose)
-    options.console.print(table)
+    rows = (
+        (status.name, status.kind, status.state, f"{status.size / 1e6:,.0f}", status.licence, status.purpose)
+        for status in assets.statuses()
+    )
+    show_table(options.console, ("name", "kind", "state", "MB", "licence", "used for"), rows)
     options.say(f"Cache: {assets.cache_folder()} (DEEPREC_CACHE moves it)")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -17,8 +18,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
 
 from deeprec.runs.progress import Advance, Progress
+
+
+def show_table(console: Console, columns: Sequence[str], rows: Iterable[Iterable[str | Text]], title: str = "") -> None:
+    """Print plain texts as a table; without columns, it has no header."""
+    table = Table(*columns, title=escape(title), show_header=bool(columns))
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table)
 
 
 class ConsoleProgress(Progress):
@@ -38,13 +49,10 @@ class ConsoleProgress(Progress):
     @contextmanager
     def phase(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Advance]:
         started = time.perf_counter()
+        phase = super().phase(name) if total is None else self._bar(unit or name, total)
         try:
-            if total is None:
-                with super().phase(name) as advance:
-                    yield advance
-            else:
-                with self._bar(unit or name, total) as advance:
-                    yield advance
+            with phase as advance:
+                yield advance
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 

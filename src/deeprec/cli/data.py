@@ -19,32 +19,24 @@ app = typer.Typer(no_args_is_help=True, help="Look at interactions and item text
 @command(app, "describe")
 def describe(options: Options) -> None:
     """Statistics of a data set, what was dropped from it, and titles that several items share."""
-    from deeprec.data.sources import load_dataset
-
-    config = options.config()
-    show_dataset(load_dataset(config.data, offline=options.offline), options.console)
+    show_dataset(options.dataset(options.config()), options.console)
 
 
 def show_dataset(dataset: Dataset, console: Console) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    from deeprec.cli.console import show_table
 
-    table = Table(title=escape(dataset.name), show_header=False)
-    for name, value in dataset.describe().items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {_number(part)}" for key, part in value.items())
-        table.add_row(name.replace("_", " "), escape(_number(value)))
-    console.print(table)
-    for line in dataset.report.lines():
+    rows = ((name.replace("_", " "), _text(value)) for name, value in dataset.describe().items())
+    show_table(console, (), rows, dataset.name)
+    lines, titles = dataset.report.lines(), dataset.catalog.title_report()
+    if titles.empty:
+        lines.append(f"{titles.empty:,} items without a title, as {'; '.join(titles.empty_examples)}")
+    if titles.ambiguous:
+        lines.append(f"{titles.ambiguous:,} items whose title names several, as {'; '.join(titles.ambiguous_examples)}")
+    for line in lines:
         console.print(line, markup=False, highlight=False)
-    titles = dataset.catalog.title_report()
-    for count, what, examples in (
-        (titles.empty, "items without a title", titles.empty_examples),
-        (titles.ambiguous, "items whose title names several", titles.ambiguous_examples),
-    ):
-        if count:
-            console.print(f"{count:,} {what}, as {'; '.join(examples)}", markup=False, highlight=False)
 
 
-def _number(value: object) -> str:
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
     return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -17,26 +17,23 @@ def demo(
     config = options.config([f"eval.users={users}"])
     from deeprec.cli.data import show_dataset
     from deeprec.cli.evaluation import run_evaluation
-    from deeprec.cli.explore import pick_task, show_exploration
+    from deeprec.cli.explore import View, pick_task
     from deeprec.evaluation.models import Models
-    from deeprec.explore.explorer import Explorer
     from deeprec.policies.scripted import ScriptedPolicy
 
-    console, progress, split = options.console, options.progress, config.eval.split
+    console, progress = options.console, options.progress
     models = Models(options.runs, offline=options.offline, progress=progress)
     console.rule("1 of 4: data")
     dataset = models.dataset(config)
     show_dataset(dataset, console)
     console.rule("2 of 4: the preference-aware recommender (TRM)")
-    trm = models.trm(config)
+    view = View(dataset, models.trm(config), config, console)
     console.rule(f"3 of 4: one user explored by {config.policy.model}, live")
-    policy = models.policy(config)
-    task = pick_task(dataset, None, [], split)
+    policy, task = models.policy(config), pick_task(dataset, config.eval.split)
     with progress.phase("one live exploration"):
-        show_exploration(Explorer(policy, trm, dataset.catalog, config.explore), dataset, task, split, console)
+        view.watch(policy, task)
     console.rule("the same user by the scripted explorer")
-    script = ScriptedPolicy(config.explore.answer_size)
-    show_exploration(Explorer(script, trm, dataset.catalog, config.explore), dataset, task, split, console)
+    view.watch(ScriptedPolicy(config.explore.answer_size), task)
     console.rule("4 of 4: evaluation")
     run_evaluation(options, config, "demo", models)
     for part, seconds in progress.seconds.items():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
 
     from deeprec.cli.console import ConsoleProgress
     from deeprec.config import Config
+    from deeprec.data.dataset import Dataset
+    from deeprec.trm.trm import TRM
 
 User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
 Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in a new user's history, oldest first.")]
@@ -27,11 +27,11 @@ Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in 
 class Options:
     """What the shared options say."""
 
-    file: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `deeprec runs show` for one.")]
-    overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in --set trm.width=128.")]
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration or plan, and stop.")]
-    offline: Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")]
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
+    file: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file, as in `deeprec runs show`.")] = None
+    overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Override, as in trm.width=128.")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration or plan, and stop.")] = False
+    offline: Annotated[bool, typer.Option("--offline", help="Use the cache only, never the network.")] = False
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")] = Path("runs")
 
     def config(self, overrides: Sequence[str] = ()) -> Config:
         """The configuration, with more overrides before the user's own; a dry run prints it and ends the program."""
@@ -48,6 +48,17 @@ class Options:
 
         return load_config(self.file, [*overrides, *(self.overrides or [])])
 
+    def dataset(self, config: Config) -> Dataset:
+        from deeprec.data.sources import load_dataset
+
+        return load_dataset(config.data, offline=self.offline)
+
+    def trm(self, dataset: Dataset, config: Config, *, again: bool = False) -> tuple[TRM, Path]:
+        """The TRM, trained first where no finished run exists or `again`, and the folder of its run."""
+        from deeprec.trm.run import load_or_train_trm
+
+        return load_or_train_trm(dataset, config, self.runs, again=again, offline=self.offline, progress=self.progress)
+
     @cached_property
     def console(self) -> Console:
         from rich.console import Console
@@ -62,41 +73,28 @@ class Options:
 
     def say(self, text: str) -> None:
         """A line of plain text, not wrapped: paths and commands stay whole."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-_DEFAULTS = {"file": None, "overrides": None, "dry_run": False, "offline": False, "runs": Path("runs")}
+        self.progress.message(text)
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function of `Options` and of its own parameters as a command that has the shared options too."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function).parameters.values())[1:]
-        hints = typing.get_type_hints(function, include_extras=True)
-        shared = typing.get_type_hints(
-            Options, localns={"Path": Path, "typer": typer, "Annotated": Annotated}, include_extras=True
-        )
-        keyword = inspect.Parameter.KEYWORD_ONLY
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = inspect.signature(Options, eval_str=True).parameters
 
-        @functools.wraps(function)
         def run(**given: Any) -> None:
             from deeprec.assets import downloads
             from deeprec.cli.console import download_bar
 
             downloads.progress = download_bar
-            options = Options(**{key: given.pop(key) for key in _DEFAULTS})
+            options = Options(**{key: given.pop(key) for key in shared})
             function(options, **given)
 
-        signature = [parameter.replace(kind=keyword, annotation=hints[parameter.name]) for parameter in own]
-        signature += [
-            inspect.Parameter(key, keyword, default=default, annotation=shared[key])
-            for key, default in _DEFAULTS.items()
-        ]
-        run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
-        del run.__wrapped__  # typer would read the annotations of what is wrapped
-        app.command(name)(run)
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared.values())]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        app.command(name, help=function.__doc__)(run)
         return function
 
     return register

@@ -16,16 +16,15 @@ app = typer.Typer(no_args_is_help=True, help="Run folders.")
 @command(app, "list")
 def show_all(options: Options) -> None:
     """All runs, oldest first."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    from deeprec.cli.console import show_table
     from deeprec.runs import list_runs
 
     options.config()
-    table = Table("folder", "kind", "status", "created (UTC)", "seconds")
-    for run in list_runs(options.runs):
-        table.add_row(escape(str(run.path)), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
-    options.console.print(table)
+    rows = (
+        (str(run.path), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
+        for run in list_runs(options.runs)
+    )
+    show_table(options.console, ("folder", "kind", "status", "created (UTC)", "seconds"), rows)
 
 
 @command(app, "show")
@@ -75,9 +74,7 @@ def curves(
     plot: Annotated[Path | None, typer.Option(help="Draw the curves into this file (.png, .svg).")] = None,
 ) -> None:
     """What a training's rewards did in each stage, with a test of whether they rose."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    from deeprec.cli.console import show_table
     from deeprec.training.curves import COLUMNS, plot_curves, read_curves, rows
 
     options.config()
@@ -85,10 +82,7 @@ def curves(
     if plot is not None:
         plot_curves(found, plot)
         options.say(f"Drawn in {plot}")
-    table = Table(*COLUMNS)
-    for row in rows(found):
-        table.add_row(*map(escape, row))
-    options.console.print(table)
+    show_table(options.console, COLUMNS, rows(found))
 
 
 def _is_training(folder: Path) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from deeprec.cli.options import Options
 
 if TYPE_CHECKING:
     from deeprec.config import Config
-    from deeprec.runs.progress import Progress
     from deeprec.serving.service import Service
 
 
@@ -20,7 +18,7 @@ def serve(options: Options) -> None:
     from deeprec.serving.server import listen, open_listener, token_for
 
     token = token_for(config.serve.host)
-    with open_listener(config.serve) as listener, _service(options, config, options.progress) as service:
+    with open_listener(config.serve) as listener, _open(options, config) as service:
         listen(service, listener, token, options.say)
 
 
@@ -29,22 +27,15 @@ def mcp(options: Options) -> None:
     config = options.config()
     from rich.console import Console
 
-    from deeprec.cli.console import ConsoleProgress
     from deeprec.serving.mcp import create_mcp
 
-    progress = ConsoleProgress(Console(stderr=True))  # stdout belongs to the protocol
-    with _service(options, config, progress) as service:
+    options.console = Console(stderr=True)  # stdout belongs to the protocol
+    with _open(options, config) as service:
         create_mcp(service).run("stdio")
 
 
-@contextmanager
-def _service(options: Options, config: Config, progress: Progress) -> Iterator[Service]:
-    """What a server answers from; closed at the end."""
-    from deeprec.data.sources import load_dataset
+def _open(options: Options, config: Config) -> AbstractContextManager[Service]:
     from deeprec.serving.server import open_service
-    from deeprec.trm.run import load_or_train_trm
 
-    dataset = load_dataset(config.data, offline=options.offline)
-    trm, folder = load_or_train_trm(dataset, config, options.runs, offline=options.offline, progress=progress)
-    with open_service(dataset, trm, folder, config, offline=options.offline) as service:
-        yield service
+    dataset = options.dataset(config)
+    return open_service(dataset, *options.trm(dataset, config), config, offline=options.offline)

@@ -14,14 +14,12 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write each step for TensorBoard too.")] = False,
 ) -> None:
     """Train the policy: SFT, then reinforcement learning in stages; goes on where it was interrupted."""
-    from deeprec.data.sources import load_dataset
     from deeprec.training.run import train_policy
 
     config = options.config()
-    dataset = load_dataset(config.data, offline=options.offline)
-    folder = train_policy(
-        dataset, config, options.runs, tensorboard=tensorboard, offline=options.offline, progress=options.progress
-    )
+    offline, progress = options.offline, options.progress
+    dataset = options.dataset(config)
+    folder = train_policy(dataset, config, options.runs, tensorboard=tensorboard, offline=offline, progress=progress)
     kind = "adapter" if config.train.lora_rank else "model"
     settings = f"--config {folder.parent / 'config.toml'} --set policy.{kind}={folder}"
     options.say(f"Trained. Use it as it was trained: deeprec eval {settings}")

@@ -18,14 +18,8 @@ def train(
     again: Annotated[bool, typer.Option("--again", help="Train even where a finished run exists.")] = False,
 ) -> None:
     """Train the TRM, or go on with an interrupted training of the same configuration."""
-    from deeprec.data.sources import load_dataset
-    from deeprec.trm.run import load_or_train_trm
-
     config = options.config()
-    dataset = load_dataset(config.data, offline=options.offline)
-    _, folder = load_or_train_trm(
-        dataset, config, options.runs, again=again, offline=options.offline, progress=options.progress
-    )
+    _, folder = options.trm(options.dataset(config), config, again=again)
     options.say(f"The trained TRM lies in {folder / 'trm'}")
 
 
@@ -38,20 +32,19 @@ def recommend(
     k: Annotated[int, typer.Option("-k", min=1)] = 10,
 ) -> None:
     """Recommend for any history, also a new user's, from a saved TRM; no data set is needed."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from deeprec.config import DEFAULT_PREFERENCE_WEIGHT
+    from deeprec.cli.console import show_table
+    from deeprec.config import preference_weight_of
     from deeprec.retrieval.retriever import Query
     from deeprec.trm.trm import TRM
 
-    weight = options.config().explore.preference_weight
+    weight = preference_weight_of(options.config().explore)
     trm = TRM.load(folder, offline=options.offline)
-    history = tuple(map(trm.catalog.find, item or []))
-    weight = DEFAULT_PREFERENCE_WEIGHT if weight is None else weight
+    catalog = trm.catalog
+    history = tuple(map(catalog.find, item or []))
     hits = trm.retrieve([Query(history, preference, frozenset(history), weight)], k)[0]
-    table = Table("rank", "id", "title", "categories", "score")
-    for rank, hit in enumerate(hits, start=1):
-        texts = (trm.catalog.ids[hit.item], trm.catalog.titles[hit.item], ", ".join(trm.catalog.categories[hit.item]))
-        table.add_row(str(rank), *map(escape, texts), f"{hit.score:.3f}")
-    options.console.print(table)
+    rows = (
+        (str(rank), catalog.ids[hit.item], catalog.titles[hit.item], categories, f"{hit.score:.3f}")
+        for rank, hit in enumerate(hits, start=1)
+        for categories in [", ".join(catalog.categories[hit.item])]
+    )
+    show_table(options.console, ("rank", "id", "title", "categories", "score"), rows)

@@ -6,14 +6,14 @@ import json
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from mcp.server.transport_security import TransportSecuritySettings
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -23,34 +23,34 @@ from deeprec.errors import DeepRecError
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration, GoneError
 from deeprec.serving.mcp import create_mcp
-from deeprec.serving.middleware import MCP, BearerAuth, BodyLimit, Metrics
+from deeprec.serving.middleware import MCP, Metrics, bearer_auth, body_limit
 from deeprec.serving.service import Service
-from deeprec.serving.worker import BusyError, Text
+from deeprec.serving.worker import BusyError
 
 _RETRY_AFTER = 5
 """Seconds after which a refused client may try again."""
+_HEARTBEAT = 15
+"""Seconds of silence after which an empty text keeps the connection of a stream alive."""
 _PAGE = pathlib.Path(__file__).with_name("page")
 _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 _Responses = dict[int | str, dict[str, object]]
 
-
-def _event_schema(name: str, data: dict[str, object]) -> dict[str, object]:
-    """A server-sent event in the OpenAPI document."""
-    json_data = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
-    return {
+_EVENTS = {
+    "text": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+    "turn": {"$ref": "#/components/schemas/Turn"},
+    "ranking": {"$ref": "#/components/schemas/Ranking"},
+}
+_JSON = {"type": "string", "contentMediaType": "application/json"}
+_EVENT_SCHEMAS = [
+    {
         "type": "object",
-        "properties": {"event": {"const": name}, "data": json_data},
+        "properties": {"event": {"const": name}, "data": _JSON | {"contentSchema": data}},
         "required": ["event", "data"],
     }
-
-
-_EVENTS = [
-    _event_schema("text", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
-    _event_schema("turn", {"$ref": "#/components/schemas/Turn"}),
-    _event_schema("ranking", {"$ref": "#/components/schemas/Ranking"}),
+    for name, data in _EVENTS.items()
 ]
-_STREAM: _Responses = {200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}}}}
+_STREAM: _Responses = {200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENT_SCHEMAS}}}}}
 _PROBLEMS: _Responses = {status: {"model": schemas.Problem} for status in (400, 413, 422)}
 _WAIT = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 _BUSY: _Responses = {429: {"model": schemas.Problem, "headers": _WAIT}}
@@ -102,7 +102,7 @@ def history(
     service: Served, user: Annotated[str, Path(max_length=schemas.MAX_CHARACTERS, examples=["1"])]
 ) -> schemas.ItemList:
     """The history of a user of the data, oldest first, without the held-out item."""
-    return schemas.ItemList(items=service.history(user))
+    return schemas.ItemList(items=tuple(map(service.item, service.task(user).history)))
 
 
 @router.get("/map")
@@ -126,7 +126,7 @@ def ready(service: Served) -> dict[str, object]:
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)
@@ -159,15 +159,15 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         responses={401: {"model": schemas.Problem}},
     )
     app.state.service = service
-    app.state.metrics = Metrics({name: worker.load for name, worker in service.workers.items()})
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.state.metrics = Metrics(service.workers)
+    app.add_exception_handler(RequestValidationError, _problem(422, _invalid))
     app.add_exception_handler(DeepRecError, _problem(422))
     app.add_exception_handler(BusyError, _problem(429, headers={"Retry-After": str(_RETRY_AFTER)}))
     app.add_exception_handler(GoneError, _problem(499))  # for the log: nobody reads the answer
-    app.add_exception_handler(Exception, _problem(500, "The server failed; its log says why."))
-    app.add_middleware(BodyLimit)
+    app.add_exception_handler(Exception, _problem(500, lambda _: "The server failed; its log says why."))
+    app.add_middleware(body_limit)
     if token is not None:
-        app.add_middleware(BearerAuth, token=token)
+        app.add_middleware(bearer_auth, token=token)
     else:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
     app.add_middleware(app.state.metrics.middleware)
@@ -178,30 +178,26 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
 
 
 async def _stream(exploration: Exploration) -> AsyncIterator[str]:
-    async with aclosing(exploration.events()) as events:
+    async with aclosing(exploration.events(_HEARTBEAT)) as events:
         async for event in events:
-            if isinstance(event, Text):
-                name, data = "text", json.dumps({"text": event.text})
+            if isinstance(event, str):
+                name, data = "text", json.dumps({"text": event})
             else:
                 name, data = type(event).__name__.lower(), event.model_dump_json()
             yield f"event: {name}\ndata: {data}\n\n"  # JSON has no line breaks
 
 
 def _problem(
-    status: int, detail: str | None = None, headers: Mapping[str, str] | None = None
+    status: int, sentence: Callable[[Any], str] = str, headers: Mapping[str, str] | None = None
 ) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """A handler that answers with `detail`, or with the exception's own sentence."""
-
     async def answer(_: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": detail or str(error)}, status, headers)
+        return JSONResponse({"detail": sentence(error)}, status, headers)
 
     return answer
 
 
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    """One sentence: where the request is wrong, and why. It repeats names of fields, but no values."""
-    assert isinstance(error, RequestValidationError)
+def _invalid(error: RequestValidationError) -> str:
+    """Where the request is wrong, and why. It repeats names of fields, but no values."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))[:200]
-    why = str(first["msg"]).removeprefix("Value error, ")
-    return JSONResponse({"detail": f"{where}: {why}" if where else why}, 422)
+    return f"{where}: {schemas.why(first)}" if where else schemas.why(first)

@@ -43,17 +43,15 @@ class Batcher:
         return asyncio.gather(*futures)
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch = self._waiting[:_BATCH]
+        while batch := self._waiting[:_BATCH]:
             queries, sizes, futures = zip(*batch, strict=True)
             try:
                 results = await run_in_threadpool(self.retriever.retrieve, queries, max(sizes))
+                for k, future, hits in zip(sizes, futures, results, strict=True):
+                    if not future.done():
+                        future.set_result(hits[:k])
             except Exception as error:  # noqa: BLE001 (the callers get it; the loop goes on)
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
-            else:
-                for k, future, hits in zip(sizes, futures, results, strict=True):
-                    if not future.done():
-                        future.set_result(hits[:k])
             del self._waiting[: len(batch)]

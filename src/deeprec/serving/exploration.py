@@ -11,16 +11,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from deeprec.errors import DeepRecError
+from deeprec.explore.explorer import ForcedSegment
+from deeprec.explore.protocol import call_text
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, queries_of
 from deeprec.serving import schemas
 from deeprec.serving.service import Service
-from deeprec.serving.worker import Event, Job, Text, trace_of_hits
+from deeprec.serving.worker import Event, Job, trace_of_hits
 
 _POLL = 0.2
-"""Seconds between checks whether the client is still connected."""
-_HEARTBEAT = 15
-"""Seconds of silence after which an empty text keeps the connection alive."""
+"""Seconds of silence between checks whether the client is still connected."""
 
 
 class GoneError(DeepRecError):
@@ -28,20 +28,20 @@ class GoneError(DeepRecError):
 
 
 class Exploration:
-    """See the module. Call `begin`, then `events` or `result`.
-
-    Raises:
-        DeepRecError: the policy, the user or an item is unknown.
-    """
+    """See the module. Call `begin`, then `events` or `result`. DeepRecError for an unknown policy, user or item."""
 
     def __init__(self, service: Service, body: schemas.RecommendRequest) -> None:
-        self.service = service
-        self.body = body
+        self.service, self.body = service, body
         self.policy = body.policy or service.policies()[0]
         if self.policy not in service.policies():
             raise DeepRecError(f"There is no policy {self.policy!r}: there are {', '.join(service.policies())}.")
-        self.task = service.task(body)
-        self.limits = service.limits(body)
+        self.task = service.task(body.user, body.history)
+        allowed = service.explore.max_calls
+        limits = {"max_calls": min(body.max_calls or allowed, allowed)}
+        if len(body.calls) > limits["max_calls"]:
+            raise DeepRecError(f"There are {len(body.calls)} calls, and an exploration may make {limits['max_calls']}.")
+        weight = body.model_dump(include={"preference_weight"}, exclude_none=True)
+        self.limits = service.explore.model_copy(update=limits | weight)
         self._started = time.perf_counter()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._worker = service.workers.get(self.policy)
@@ -49,10 +49,7 @@ class Exploration:
         self._retrieved: Awaitable[list[list[Hit]]] | None = None
 
     def begin(self) -> None:
-        """
-        Raises:
-            BusyError: too many explorations, or too many queries to the TRM, wait.
-        """
+        """BusyError if too many explorations, or too many queries to the TRM, wait."""
         if self._worker is None:
             self._retrieved = self.service.batcher.retrieve(queries_of([self.task]), self.body.k)
             return
@@ -61,15 +58,19 @@ class Exploration:
         def put(event: Event) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._job = self._worker.submit(self.task, self.limits, put, self.body.forced_prefix())
+        calls = [ForcedSegment(call_text(call.thought, call.preference), call.by_policy) for call in self.body.calls]
+        self._job = self._worker.submit(self.task, self.limits, put, calls)
 
     def cancel(self) -> None:
         """Free the slot, unless the exploration has ended."""
         if self._worker is not None and self._job is not None:
             self._worker.cancel(self._job)
 
-    async def events(self) -> AsyncGenerator[Text | schemas.Turn | schemas.Ranking]:
-        """What happens, in order; the ranking is the last. Closing the iterator cancels the exploration."""
+    async def events(self, silence: float) -> AsyncGenerator[str | schemas.Turn | schemas.Ranking]:
+        """What happens, in order; the ranking is the last. Closing the iterator cancels the exploration.
+
+        `silence` is the number of seconds without an event after which there is an empty text.
+        """
         try:
             if self._retrieved is not None:
                 (hits,) = await self._retrieved
@@ -78,15 +79,14 @@ class Exploration:
             calls = 0
             while True:
                 try:
-                    event: Event = await asyncio.wait_for(self._events.get(), _HEARTBEAT)
+                    event: Event = await asyncio.wait_for(self._events.get(), silence)
                 except TimeoutError:
-                    event = Text("")
-                if isinstance(event, Text):
+                    event = ""
+                if isinstance(event, str):
                     yield event
                 elif isinstance(event, Turn):
-                    by_policy = calls >= len(self.body.calls) or self.body.calls[calls].by_policy
                     calls += 1
-                    yield self.service.turn(calls, event, by_policy=by_policy)
+                    yield self._turn(calls, event)
                 else:
                     yield await self._ranking(event)
                     return
@@ -96,25 +96,27 @@ class Exploration:
     async def result(self, request: Request | None) -> schemas.RecommendResponse:
         """All events at the end. Cancelling the call cancels the exploration.
 
-        Args:
-            request: the HTTP request, whose client may disconnect; None if the transport cancels the call then.
-
-        Raises:
-            GoneError: the client has disconnected, and the exploration is cancelled.
+        If the client of an HTTP request disconnects, the exploration is cancelled, and GoneError raised.
         """
-        work = asyncio.ensure_future(self._collect())
-        try:
-            while not (await asyncio.wait([work], timeout=_POLL))[0]:
-                if request is not None and await request.is_disconnected():
+        found = []
+        async with aclosing(self.events(_POLL)) as events:
+            async for event in events:
+                if not isinstance(event, str):
+                    found.append(event)
+                elif request is not None and await request.is_disconnected():
                     raise GoneError("The client has disconnected.")
-            return work.result()
-        finally:
-            work.cancel()
-
-    async def _collect(self) -> schemas.RecommendResponse:
-        async with aclosing(self.events()) as events:
-            *turns, ranking = [event async for event in events if not isinstance(event, Text)]
+        *turns, ranking = found
         return schemas.RecommendResponse.model_validate({"policy": self.policy, "turns": turns, "ranking": ranking})
+
+    def _turn(self, call: int, turn: Turn) -> schemas.Turn:
+        given = self.body.calls[call - 1 : call]
+        return schemas.Turn(
+            call=call,
+            by_policy=not given or given[0].by_policy,
+            thought=turn.thought,
+            preference=turn.preference,
+            items=self.service.scored(turn.hits),
+        )
 
     async def _ranking(self, trace: Trace) -> schemas.Ranking:
         seconds = time.perf_counter() - self._started

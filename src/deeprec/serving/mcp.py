@@ -23,7 +23,6 @@ _INSTRUCTIONS = (
     "A preference-aware recommender over one catalogue. Call retrieve_items with a preference in phrases separated by "
     "semicolons, as often as it helps, and exclude what you have seen; or let explore do all of it."
 )
-_EXPLORE = "Let the server's own language model explore for a user and rank what it found."
 
 
 def create_mcp(service: Service) -> MCPServer:
@@ -52,7 +51,9 @@ def create_mcp(service: Service) -> MCPServer:
         """Items by title; letters may be wrong or missing."""
         return schemas.ItemList(items=await run_in_threadpool(service.search, query, limit))
 
-    @server.tool(description=f"{_EXPLORE} Policies: {', '.join(service.policies())}.")
+    what = "Let the server's own language model explore for a user and rank what it found."
+
+    @server.tool(description=f"{what} Policies: {', '.join(service.policies())}.")
     async def explore(
         context: Context,
         history: History = (),
@@ -85,6 +86,6 @@ def _tool_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ToolError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+        raise ToolError(schemas.why(error.errors()[0])) from None
     except DeepRecError as error:
         raise ToolError(str(error)) from None

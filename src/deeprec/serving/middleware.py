@@ -6,13 +6,14 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 from fastapi import HTTPException
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deeprec.serving.worker import Worker
 
 _LOG = logging.getLogger("deeprec.serving")
 MAX_BODY = 256 * 1024
@@ -22,37 +23,29 @@ MCP = "/mcp"
 _BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
-class BearerAuth:
+def bearer_auth(app: ASGIApp, token: str) -> ASGIApp:
     """Requires the token, except for /health and for the page's files, which a browser fetches without headers."""
+    expected = f"Bearer {token}".encode()
+    detail = "Show the server's token: Authorization: Bearer TOKEN."
+    refuse = JSONResponse({"detail": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app = app
-        self.expected = f"Bearer {token}".encode()
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        free = scope.get("method") == "GET" and (path in ("/", "/health") or path.startswith("/page/"))
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        fine = free or scope["type"] != "http" or hmac.compare_digest(given, expected)
+        await (app if fine else refuse)(scope, receive, send)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.app
-        if scope["type"] == "http" and not _is_open(scope["method"], scope["path"]):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
-                detail = "Show the server's token: Authorization: Bearer TOKEN."
-                app = JSONResponse({"detail": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
-        await app(scope, receive, send)
-
-
-def _is_open(method: str, path: str) -> bool:
-    return method == "GET" and (path in ("/", "/health") or path.startswith("/page/"))
+    return checked
 
 
-class BodyLimit:
+def body_limit(app: ASGIApp) -> ASGIApp:
     """Answers 413 to a body that is too large, whatever its header says."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
         size = 0
 
-        async def limited() -> Message:
+        async def counted() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -60,40 +53,34 @@ class BodyLimit:
                 raise HTTPException(413, f"The request has more than {MAX_BODY} bytes.")
             return message
 
-        await self.app(scope, limited, send)
+        await app(scope, counted, send)
 
-
-def _element(load: Callable[[], tuple[int, int]], position: int) -> float:
-    return load()[position]
+    return limited
 
 
 class Metrics:
-    """Counts, times and logs requests, and shows the workers' load.
+    """Counts, times and logs requests, and shows the workers' load."""
 
-    Args:
-        loads: by policy, the numbers of explorations in flight and queued.
-    """
-
-    def __init__(self, loads: Mapping[str, Callable[[], tuple[int, int]]]) -> None:
+    def __init__(self, workers: Mapping[str, Worker]) -> None:
+        self.workers = workers
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("deeprec_requests", "Requests.", ("path", "status"), registry=registry)
-        self.seconds = Histogram(
-            "deeprec_request_seconds",
-            "Seconds to the end of the answer.",
-            ("path",),
-            registry=registry,
-            buckets=_BUCKETS,
-        )
-        for position, name in enumerate(("in_flight", "queued")):
-            gauge = Gauge(f"deeprec_explorations_{name}", "Explorations.", ("policy",), registry=registry)
-            for policy, load in loads.items():
-                gauge.labels(policy).set_function(partial(_element, load, position))
+        what = "Seconds to the end of the answer."
+        self.seconds = Histogram("deeprec_request_seconds", what, ("path",), registry=registry, buckets=_BUCKETS)
+        self.loads = [
+            Gauge(f"deeprec_explorations_{state}", "Explorations.", ("policy",), registry=registry)
+            for state in ("in_flight", "queued")
+        ]
+
+    def text(self) -> bytes:
+        """All numbers, for Prometheus."""
+        for policy, worker in self.workers.items():
+            for gauge, explorations in zip(self.loads, worker.load(), strict=True):
+                gauge.labels(policy).set(explorations)
+        return generate_latest(self.registry)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         async def measured(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
             started, status = time.perf_counter(), "left"
 
             async def observe(message: Message) -> None:
@@ -108,7 +95,8 @@ class Metrics:
                 status = "500"
                 raise
             finally:
-                self._record(scope, status, time.perf_counter() - started)
+                if scope["type"] == "http":
+                    self._record(scope, status, time.perf_counter() - started)
 
         return measured
 

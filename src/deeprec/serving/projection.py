@@ -21,12 +21,10 @@ def project(vectors_ID: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
     Args:
         path: a file that keeps the points, if its folder can be written.
     """
-    try:
+    with suppress(OSError, KeyError, SafetensorError):  # absent or damaged
         points_I2: NDArray[np.float32] = load_file(path)["points"]
         if points_I2.shape == (len(vectors_ID), 2):
             return points_I2
-    except (OSError, KeyError, SafetensorError):
-        pass  # absent or damaged
     points_I2 = _project(np.asarray(vectors_ID, dtype=np.float32))
     low_2, high_2 = points_I2.min(0), points_I2.max(0)
     points_I2 = ((points_I2 - low_2) / np.maximum(high_2 - low_2, 1e-9)).astype(np.float32)

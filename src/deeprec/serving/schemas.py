@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from deeprec.explore.explorer import ForcedSegment
 from deeprec.explore.policy import Usage
-from deeprec.explore.protocol import call_text
 
 MAX_HISTORY = 500
 """Items of a history."""
@@ -20,7 +19,16 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: control, format, surrogate, private, unassigned, line and paragraph separator."""
 _RENAMED = {"trust": "preference_weight", "own": "by_policy"}
 """Old names of fields, each with the name of today."""
-_FILMS = ["Toy Story (1995)", "Fargo (1996)"]
+_FILMS: list[JsonValue] = ["Toy Story (1995)", "Fargo (1996)"]
+"""Of MovieLens, for the examples of the OpenAPI document."""
+_RECOMMEND_EXAMPLES: list[JsonValue] = [
+    {"history": _FILMS, "k": 5},
+    {"user": "1", "max_calls": 2},
+    {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
+]
+_RETRIEVE_EXAMPLES: list[JsonValue] = [
+    {"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5}
+]
 
 
 def _check_visible(text: str) -> str:
@@ -48,6 +56,11 @@ Weight = Annotated[
 ]
 
 
+def why(error: Mapping[str, Any]) -> str:
+    """The sentence of one of pydantic's errors."""
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,20 +73,13 @@ class _Request(BaseModel):
         return data
 
 
-def _examples(*bodies: dict[str, Any]) -> ConfigDict:
-    """Examples in the OpenAPI document. They name films of MovieLens."""
-    return ConfigDict(json_schema_extra={"examples": list(bodies)})
-
-
 class ForcedCall(_Request):
     """A tool call that the client gives, as if the policy had written it."""
 
     preference: Untagged
     thought: Untagged = ""
     by_policy: bool = Field(
-        False,
-        strict=True,
-        description="the policy made it in an earlier exploration, so it keeps the policy's preference weight",
+        False, strict=True, description="the policy made it earlier, so it keeps the policy's preference weight"
     )
 
     @model_validator(mode="after")
@@ -86,26 +92,16 @@ class ForcedCall(_Request):
 class RecommendRequest(_Request):
     """An exploration for a new user's history, or for a user of the data."""
 
-    model_config = _examples(
-        {"history": _FILMS, "k": 5},
-        {"user": "1", "max_calls": 2},
-        {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": _RECOMMEND_EXAMPLES})
 
     history: History = ()
     user: User = None
     k: ListSize = 10
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
-    max_calls: int | None = Field(
-        None, ge=1, le=20, strict=True, description="budget of tool calls; at most the server's"
-    )
+    max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="budget of calls; at most the server's")
     preference_weight: Weight = None
     calls: tuple[ForcedCall, ...] = Field((), max_length=20, description="first calls, before the policy continues")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
-
-    def forced_prefix(self) -> list[ForcedSegment]:
-        """The first calls as a policy would have written them."""
-        return [ForcedSegment(call_text(call.thought, call.preference), call.by_policy) for call in self.calls]
 
     @model_validator(mode="after")
     def _check_user_and_calls(self) -> RecommendRequest:
@@ -126,7 +122,7 @@ class RetrieveQuery(_Request):
 
 
 class RetrieveRequest(_Request):
-    model_config = _examples({"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5})
+    model_config = ConfigDict(json_schema_extra={"examples": _RETRIEVE_EXAMPLES})
 
     queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=64)
     k: ListSize = 10

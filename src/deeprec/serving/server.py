@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -37,11 +37,7 @@ _KEEP_ALIVE = 75
 
 
 def token_for(host: str) -> str | None:
-    """The token of the environment.
-
-    Raises:
-        DeepRecError: there is none, and other machines can reach the address.
-    """
+    """The token of the environment; DeepRecError if there is none, and other machines can reach the address."""
     token = os.environ.get(TOKEN) or None
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -58,8 +54,7 @@ def load_policies(config: Config, *, offline: bool = False) -> dict[str, Policy]
     """The policies of a server: the configured one, the same model without its adapter, and the scripted explorer."""
     policies: dict[str, Policy] = {}
     if config.policy.kind != "scripted":
-        adapter = adapter_folder(config.policy)
-        if adapter:
+        if adapter_folder(config.policy):
             policies["trained"] = load_policy(config, rows=config.serve.slots, offline=offline)
             config = config.model_copy(update={"policy": bare(config.policy)})
         policies["untrained"] = load_policy(config, rows=config.serve.slots, offline=offline)
@@ -75,9 +70,6 @@ def open_service(
     Args:
         folder: keeps the points of the map.
         offline: use the cache only, never the network.
-
-    Raises:
-        DeepRecError: a policy can't be loaded.
     """
     points_I2 = project(trm.index.vectors_ID, folder / "map.safetensors")
     slots, seconds = config.serve.slots, config.serve.seconds
@@ -85,8 +77,8 @@ def open_service(
         workers: dict[str, Worker] = {}
         for name, policy in load_policies(config, offline=offline).items():
             explorer = Explorer(policy, trm, dataset.catalog, config.explore)
-            workers[name] = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
-            stack.callback(workers[name].close)
+            worker = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
+            workers[name] = stack.enter_context(closing(worker))
         yield Service(dataset, trm, workers, config.explore, points_I2)
 
 
@@ -110,11 +102,7 @@ def listen(service: Service, listener: socket.socket, token: str | None, say: Ca
 
 
 def open_listener(config: ServeConfig) -> socket.socket:
-    """The address, bound before anything is loaded.
-
-    Raises:
-        DeepRecError: it can't be bound.
-    """
+    """The address, bound before anything is loaded; DeepRecError if it can't be."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family)

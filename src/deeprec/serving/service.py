@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from deeprec.config import ExploreConfig, preference_weight_of
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.trace import Origin, Trace, Turn
+from deeprec.explore.trace import Origin, Trace
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
 from deeprec.serving.batcher import Batcher
@@ -64,7 +65,7 @@ class Service:
 
     @cached_property
     def projection(self) -> schemas.Projection:
-        points = tuple(self.points_I2.astype(float).round(4).tolist())
+        points = self.points_I2.astype(float).round(4).tolist()
         return schemas.Projection(ids=self.catalog.ids, titles=self.catalog.titles, points=points)
 
     def policies(self) -> list[str]:
@@ -74,16 +75,10 @@ class Service:
         """Some users of the data."""
         return list(self._tasks)[:n]
 
-    def task(self, body: schemas.RecommendRequest) -> Task:
-        """
-        Raises:
-            DeepRecError: the user or an item is unknown.
-        """
-        if body.user is None:
-            return Task("new:you", UserId("you"), self._find(body.history))
-        return self._task(body.user)
-
-    def _task(self, user: str) -> Task:
+    def task(self, user: str | None, history: Sequence[str] = ()) -> Task:
+        """That of a user of the data or, for None, of a new one with these ids and titles; DeepRecError if unknown."""
+        if user is None:
+            return Task("new:you", UserId("you"), self._find(history))
         if user not in self._tasks:
             examples = ", ".join(self.users(3))
             raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {examples}.")
@@ -92,43 +87,18 @@ class Service:
     def _find(self, names: Sequence[str]) -> tuple[ItemIdx, ...]:
         return tuple(self.catalog.find(name, id_first=True) for name in names)
 
-    def history(self, user: str) -> tuple[schemas.Item, ...]:
-        """
-        Raises:
-            DeepRecError: the user is unknown.
-        """
-        return tuple(map(self.item, self._task(user).history))
-
-    def limits(self, body: schemas.RecommendRequest) -> ExploreConfig:
-        """
-        Raises:
-            DeepRecError: the request has more calls than the server allows.
-        """
-        max_calls = min(body.max_calls or self.explore.max_calls, self.explore.max_calls)
-        if len(body.calls) > max_calls:
-            raise DeepRecError(f"There are {len(body.calls)} calls, and an exploration may make {max_calls}.")
-        changed: dict[str, object] = {"max_calls": max_calls}
-        if body.preference_weight is not None:
-            changed["preference_weight"] = body.preference_weight
-        return self.explore.model_copy(update=changed)
-
     def query(self, body: schemas.RetrieveQuery, user: str | None = None) -> Query:
-        """
-        Args:
-            user: of the data, in place of a history.
+        """The query with positions for ids and titles, of a user of the data if there is one in place of a history.
 
         Raises:
             DeepRecError: there is both a user and a history, or the user or an item is unknown.
         """
         if body.history and user is not None:
             raise DeepRecError("Give a history or a user, and not both.")
-        history = self._find(body.history) if user is None else self._task(user).history
-        weight = body.preference_weight
+        history, weight = self.task(user, body.history).history, body.preference_weight
+        exclude = frozenset((*history, *self._find(body.exclude)))
         return Query(
-            history,
-            body.preference,
-            exclude=frozenset((*history, *self._find(body.exclude))),
-            preference_weight=preference_weight_of(self.explore) if weight is None else weight,
+            history, body.preference, exclude, preference_weight_of(self.explore) if weight is None else weight
         )
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
@@ -140,34 +110,24 @@ class Service:
     def item(self, item: ItemIdx) -> schemas.Item:
         return schemas.Item(**self._fields(item))
 
-    def _fields(self, item: ItemIdx) -> dict[str, object]:
-        catalog = self.catalog
-        return {"id": catalog.ids[item], "title": catalog.titles[item], "categories": catalog.categories[item]}
-
     def details(self, item: ItemId) -> schemas.ItemDetails:
-        """
-        Raises:
-            DeepRecError: the id is unknown.
-        """
-        position, catalog = self.catalog.index(item), self.catalog
-        return schemas.ItemDetails(
-            **self._fields(position),
-            year=catalog.years[position],
-            brand=catalog.brands[position],
-            description=catalog.descriptions[position],
-        )
+        """An item by its id; DeepRecError for an unknown one."""
+        return schemas.ItemDetails(**self._fields(self.catalog.index(item)))
+
+    def _fields(self, item: ItemIdx) -> dict[str, Any]:
+        """What an answer may say of an item; each kind of answer takes the fields that it has."""
+        catalog = self.catalog
+        return {
+            "id": catalog.ids[item],
+            "title": catalog.titles[item],
+            "categories": catalog.categories[item],
+            "year": catalog.years[item],
+            "brand": catalog.brands[item],
+            "description": catalog.descriptions[item],
+        }
 
     def scored(self, hits: Sequence[Hit]) -> tuple[schemas.ScoredItem, ...]:
         return tuple(schemas.ScoredItem(**self._fields(hit.item), score=hit.score) for hit in hits)
-
-    def turn(self, call: int, turn: Turn, *, by_policy: bool) -> schemas.Turn:
-        return schemas.Turn(
-            call=call,
-            by_policy=by_policy,
-            thought=turn.thought,
-            preference=turn.preference,
-            items=self.scored(turn.hits),
-        )
 
     def ranking(self, trace: Trace, k: int, seconds: float) -> schemas.Ranking:
         """The ranking with fallback, extended to `k` items by other retrieved ones, then by the TRM alone."""
@@ -178,22 +138,22 @@ class Service:
         if len(ranked) < k:
             rest = Query(trace.history, exclude=frozenset((*trace.history, *ranked)))
             ranked += [hit.item for hit in self.retriever.retrieve([rest], k - len(ranked))[0]]
-        found = trace.first_found()
+        found, turns = [], trace.first_found()
+        for item in ranked:
+            call, turn = turns.get(item, (None, None))
+            preference = turn.preference if turn else None
+            found.append(schemas.RankedItem(**self._fields(item), call=call, preference=preference))
         return schemas.Ranking(
-            items=tuple(self._ranked(item, found.get(item)) for item in ranked),
-            origin=origin.value,
-            stop=trace.stop.value,
-            faults=tuple(fault.value for fault in trace.faults),
+            items=tuple(found),
+            origin=origin,
+            stop=trace.stop,
+            faults=trace.faults,
             error=_public_error(trace.error),
             thought=trace.thought,
             tokens=trace.policy_tokens,
             usage=trace.usage,
             seconds=seconds,
         )
-
-    def _ranked(self, item: ItemIdx, found: tuple[int, Turn] | None) -> schemas.RankedItem:
-        call, preference = (found[0], found[1].preference) if found else (None, None)
-        return schemas.RankedItem(**self._fields(item), call=call, preference=preference)
 
 
 def _public_error(error: str | None) -> str | None:

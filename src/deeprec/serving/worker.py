@@ -24,15 +24,8 @@ class BusyError(DeepRecError):
     """All slots are taken, and the queue is full."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """What the policy writes, as it writes it."""
-
-    text: str
-
-
-Event = Text | Turn | Trace
-"""What a caller receives: texts and turns in order, and last the trace."""
+Event = str | Turn | Trace
+"""What a caller receives: the policy's text as it writes it, and turns, in order; last the trace."""
 FAILED = "the policy failed; the server's log says why"
 """The error of an exploration whose policy or explorer raised an exception."""
 TIMED_OUT = "it took more than"
@@ -51,8 +44,8 @@ class Job:
     task: Task
     config: ExploreConfig
     on_event: Callable[[Event], None]
+    forced_prefix: Sequence[ForcedSegment]
     deadline: float
-    forced_prefix: Sequence[ForcedSegment] = ()
     key: str = ""
     reported: int = 0
     cancelled: bool = False
@@ -64,13 +57,9 @@ class Job:
             except RuntimeError:  # the caller's event loop is closed
                 self.cancelled = True
 
-    def fail(self) -> None:
-        self.report(trace_of_hits(self.task, Stop.FAILED, error=FAILED))
-
-    def report_text(self, _: Task, author: Author, text: str) -> None:
-        """The explorer's listener."""
+    def listen(self, _: Task, author: Author, text: str) -> None:
         if author is Author.POLICY:
-            self.report(Text(text))
+            self.report(text)
 
 
 class Worker:
@@ -101,20 +90,19 @@ class Worker:
         on_event: Callable[[Event], None],
         forced_prefix: Sequence[ForcedSegment] = (),
     ) -> Job:
-        """Start an exploration as soon as there is a slot.
+        """Start an exploration (see `Explorer.start`) as soon as there is a slot.
 
         Args:
             on_event: called from the worker's thread.
-            forced_prefix: segments before the policy's own; see `Explorer.start`.
 
         Raises:
             BusyError: no slot is free, and the queue is full.
         """
-        job = Job(task, config, on_event, time.monotonic() + self.seconds, forced_prefix)
+        job = Job(task, config, on_event, forced_prefix, time.monotonic() + self.seconds)
         with self._changed:
-            in_flight, queued = self.load()
             if self._closed:
                 raise BusyError("The server is closing.")
+            in_flight, queued = self.load()
             if queued >= self.queue + max(0, self.slots - in_flight):
                 raise BusyError(f"{in_flight} explorations are in flight and {queued} wait: try later.")
             self._queued.append(job)
@@ -145,18 +133,8 @@ class Worker:
             try:
                 self._step()
             except Exception:  # noqa: BLE001 (a policy's exception must not end the thread)
-                _LOG.exception("a policy failed")
-                jobs, self._in_flight = self._in_flight, []
-                for job in jobs:
-                    job.fail()
-                self._stop(jobs)
+                self._fail(self._in_flight, "a policy failed")
         self._stop(self._in_flight)
-
-    def _stop(self, jobs: Sequence[Job]) -> None:
-        try:
-            self.explorer.stop([job.key for job in jobs])
-        except Exception:  # noqa: BLE001 (a policy that has failed may fail again)
-            _LOG.exception("a policy can't release its explorations")
 
     def _admit(self) -> bool:
         """Free the slots of cancelled jobs, then fill slots; wait if there is nothing to do. False: closed."""
@@ -170,31 +148,39 @@ class Worker:
         return not self._closed
 
     def _step(self) -> None:
-        now = time.monotonic()
-        for job in list(self._in_flight):
-            if (job.key or self._start(job)) and now > job.deadline:
+        for job in self._in_flight:
+            try:
+                job.key = job.key or self.explorer.start(
+                    job.task, job.listen, config=job.config, forced_prefix=job.forced_prefix
+                )
+            except Exception:  # noqa: BLE001 (a forced prefix may fail; the other explorations go on)
+                self._fail([job], "an exploration can't be started")
+        for job in self._in_flight:
+            if time.monotonic() > job.deadline:
                 job.deadline = math.inf
                 self.explorer.abort(job.key, f"{TIMED_OUT} {self.seconds:g} s")
-        finished = dict(self.explorer.step()) if self._in_flight else {}
-        for job in self._in_flight:
+        jobs = self._in_flight
+        finished = dict(self.explorer.step()) if jobs else {}
+        self._in_flight = [job for job in jobs if job.key not in finished]  # before the callers hear of it
+        for job in jobs:
             trace = finished.get(job.key)
             turns = self.explorer.turns(job.key) if trace is None else trace.turns
             for turn in turns[job.reported :]:
                 job.report(turn)
             job.reported = len(turns)
-        ended = [job for job in self._in_flight if job.key in finished]
-        with self._changed:
-            self._in_flight = [job for job in self._in_flight if job.key not in finished]
-        for job in ended:
-            job.report(finished[job.key])
+            if trace is not None:
+                job.report(trace)
 
-    def _start(self, job: Job) -> bool:
-        """A forced prefix may fail; the other explorations go on."""
+    def _fail(self, jobs: Sequence[Job], what: str) -> None:
+        """For handlers of exceptions: end the jobs."""
+        _LOG.exception(what)
+        self._in_flight = [job for job in self._in_flight if job not in jobs]
+        for job in jobs:
+            job.report(trace_of_hits(job.task, Stop.FAILED, error=FAILED))
+        self._stop(jobs)
+
+    def _stop(self, jobs: Sequence[Job]) -> None:
         try:
-            job.key = self.explorer.start(job.task, job.report_text, config=job.config, forced_prefix=job.forced_prefix)
-        except Exception:  # noqa: BLE001 (as in _run)
-            _LOG.exception("an exploration can't be started")
-            self._in_flight.remove(job)
-            job.fail()
-            return False
-        return True
+            self.explorer.stop([job.key for job in jobs])
+        except Exception:  # noqa: BLE001 (a policy that has failed may fail again)
+            _LOG.exception("a policy can't release its explorations")
