@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +16,7 @@ from deeprec.config import EvalConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.metrics import ranks_of
-from deeprec.evaluation.oracle_ablation import OracleAblation
+from deeprec.evaluation.oracle_ablation import OracleAblation, rank_tuple
 from deeprec.evaluation.plans import Seed, SetPlan, SystemPlan, slug
 from deeprec.evaluation.rankings import Stream, Tick
 from deeprec.explore.trace import Origin, Stop, Trace
@@ -92,20 +90,18 @@ class Explorations:
         """`calls` says whether the policy called the tool for what was retrieved."""
         first = [trace.first_found() for trace in traces]
         return cls(
-            raw=_ranks([trace.raw_ranking for trace in traces], targets),
-            pooled=_ranks([trace.pool for trace in traces], targets),
+            raw=rank_tuple([trace.raw_ranking for trace in traces], targets),
+            pooled=rank_tuple([trace.pool for trace in traces], targets),
             found=tuple(seen[target][0] if target in seen else 0 for seen, target in zip(first, targets, strict=True)),
             retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
             tokens=tuple(trace.policy_tokens for trace in traces),
             well_formed=tuple(trace.well_formed for trace in traces),
-            fallback=tuple(_filled_up(trace) for trace in traces),
+            fallback=tuple(
+                bool(trace.turns or trace.fallback) and trace.origin is not Origin.ANSWER for trace in traces
+            ),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             oracle_ablation=oracle_ablation,
         )
-
-
-def _filled_up(trace: Trace) -> bool:
-    return bool(trace.turns or trace.fallback) and trace.origin is not Origin.ANSWER
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,29 +129,14 @@ class CachedResult:
     environment: dict[str, str]
     explorations: Explorations | None = None
 
-    @classmethod
-    def of(
-        cls, tasks: Sequence[Task], rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx], **others: Any
-    ) -> CachedResult:
-        return cls(
-            users=tuple(task.id for task in tasks),
-            ranks=_ranks(rankings, targets),
-            rankings=tuple(tuple(map(int, ranking)) for ranking in rankings),
-            **others,
-        )
-
-
-def _ranks(rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx]) -> tuple[int, ...]:
-    return tuple(ranks_of(rankings, targets).tolist())
-
 
 class TraceLog:
     """Traces of one system as they end, and the seconds they took; in a file, it survives an interruption."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._file = None if path is None else JsonLines(path)
-        self._seconds, self._explored = 0.0, 0
         self._traces: dict[str, Trace] = {}
+        self._seconds, self._explored = 0.0, 0
         for entry in self._file or ():
             if "trace" in entry:
                 self._keep(Trace.from_json(entry["trace"]))
@@ -174,39 +155,33 @@ class TraceLog:
             DeepRecError: some failed. They are logged as failed, and explored again next time.
         """
         missing = [task for task in tasks if task.id not in self._traces]
-        tick(len(tasks) - len(missing))
-        failed = []
-        for count, trace in enumerate(self._timed(stream, missing), start=1):
-            if self._file is not None:
-                self._file.append({"trace": trace.to_json()})
-            if not self._keep(trace):
-                failed.append(trace)
-            tick(len(tasks) - len(missing) + count)
+        known, failed = len(tasks) - len(missing), []
+        tick(known)
+        explored, started = 0, time.perf_counter()
+        try:
+            for explored, (_, trace) in enumerate(stream(missing) if missing else (), start=1):
+                self._append({"trace": trace.to_json()})
+                self._keep(trace)
+                if trace.stop is Stop.FAILED:
+                    failed.append(trace)
+                tick(known + explored)
+        finally:
+            if missing:
+                seconds = time.perf_counter() - started
+                self._seconds, self._explored = self._seconds + seconds, self._explored + explored
+                self._append({"seconds": seconds, "explored": explored})
         if failed:
-            raise DeepRecError(
-                f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error}); they are explored "
-                "again when the evaluation is resumed."
-            )
+            told = f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error})"
+            raise DeepRecError(f"{told}: resume the evaluation to explore these again.")
         return [self._traces[task.id] for task in tasks]
 
-    def _keep(self, trace: Trace) -> bool:
+    def _keep(self, trace: Trace) -> None:
         if trace.stop is not Stop.FAILED:
             self._traces[trace.task] = trace
-        return trace.stop is not Stop.FAILED
 
-    def _timed(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Trace]:
-        if not tasks:
-            return
-        started, explored = time.perf_counter(), 0
-        try:
-            for _, trace in stream(tasks):
-                explored += 1
-                yield trace
-        finally:
-            seconds = time.perf_counter() - started
-            self._seconds, self._explored = self._seconds + seconds, self._explored + explored
-            if self._file is not None:
-                self._file.append({"seconds": seconds, "explored": explored})
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.append(entry)
 
 
 def result_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: Seed) -> Path:
@@ -223,7 +198,7 @@ def save(record: CachedResult | Users, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.part")
     scratch.write_bytes(TypeAdapter(type(record)).dump_json(record))
-    os.replace(scratch, path)
+    scratch.replace(path)
 
 
 def load(kind: type[Record], path: Path) -> Record | None:
@@ -237,6 +212,4 @@ def load(kind: type[Record], path: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except ValidationError:
-        raise DeepRecError(
-            f"{path} is damaged, or of another version: remove it, and run the evaluation again."
-        ) from None
+        raise DeepRecError(f"{path} is damaged, or of another version: remove it, and evaluate again.") from None

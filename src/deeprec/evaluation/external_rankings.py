@@ -18,10 +18,10 @@ def external_file(system: SystemPlan, set_: SetPlan, seed: Seed) -> Path:
     Raises:
         DeepRecError: it is not there.
     """
+    names = {"set": set_.label, "source": set_.source, "seed": str(seed or 0)}
 
     def filled(text: str) -> str:
-        names = {"{set}": set_.label, "{source}": set_.source, "{seed}": str(seed or 0)}
-        return re.sub("|".join(map(re.escape, names)), lambda match: names[match[0]], text)
+        return re.sub(r"{(set|source|seed)}", lambda match: names[match[1]], text)
 
     path = Path(filled(str(system.file)))
     if not path.is_file():

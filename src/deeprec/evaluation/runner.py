@@ -7,12 +7,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deeprec.config import Config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
@@ -29,11 +28,11 @@ from deeprec.evaluation.cached_results import (
 from deeprec.evaluation.external_rankings import external_file
 from deeprec.evaluation.metrics import ndcg_at
 from deeprec.evaluation.models import Models
-from deeprec.evaluation.oracle_ablation import OracleAblation
+from deeprec.evaluation.oracle_ablation import OracleAblation, rank_tuple
 from deeprec.evaluation.plans import PLAN_FILE, Plan, Seed, SetPlan, SystemPlan, dump_plan
 from deeprec.evaluation.rankings import evaluation_tasks
 from deeprec.evaluation.report import Report
-from deeprec.evaluation.systems import KINDS, PlannedSystem, Ranked, System
+from deeprec.evaluation.systems import KINDS, PlannedSystem, System
 from deeprec.runs import environment
 from deeprec.runs.progress import Progress
 
@@ -85,17 +84,14 @@ class Runner:
             if self.same_data and load(Users, path) not in (None, users):
                 raise DeepRecError(f"{self.folder} was made on other data than {set_.source} now gives.")
             save(users, path)
-            for seed in self.plan.runs:
-                for system in self.plan.systems_of(set_):
-                    where = self._name(set_, system, seed)
-                    try:
-                        told = self.plan.left_out(system, len(dataset.catalog)) or self._run(
-                            set_, system, seed, dataset
-                        )
-                    except DeepRecError as error:
-                        told = f"failed: {error}"
-                        failed.append(f"{where}: {error}")
-                    self._say(f"{where}: {told}")
+            for seed, system in product(self.plan.runs, self.plan.systems_of(set_)):
+                where = self._name(set_, system, seed)
+                try:
+                    told = self.plan.left_out(system, len(dataset.catalog)) or self._run(set_, system, seed, dataset)
+                except DeepRecError as error:
+                    told = f"failed: {error}"
+                    failed.append(f"{where}: {error}")
+                self._say(f"{where}: {told}")
         return failed
 
     def _say(self, text: str) -> None:
@@ -109,12 +105,12 @@ class Runner:
     def _warn_of_missing_files(self) -> None:
         """At once: there may be hours until it is their turn, in which they can be made."""
         for set_ in self.plan.sets:
-            for system in self.plan.systems_of(set_):
-                for seed in self.plan.runs if system.file is not None else ():
-                    try:
-                        external_file(system, set_, seed)
-                    except DeepRecError as error:
-                        self._say(str(error))
+            files = [system for system in self.plan.systems_of(set_) if system.file is not None]
+            for system, seed in product(files, self.plan.runs):
+                try:
+                    external_file(system, set_, seed)
+                except DeepRecError as error:
+                    self._say(str(error))
 
     def _run(self, set_: SetPlan, plan: SystemPlan, seed: Seed, dataset: Dataset) -> str:
         """Make a result where it is not there yet; how it went."""
@@ -122,7 +118,8 @@ class Runner:
         limits = system.config.eval
         users = limits.users if system.on_sample and limits.users is not None else plan.users
         tasks, k = evaluation_tasks(dataset, limits.model_copy(update={"users": users}))[1], max(limits.cutoffs)
-        key = _digest(system.cache_key() | {"users": [task.id for task in tasks], "cutoff": k})
+        decides = system.cache_key() | {"users": [task.id for task in tasks], "cutoff": k}
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         path, digest = result_file(self.folder, set_, plan, seed), self.plan.digest(set_, plan, seed)
         for other in dict.fromkeys((seed, *self.plan.runs)):  # a system without a seed runs for the first alone
             old = load(CachedResult, result_file(self.folder, set_, plan, other))
@@ -143,7 +140,10 @@ class Runner:
             from deeprec.training.time_budget import time_spent
 
             weights = self.models.trained(self.plan.training_of(set_, plan, seed), plan.train)
-            config = _with_weights(config, weights)
+            # An adapter, or a whole model where the training made one.
+            adapter = (weights / "adapter_config.json").is_file()
+            own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
+            config = config.model_copy(update={"policy": config.policy.model_copy(update=own)})
             spent = time_spent(weights.parent)
             note = f"time of its training: {spent}" if spent else ""
         file = None if plan.file is None else external_file(plan, set_, seed)
@@ -155,42 +155,24 @@ def evaluate_system(
 ) -> CachedResult:
     """The system's result for these tasks, without a key."""
     ranked, wanted = system.rank(tasks, k, log, progress), [targets[task.id] for task in tasks]
-    explorations = None
+    explorations, explorer = None, ranked.explorer
     if ranked.traces is not None:
-        ablation = _oracle_ablation(ranked, tasks, targets)
-        explorations = Explorations.of(ranked.traces, wanted, ranked.explorer is not None, ablation)
-    return CachedResult.of(
-        tasks,
-        ranked.rankings,
-        wanted,
+        ablation = None
+        if explorer is not None:
+            from deeprec.trm.trm import TRM
+
+            if isinstance(explorer.retriever, TRM):
+                ablation = OracleAblation.of(explorer.retriever, explorer, tasks, ranked.traces, wanted)
+        explorations = Explorations.of(ranked.traces, wanted, explorer is not None, ablation)
+    return CachedResult(
         key="",
         plan="",
         fingerprint="",
+        users=tuple(task.id for task in tasks),
+        ranks=rank_tuple(ranked.rankings, wanted),
+        rankings=tuple(tuple(map(int, ranking)) for ranking in ranked.rankings),
         seconds_per_user=ranked.seconds_per_user,
         note=system.note,
         environment=environment(sys.argv),
         explorations=explorations,
     )
-
-
-def _oracle_ablation(ranked: Ranked, tasks: Sequence[Task], targets: Mapping[str, ItemIdx]) -> OracleAblation | None:
-    """For explorations that called a TRM."""
-    explorer, traces = ranked.explorer, ranked.traces
-    if explorer is None or traces is None:
-        return None
-    from deeprec.trm.trm import TRM
-
-    if not isinstance(explorer.retriever, TRM):
-        return None
-    return OracleAblation.of(explorer.retriever, explorer.catalog, tasks, traces, targets, explorer.config)
-
-
-def _with_weights(config: Config, weights: Path) -> Config:
-    """A configuration with an adapter, or with a whole model where the training made one."""
-    adapter = (weights / "adapter_config.json").is_file()
-    own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
-    return config.model_copy(update={"policy": config.policy.model_copy(update=own)})
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
