@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deeprec.cli.options import Options, command
+from deeprec.errors import DeepRecError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from deeprec.config import Config
     from deeprec.evaluation.models import Models
     from deeprec.evaluation.report import Report
@@ -23,22 +22,28 @@ app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets,
 def evaluate(
     options: Options,
     users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted evaluation, demo or experiment to continue.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted evaluation to continue.")] = None,
 ) -> None:
     """Compare the policy with popularity, transitions, EASE, the TRM, the scripted explorer and a one-shot rerank."""
-    from deeprec.errors import DeepRecError
+    from deeprec.config import Config
+    from deeprec.evaluation.plans import PLAN_FILE, load_plan
+    from deeprec.evaluation.runner import run_plan
+    from deeprec.runs import Run, lock
 
     if resume is None:
         run_evaluation(options, options.config([] if users is None else [f"eval.users={users}"]), "eval")
         return
     if options.overrides or options.file or users is not None:
-        raise DeepRecError(
-            "--resume takes its configuration from the folder's plan: leave out --config, --set, --users."
-        )
+        raise DeepRecError("--resume takes the configuration of its folder: leave out --config, --set, --users.")
     options.config()
-    _resume(options, resume)
+    if not (resume / PLAN_FILE).is_file():
+        raise DeepRecError(f"{resume} is not an evaluation's folder: start one with `deeprec eval`.")
+    run = Run.open(resume) if (resume / "manifest.json").is_file() else None  # an experiment has none
+    if run is not None:
+        options.runs = resume.parent
+    with run or lock(resume):
+        plan = load_plan(resume / PLAN_FILE, Config())
+        _show(options, run_plan(plan, resume, _models(options), same_data=True), resume)
 
 
 def run_evaluation(
@@ -61,29 +66,10 @@ def run_evaluation(
         _show(options, run_plan(found, run.path, models), run.path)
 
 
-def _resume(options: Options, folder: Path) -> None:
-    from deeprec.config import Config
-    from deeprec.errors import DeepRecError
-    from deeprec.evaluation.plans import PLAN_FILE, load_plan
-    from deeprec.evaluation.runner import run_plan
-    from deeprec.runs import Run, lock
-
-    if not (folder / PLAN_FILE).is_file():
-        raise DeepRecError(f"{folder} is not an evaluation's folder: start one with `deeprec eval`.")
-    run = Run.open(folder) if (folder / "manifest.json").is_file() else None  # an experiment has none
-    if run is not None:
-        options.runs = folder.parent
-    with run or lock(folder):
-        plan = load_plan(folder / PLAN_FILE, Config())
-        _show(options, run_plan(plan, folder, _models(options), same_data=True), folder)
-
-
 @command(app, "run")
 def experiment_run(
     options: Options,
-    plan: Annotated[
-        Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")
-    ] = None,
+    plan: Annotated[Path | None, typer.Argument(help="An experiment's TOML; default: the built-in comparison.")] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,9 +82,7 @@ def experiment_run(
         float | None,
         typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for about so long."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the experiment; default: in the runs folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the experiment; default: in the runs folder.")] = None,
 ) -> None:
     """Run what is missing of an experiment, one system after another, and write its report."""
     from deeprec.evaluation.plans import dump_plan, plan_of, slug
@@ -130,13 +114,6 @@ def experiment_report(
     _show(options, report, folder)
 
 
-def compare_evaluations(ours: Path, theirs: Path, console: Console) -> None:
-    """Two evaluations, system by system, paired on the users of both."""
-    from deeprec.evaluation.report import compare
-
-    console.print(compare(ours, theirs))
-
-
 def _models(options: Options) -> Models:
     from deeprec.evaluation.models import Models
 
@@ -144,12 +121,6 @@ def _models(options: Options) -> Models:
 
 
 def _show(options: Options, report: Report, folder: Path) -> None:
-    """
-    Raises:
-        DeepRecError: some systems failed.
-    """
-    from deeprec.errors import DeepRecError
-
     options.console.print(report)
     options.say(f"Report: {folder / 'report.md'}; for a browser: {folder / 'report.html'}")
     if report.failed:

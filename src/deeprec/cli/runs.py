@@ -51,12 +51,12 @@ def compare(
     from rich.markup import escape
     from rich.table import Table
 
-    from deeprec.cli.evaluation import compare_evaluations
+    from deeprec.evaluation.report import compare as compare_evaluations
     from deeprec.runs import Run
 
     options.config()
     if not all(Run.open(folder).manifest["kind"] == "train" for folder in (ours, theirs)):
-        compare_evaluations(ours, theirs, options.console)
+        options.console.print(compare_evaluations(ours, theirs))
         return
     from deeprec.training.curves import read_curves, trends
 

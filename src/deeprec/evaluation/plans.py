@@ -93,10 +93,7 @@ class SystemPlan(Section):
     def _fits(self) -> SystemPlan:
         split = sorted({"data", "eval"} & {*self.config, *self.training})
         for wrong, why in (
-            (
-                (self.file is not None) != (self.kind == "external"),
-                "`file` is for kind 'external', which needs one",
-            ),
+            (bool(self.file) != (self.kind == "external"), "`file` is for kind 'external', which needs one"),
             (self.make and self.file is None, "`make` says how `file` is made, and there is none"),
             (self.train and self.kind not in ASKS_MODEL, f"`train` is for the kinds {', '.join(ASKS_MODEL)}"),
             (self.train is None and (self.train_on or self.training), "`train_on` and `training` need `train`"),

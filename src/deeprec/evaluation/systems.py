@@ -162,6 +162,8 @@ class PlannedSystem(System):
     def cache_key(self) -> dict[str, Any]:
         explore, catalog = self.config.explore, self.dataset.catalog
         key: dict[str, Any] = {"kind": self.plan.kind, "data": self.dataset.fingerprint}
+        if self.file is not None:
+            key["file"] = sha256_of(self.file)
         if self.uses_trm:
             key |= {"text": self.dataset.text_digest, "trm": self.config.trm.model_dump(mode="json")}
         if self.explore_keys != ():
@@ -175,26 +177,23 @@ class PlannedSystem(System):
         return Explorer(policy, self.models.trm(self.config), self.dataset.catalog, self.config.explore)
 
 
-class Popularity(PlannedSystem, RetrievingSystem):
-    def load(self) -> Retriever:
-        return PopularityRetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
+class Baseline(PlannedSystem, RetrievingSystem):
+    """Popularity, or transitions."""
 
-
-class Transitions(PlannedSystem, RetrievingSystem):
     def load(self) -> Retriever:
-        return TransitionRetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
+        retriever = PopularityRetriever if self.plan.kind == "popularity" else TransitionRetriever
+        return retriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
 
 
 class EASE(PlannedSystem, RetrievingSystem):
     """With the regularisation that is best on the validation targets."""
 
     def load(self) -> Retriever:
-        sequences, n_items = self.dataset.train_sequences(), len(self.dataset.catalog)
         tasks, targets = self.dataset.tasks("validation"), self.dataset.targets("validation")
         wanted = [targets[task.id] for task in tasks]
         best: tuple[float, float, Retriever] | None = None
         for value in _EASE_GRID:
-            retriever = EASERetriever.fit(sequences, n_items, value)
+            retriever = EASERetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog), value)
             ndcg = float(ndcg_at(ranks_of(rankings_of(retriever, tasks, 10), wanted), 10).mean())
             if best is None or ndcg > best[0]:
                 best = (ndcg, value, retriever)
@@ -212,28 +211,20 @@ class TRMAlone(PlannedSystem, RetrievingSystem):
 
 
 class StatedPreference(TRMAlone):
-    """The TRM with a preference that a rule draws from the history."""
+    """The TRM with a preference that a rule draws from the history: its frequent phrases, or the latest titles."""
 
     explore_keys = ("preference_weight",)
+
+    def preference(self, task: Task) -> str:
+        from deeprec.trm.preferences import frequent_phrases, recent_titles
+
+        rule = frequent_phrases if self.plan.kind == "frequent-phrases" else recent_titles
+        return "; ".join(rule(self.dataset.catalog, task.history))
 
     def preference_weight(self, retriever: Retriever) -> float:
         explore = resolve_defaults(self.config.explore, None, retriever, self.dataset.catalog)
         self.note = _weight_note(explore)
         return explore.preference_weight
-
-
-class FrequentPhrases(StatedPreference):
-    def preference(self, task: Task) -> str:
-        from deeprec.trm.preferences import frequent_phrases
-
-        return "; ".join(frequent_phrases(self.dataset.catalog, task.history))
-
-
-class RecentTitles(StatedPreference):
-    def preference(self, task: Task) -> str:
-        from deeprec.trm.preferences import recent_titles
-
-        return "; ".join(recent_titles(self.dataset.catalog, task.history))
 
 
 class External(PlannedSystem):
@@ -243,10 +234,6 @@ class External(PlannedSystem):
         assert self.file is not None
         self.note = f"from {self.file}"
         return Ranked([ranking[:k] for ranking in read_external_rankings(self.file, self.dataset, tasks)])
-
-    def cache_key(self) -> dict[str, Any]:
-        assert self.file is not None
-        return super().cache_key() | {"file": sha256_of(self.file)}
 
 
 class Script(PlannedSystem, ExploringSystem):
@@ -272,10 +259,13 @@ class Fusion(PlannedSystem):
 
 
 class ModelSystem(PlannedSystem, ExploringSystem):
-    """Asks a language model."""
+    """Asks a language model: to explore, unless a subclass asks something else."""
 
-    @abstractmethod
-    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]: ...
+    uses_trm, explore_keys = True, None
+
+    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
+        explorer = self.explorer(policy)
+        return explorer.stream, explorer
 
     def load(self) -> tuple[Stream, Explorer | None]:
         self.note = name_of(self.config.policy)
@@ -297,7 +287,7 @@ class ModelSystem(PlannedSystem, ExploringSystem):
 class Titles(ModelSystem):
     """Titles from memory."""
 
-    explore_keys = ("history", "answer_size", "segment_tokens", "context_tokens")
+    uses_trm, explore_keys = False, ("history", "answer_size", "segment_tokens", "context_tokens")
 
     def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
         from deeprec.trm.text_encoder import TextEncoder
@@ -310,7 +300,6 @@ class Titles(ModelSystem):
 class Rerank(ModelSystem):
     """One-shot ranking of the TRM's best."""
 
-    uses_trm = True
     explore_keys = (*Titles.explore_keys, "answer")
 
     def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
@@ -321,31 +310,21 @@ class Rerank(ModelSystem):
         return super().cache_key() | {"candidates": self.plan.candidates}
 
 
-class Explore(ModelSystem):
-    """The exploration."""
-
-    uses_trm, explore_keys = True, None
-
-    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
-        explorer = self.explorer(policy)
-        return explorer.stream, explorer
-
-
 def _weight_note(explore: ExploreSettings) -> str:
     return f"preference weight {explore.preference_weight}"
 
 
 KINDS: dict[Kind, type[PlannedSystem]] = {
-    "popularity": Popularity,
-    "transitions": Transitions,
+    "popularity": Baseline,
+    "transitions": Baseline,
     "ease": EASE,
     "trm": TRMAlone,
-    "frequent-phrases": FrequentPhrases,
-    "recent": RecentTitles,
+    "frequent-phrases": StatedPreference,
+    "recent": StatedPreference,
     "external": External,
     "script": Script,
     "fusion": Fusion,
     "titles": Titles,
     "rerank": Rerank,
-    "explore": Explore,
+    "explore": ModelSystem,
 }

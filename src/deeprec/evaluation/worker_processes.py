@@ -37,7 +37,7 @@ def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
     Closing the iterator ends the workers.
 
     Args:
-        most: processes at most; one is this process itself.
+        most: processes at most.
         at_least: tasks that each has.
     """
 
@@ -61,11 +61,10 @@ def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
             while open_:
                 for end in wait(list(open_)):
                     assert isinstance(end, Connection)
-                    found = _received(end)
-                    if found is None:
-                        del open_[end]
-                    else:
+                    if found := _received(end):
                         yield open_[end][found[0]], found[1]
+                    else:
+                        del open_[end]
         finally:
             for worker in workers:
                 worker.terminate()
@@ -81,8 +80,8 @@ def _received(end: Connection) -> tuple[int, Trace] | None:
         found: tuple[int, Trace] | BaseException | None = end.recv()
     except EOFError:
         raise DeepRecError(
-            "A worker process was killed, perhaps for lack of memory. Finished explorations are kept; resume in one "
-            "process with OMP_NUM_THREADS=1, or start again with a lower explore.batch_size."
+            "A worker process was killed, perhaps for lack of memory. Resume in one process with OMP_NUM_THREADS=1, or "
+            "start again with a lower explore.batch_size: finished explorations are kept."
         ) from None
     if isinstance(found, BaseException):
         raise found
