@@ -49,11 +49,7 @@ def evaluate(
 def run_evaluation(
     options: Options, config: Config, plan: Literal["eval", "demo"], models: Models | None = None
 ) -> None:
-    """A built-in plan in a run folder of its own; shows the report.
-
-    Args:
-        models: what is loaded already.
-    """
+    """A built-in plan in a run folder of its own; shows the report. `models` are what is loaded already."""
     from deeprec.evaluation.plans import built_in_plan
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import Run
@@ -85,15 +81,21 @@ def experiment_run(
     out: Annotated[Path | None, typer.Option(help="Folder of the experiment; default: in the runs folder.")] = None,
 ) -> None:
     """Run what is missing of an experiment, one system after another, and write its report."""
-    from deeprec.evaluation.plans import dump_plan, plan_of, slug
+    from deeprec.evaluation.plans import built_in_plan, dump_plan, load_plan, slug
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import lock
 
-    found = plan_of(plan, options.parse([] if minutes is None else [f"train.minutes={minutes}"]), data or [])
+    sources = data or []
+    if plan is not None and plan.suffix != ".toml" and plan.exists():
+        raise DeepRecError(f"{plan} is not an experiment's TOML file: a set to run on is named with --data {plan}.")
+    if described := [source for source in sources if Path(source).suffix == ".toml"]:
+        raise DeepRecError(f"--data {described[0]} is no data: a set that a TOML file describes is given by --config.")
+    config = options.parse([] if minutes is None else [f"train.minutes={minutes}"])
+    found = load_plan(plan, config, sources) if plan else built_in_plan("comparison", config, sources)
     if options.dry_run:
         print(dump_plan(found), end="")
         return
-    sets = [] if plan is not None and not data else [set_.folder for set_ in found.sets]
+    sets = [] if plan and not sources else [set_.folder for set_ in found.sets]
     folder = out or options.runs / "-".join(["experiment", slug(found.name), *sets])
     options.say(f"Experiment in {folder}; if interrupted, the same command continues")
     folder.mkdir(parents=True, exist_ok=True)

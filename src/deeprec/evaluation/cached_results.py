@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -22,11 +22,36 @@ from deeprec.evaluation.rankings import Stream, Tick
 from deeprec.explore.trace import Origin, Stop, Trace
 from deeprec.runs import JsonLines
 
-Record = TypeVar("Record", "CachedResult", "Users")
+
+class _Record:
+    """What has a JSON file."""
+
+    __slots__ = ()
+
+    def save(self, path: Path) -> None:
+        """In one step: a kill leaves the old file or the new."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.part")
+        scratch.write_bytes(TypeAdapter(type(self)).dump_json(self))
+        scratch.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """None where there is no file.
+
+        Raises:
+            DeepRecError: the file is damaged.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            raise DeepRecError(f"{path} is damaged, or of another version: remove it, and evaluate again.") from None
 
 
 @dataclass(frozen=True, slots=True)
-class Users:
+class Users(_Record):
     """The users of a set, and how often its items are chosen.
 
     Attributes:
@@ -105,7 +130,7 @@ class Explorations:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedResult:
+class CachedResult(_Record):
     """What one system did on one set with one seed.
 
     Attributes:
@@ -191,25 +216,3 @@ def result_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: Seed) -> 
 
 def users_file(folder: Path, set_: SetPlan) -> Path:
     return folder / "results" / slug(set_.label) / "_users.json"  # no slug begins like this
-
-
-def save(record: CachedResult | Users, path: Path) -> None:
-    """In one step: a kill leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.part")
-    scratch.write_bytes(TypeAdapter(type(record)).dump_json(record))
-    scratch.replace(path)
-
-
-def load(kind: type[Record], path: Path) -> Record | None:
-    """What `save` wrote; None where there is no file.
-
-    Raises:
-        DeepRecError: the file is damaged.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError:
-        raise DeepRecError(f"{path} is damaged, or of another version: remove it, and evaluate again.") from None

@@ -21,8 +21,8 @@ from deeprec.retrieval.retriever import Hit, Retriever, queries_of
 
 CANDIDATES = 20
 
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts to vectors (N, E) of unit length."""
+Similarity = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Of each of N texts to each title of the catalogue (N, I)."""
 
 _STOPS = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
 
@@ -64,9 +64,8 @@ def rerank(
         turn, offered = Turn("", "", tuple(hits)), [hit.item for hit in hits]
 
         def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
-            if (
-                not closed
-            ):  # as in an exploration, an answer that is cut off is none: its last line may name another item
+            # An answer that is cut off is none, as in an exploration; its last line may name another item.
+            if not closed:
                 return (), (Fault.NO_ANSWER,)
             titles, faults = protocol.parse_lines(body, answer_size=config.answer_size)
             lines = resolve_lines(titles, catalog, offered, task.history)
@@ -83,21 +82,13 @@ def rerank(
 
 
 def recall_titles(
-    policy: Policy,
-    encode: Encode,
-    titles_IE: NDArray[np.float32],
-    catalog: Catalog,
-    tasks: Sequence[Task],
-    config: ExploreConfig,
+    policy: Policy, similarity: Similarity, catalog: Catalog, tasks: Sequence[Task], config: ExploreConfig
 ) -> Iterator[tuple[int, Trace]]:
     """No tool and no candidates: the policy writes titles from memory, and each becomes an item of the catalogue.
 
     A title that is in the catalogue is that item, any other the item whose title's vector is nearest (the grounding of
     BIGRec; Bao et al., 2023), never one of the history or of an earlier line. Whole lines count also where the answer
     has no end. A trace has no turn.
-
-    Args:
-        titles_IE: vectors of the catalogue's titles, by the same encoder.
     """
 
     def question(task: Task) -> _Question:
@@ -105,7 +96,7 @@ def recall_titles(
             whole = body if closed else body.rpartition("\n")[0]
             written, faults = protocol.parse_lines(whole, answer_size=config.answer_size)
             titles, taken, lines = written[: config.answer_size], set(task.history), []
-            for title, scores_I in zip(titles, encode(titles) @ titles_IE.T if titles else (), strict=True):
+            for title, scores_I in zip(titles, similarity(titles) if titles else (), strict=True):
                 item = catalog.resolve(title).item
                 if item is None or item in taken:
                     scores_I[list(taken)] = -np.inf
@@ -120,12 +111,11 @@ def recall_titles(
     yield from _ask(policy, lambda batch: list(map(question, batch)), catalog, tasks, config)
 
 
+_Questions = Callable[[Sequence[Task]], list[_Question]]
+
+
 def _ask(
-    policy: Policy,
-    questions: Callable[[Sequence[Task]], list[_Question]],
-    catalog: Catalog,
-    tasks: Sequence[Task],
-    config: ExploreConfig,
+    policy: Policy, questions: _Questions, catalog: Catalog, tasks: Sequence[Task], config: ExploreConfig
 ) -> Iterator[tuple[int, Trace]]:
     """Each question is answered by one segment, or by none where its context has no room left."""
     limit = segment_tokens_of(config, catalog)

@@ -157,11 +157,7 @@ class Plan(Section):
         return f"left out: EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}"
 
     def config_of(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> Config:
-        """The configuration of a system on a set: the plan's, the set's and the system's, each over the last.
-
-        Raises:
-            DeepRecError: it is not valid.
-        """
+        """The configuration of a system on a set: the plan's, the set's and the system's, each over the last."""
         return self._config(set_, system.name, seed, system.config)
 
     def training_of(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> Config:
@@ -207,19 +203,6 @@ def built_in_plan(name: Literal["comparison", "eval", "demo"], config: Config, s
     """
     training, model = config.train.minutes is not None, config.policy.kind != "scripted"
     return load_plan(_BUILT_IN / f"{name}.toml", config, sources, training=training, model=model)
-
-
-def plan_of(path: Path | None, config: Config, sources: Sequence[str]) -> Plan:
-    """The plan in a file, or the built-in comparison.
-
-    Raises:
-        DeepRecError: the plan is wrong.
-    """
-    if path is not None and path.suffix != ".toml" and path.exists():
-        raise DeepRecError(f"{path} is not an experiment's TOML file: a set to run on is named with --data {path}.")
-    if described := [source for source in sources if Path(source).suffix == ".toml"]:
-        raise DeepRecError(f"--data {described[0]} is no data: a set that a TOML file describes is given by --config.")
-    return built_in_plan("comparison", config, sources) if path is None else load_plan(path, config, sources)
 
 
 def load_plan(

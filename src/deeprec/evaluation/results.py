@@ -57,6 +57,11 @@ class Result:
         each = [ndcg_at(np.array(run.raw, dtype=np.int64), k) for run in self.explorations]
         return np.mean(each, axis=0) if each else None
 
+    @property
+    def ever_valid(self) -> bool:
+        runs = self.explorations
+        return any(not all(run.fallback) or any(run.well_formed) or max(run.raw) >= 0 for run in runs)
+
     def on(self, seeds: Collection[int | None]) -> Result:
         """The same with these seeds alone, at least one."""
         kept = [(seed, part) for seed, part in zip(self.seeds, self.parts, strict=True) if seed in seeds]

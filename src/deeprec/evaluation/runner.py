@@ -15,16 +15,7 @@ import numpy as np
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.cached_results import (
-    CachedResult,
-    Explorations,
-    TraceLog,
-    Users,
-    load,
-    result_file,
-    save,
-    users_file,
-)
+from deeprec.evaluation.cached_results import CachedResult, Explorations, TraceLog, Users, result_file, users_file
 from deeprec.evaluation.external_rankings import external_file
 from deeprec.evaluation.metrics import ndcg_at
 from deeprec.evaluation.models import Models
@@ -81,9 +72,9 @@ class Runner:
                 self._say(failed[-1])
                 continue
             users, path = Users.of(dataset, config.eval), users_file(self.folder, set_)
-            if self.same_data and load(Users, path) not in (None, users):
+            if self.same_data and Users.load(path) not in (None, users):
                 raise DeepRecError(f"{self.folder} was made on other data than {set_.source} now gives.")
-            save(users, path)
+            users.save(path)
             for seed, system in product(self.plan.runs, self.plan.systems_of(set_)):
                 where = self._name(set_, system, seed)
                 try:
@@ -122,15 +113,15 @@ class Runner:
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         path, digest = result_file(self.folder, set_, plan, seed), self.plan.digest(set_, plan, seed)
         for other in dict.fromkeys((seed, *self.plan.runs)):  # a system without a seed runs for the first alone
-            old = load(CachedResult, result_file(self.folder, set_, plan, other))
+            old = CachedResult.load(result_file(self.folder, set_, plan, other))
             if old is not None and old.key == key:
                 if other != seed or old.plan != digest:
-                    save(replace(old, plan=digest), path)
+                    replace(old, plan=digest).save(path)
                 return "done before"
         log = TraceLog(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
         made = evaluate_system(system, tasks, dataset.targets(limits.split), k, log, self.models.progress)
         notes = "; ".join(filter(None, [note, made.note]))
-        save(replace(made, key=key, plan=digest, fingerprint=dataset.fingerprint, note=notes), path)
+        replace(made, key=key, plan=digest, fingerprint=dataset.fingerprint, note=notes).save(path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
 
     def _system(self, set_: SetPlan, plan: SystemPlan, seed: Seed, dataset: Dataset) -> tuple[PlannedSystem, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from deeprec.evaluation.cached_results import CachedResult, Users, load, result_file, users_file
+from deeprec.evaluation.cached_results import CachedResult, Users, result_file, users_file
 from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval
 from deeprec.evaluation.plans import Plan, SetPlan, SystemPlan
 from deeprec.evaluation.results import Result, by_oracle, by_turn, common_users, reach, thirds
@@ -42,7 +42,7 @@ class SetReport:
     @classmethod
     def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
         """What is finished of a set; None before its baseline is."""
-        users = load(Users, users_file(folder, set_))
+        users = Users.load(users_file(folder, set_))
         if users is None:
             return None
         settings = plan.config_of(set_, plan.systems_of(set_)[0], plan.runs[0])
@@ -108,7 +108,7 @@ class SetReport:
         compared = [(each, [by_name[name] for name in each.against if name in by_name]) for each in self.results]
         for ours, others in compared:
             lines += [f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}." for theirs in others]
-        if invalid := [result.name for result in self.results if _never_valid(result)]:
+        if invalid := [result.name for result in self.results if result.explorations and not result.ever_valid]:
             lines.append(f"- No valid answer; the score is the fallback list's: {'; '.join(invalid)}.")
         return lines + [line for ours, others in compared if (line := self._estimated(ours, others))]
 
@@ -185,9 +185,7 @@ class SetReport:
 
     def groups(self, title: str, values: Sequence[int]) -> list[str]:
         """The headline metric by thirds of the users, of whom `values` are given."""
-        by_user = dict(zip(self.users.users, values, strict=True))
-
-        rows = []
+        by_user, rows = dict(zip(self.users.users, values, strict=True)), []
         for result in self.results:
             row = {title: result.name}
             for (low, high), chosen_U in thirds(by_user, result.users):
@@ -218,17 +216,12 @@ def _finished(
     """By seed; what was made for another plan, or of other data, is not shown as if it were of this."""
     done: dict[int | None, CachedResult] = {}
     for seed in plan.runs:
-        part = load(CachedResult, result_file(folder, set_, system, seed))
+        part = CachedResult.load(result_file(folder, set_, system, seed))
         if part is None or (part.plan, part.fingerprint) != (plan.digest(set_, system, seed), users.fingerprint):
             continue
         if all(other.users == part.users for other in done.values()):
             done[seed] = part
     return done
-
-
-def _never_valid(result: Result) -> bool:
-    runs = result.explorations
-    return bool(runs) and all(all(run.fallback) and not any(run.well_formed) and max(run.raw) < 0 for run in runs)
 
 
 def across(sets: Sequence[SetReport]) -> list[str]:
