@@ -22,17 +22,17 @@ app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets,
 def evaluate(
     options: Options,
     users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted evaluation to continue.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted evaluation or experiment.")] = None,
 ) -> None:
     """Compare the policy with popularity, transitions, EASE, the TRM, the scripted explorer and a one-shot rerank."""
+    if resume is None:
+        run_evaluation(options, options.config([] if users is None else [f"eval.users={users}"]), "eval")
+        return
     from deeprec.config import Config
     from deeprec.evaluation.plans import PLAN_FILE, load_plan
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import Run, lock
 
-    if resume is None:
-        run_evaluation(options, options.config([] if users is None else [f"eval.users={users}"]), "eval")
-        return
     if options.overrides or options.file or users is not None:
         raise DeepRecError("--resume takes the configuration of its folder: leave out --config, --set, --users.")
     options.config()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,6 @@ class Users(_Record):
 
     Attributes:
         text: digest of the items' text.
-        users: ids of the tasks.
         histories: items in each user's history.
         target_counts: training interactions of each user's target.
         item_counts: training interactions of each item.
@@ -121,9 +120,7 @@ class Explorations:
             retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
             tokens=tuple(trace.policy_tokens for trace in traces),
             well_formed=tuple(trace.well_formed for trace in traces),
-            fallback=tuple(
-                bool(trace.turns or trace.fallback) and trace.origin is not Origin.ANSWER for trace in traces
-            ),
+            fallback=tuple(bool(each.turns or each.fallback) and each.origin is not Origin.ANSWER for each in traces),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             oracle_ablation=oracle_ablation,
         )
@@ -139,7 +136,6 @@ class CachedResult(_Record):
         ranks: of each user's target in the ranking, from 0; -1 where it is absent.
         rankings: with fallback, for systems that explore.
         seconds_per_user: of ranking, without training; None where unknown.
-        fingerprint: of the data.
         note: what the system found out, as a parameter chosen on validation.
     """
 
@@ -159,10 +155,10 @@ class TraceLog:
     """Traces of one system as they end, and the seconds they took; in a file, it survives an interruption."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._file = None if path is None else JsonLines(path)
+        self._entries = deque[Mapping[str, Any]](maxlen=0) if path is None else JsonLines(path)
         self._traces: dict[str, Trace] = {}
         self._seconds, self._explored = 0.0, 0
-        for entry in self._file or ():
+        for entry in self._entries:
             if "trace" in entry:
                 self._keep(Trace.from_json(entry["trace"]))
             else:
@@ -185,7 +181,7 @@ class TraceLog:
         explored, started = 0, time.perf_counter()
         try:
             for explored, (_, trace) in enumerate(stream(missing) if missing else (), start=1):
-                self._append({"trace": trace.to_json()})
+                self._entries.append({"trace": trace.to_json()})
                 self._keep(trace)
                 if trace.stop is Stop.FAILED:
                     failed.append(trace)
@@ -194,7 +190,7 @@ class TraceLog:
             if missing:
                 seconds = time.perf_counter() - started
                 self._seconds, self._explored = self._seconds + seconds, self._explored + explored
-                self._append({"seconds": seconds, "explored": explored})
+                self._entries.append({"seconds": seconds, "explored": explored})
         if failed:
             told = f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error})"
             raise DeepRecError(f"{told}: resume the evaluation to explore these again.")
@@ -203,10 +199,6 @@ class TraceLog:
     def _keep(self, trace: Trace) -> None:
         if trace.stop is not Stop.FAILED:
             self._traces[trace.task] = trace
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.append(entry)
 
 
 def result_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: Seed) -> Path:

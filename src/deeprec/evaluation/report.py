@@ -23,6 +23,7 @@ from deeprec.config import Config
 from deeprec.errors import DeepRecError
 from deeprec.evaluation import intervals
 from deeprec.evaluation.cached_results import CachedResult
+from deeprec.evaluation.metrics import METRICS
 from deeprec.evaluation.plans import PLAN_FILE, dump_plan, load_plan, slug
 from deeprec.evaluation.plots import plot_cost, plot_quality, plot_turns
 from deeprec.evaluation.results import Result
@@ -273,7 +274,7 @@ def compare(ours: Path, theirs: Path) -> Table:
         raise DeepRecError(f"{ours} and {theirs} are evaluations of different data.")
     for key in [key for key in mine if key in others]:
         k = max({*mine[key].cutoffs} & {*others[key].cutoffs}, default=0)
-        for metric in (f"{name}@{k}" for name in ("NDCG", "Recall", "MRR") if k):
+        for metric in (f"{name}@{k}" for name in METRICS if k):
             if (found := mine[key].minus(others[key], metric)) is not None:
                 means = (f"{found.base + found.difference:.4f}", f"{found.base:.4f}")
                 row = (mine[key].name, str(found.users), metric, *means, difference_text(found))

@@ -22,8 +22,7 @@ class Result:
 
     Attributes:
         seeds: None stands for the seeds of the configuration.
-        against: other systems to compare it with, beside the baseline.
-        note: shown under the tables.
+        against, note: as the plan has them.
     """
 
     name: str

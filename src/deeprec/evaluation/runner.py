@@ -34,11 +34,8 @@ def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = Fals
     Args:
         same_data: whether to refuse data that are others than those of the folder's results.
 
-    Returns:
-        The report, with what failed.
-
     Raises:
-        DeepRecError: there is nothing to report.
+        DeepRecError: there is nothing to report. Else the report says what failed.
     """
     (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
     failed = Runner(plan, folder, models, same_data).run()
@@ -62,14 +59,14 @@ class Runner:
     def run(self) -> list[str]:
         """Make all results that are missing or have another key; what went wrong with those that failed."""
         self._warn_of_missing_files()
-        failed = []
+        failed, say = [], self.models.progress.message
         for set_ in self.plan.sets:
             config = self.plan.config_of(set_, self.plan.systems_of(set_)[0], self.plan.runs[0])
             try:
                 dataset = self.models.dataset(config)
             except DeepRecError as error:
                 failed.append(f"{set_.label}: {error}")
-                self._say(failed[-1])
+                say(failed[-1])
                 continue
             users, path = Users.of(dataset, config.eval), users_file(self.folder, set_)
             if self.same_data and Users.load(path) not in (None, users):
@@ -82,11 +79,8 @@ class Runner:
                 except DeepRecError as error:
                     told = f"failed: {error}"
                     failed.append(f"{where}: {error}")
-                self._say(f"{where}: {told}")
+                say(f"{where}: {told}")
         return failed
-
-    def _say(self, text: str) -> None:
-        self.models.progress.message(text)
 
     def _name(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> str:
         parts = [set_.label] if len(self.plan.sets) > 1 else []
@@ -101,7 +95,7 @@ class Runner:
                 try:
                     external_file(system, set_, seed)
                 except DeepRecError as error:
-                    self._say(str(error))
+                    self.models.progress.message(str(error))
 
     def _run(self, set_: SetPlan, plan: SystemPlan, seed: Seed, dataset: Dataset) -> str:
         """Make a result where it is not there yet; how it went."""

@@ -15,6 +15,7 @@ from scipy import stats
 
 from deeprec.evaluation.cached_results import CachedResult, Users, result_file, users_file
 from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval
+from deeprec.evaluation.metrics import METRICS
 from deeprec.evaluation.plans import Plan, SetPlan, SystemPlan
 from deeprec.evaluation.results import Result, by_oracle, by_turn, common_users, reach, thirds
 
@@ -24,7 +25,6 @@ class SetReport:
     """One set's results.
 
     Attributes:
-        split: as "test".
         held_out: how the held-out items were chosen.
         baseline: name of the result that all others are compared with.
         missing, left_out: systems without a result, with the reason.
@@ -82,13 +82,12 @@ class SetReport:
 
     def main(self) -> list[str]:
         """The main table."""
-        at_k = [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
         return _table(
             {
                 "system": result.name,
                 "users": f"{len(result.users):,}",
                 "seeds": str(len(result.parts)),
-                **{name: interval_text(result.mean(name)) for name in at_k},
+                **{f"{name}@{self.k}": interval_text(result.mean(f"{name}@{self.k}")) for name in METRICS},
                 f"{self.headline} to {self.baseline}": self._change(result, self.base),
             }
             for result in self.results
@@ -225,10 +224,7 @@ def _finished(
 
 
 def across(sets: Sequence[SetReport]) -> list[str]:
-    """Each system's rank on each set, and how far the sets agree; empty for one set.
-
-    Ranks are among the systems that ran on all users of every set.
-    """
+    """Each system's rank on each set among those that ran on all users of every set, and how far the sets agree."""
     means = []
     for each in sets:
         ranked = [result for result in each.results if len(result.users) == len(each.users.users)]

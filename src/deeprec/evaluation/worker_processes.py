@@ -32,14 +32,8 @@ def spread(stream: Stream, policy: Policy, batch_size: int) -> Stream:
 
 
 def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
-    """The same stream, its tasks dealt out to forks of this process, which share the memory of what is loaded.
-
-    Closing the iterator ends the workers.
-
-    Args:
-        most: processes at most.
-        at_least: tasks that each has.
-    """
+    """The same stream, its tasks dealt out to forks of this process, which share the memory of what is loaded: to
+    `most` of them at most, `at_least` tasks to each. Closing the iterator ends the workers."""
 
     def together(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         processes = min(most, len(tasks) // at_least)
