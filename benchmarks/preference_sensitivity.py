@@ -22,13 +22,13 @@ from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, TRMConfig, load_config
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.intervals import ratio_interval
 from deeprec.evaluation.metrics import Floats, ndcg_at, recall_at
 from deeprec.evaluation.tables import markdown_table
 from deeprec.retrieval.retriever import Query, Retriever, queries_of
 from deeprec.runs import environment
 from deeprec.trm.preferences import frequent_phrases, item_phrases, recent_titles
 from deeprec.trm.trm import TRM
+from ratios import ratio_interval
 
 CALLS = 3
 PER_CALL = 20

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, TRMConfig, load_config
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.intervals import ratio_interval
 from deeprec.evaluation.tables import markdown_table
 from deeprec.runs import environment
 from deeprec.trm.layers import Block
@@ -34,6 +33,7 @@ from deeprec.trm.network import DROPOUT, HEADS, PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
 from preference_sensitivity import preferences, sensitivity
+from ratios import ratio_interval
 
 KINDS = ("oracle", "frequent phrases", "wrong")
 

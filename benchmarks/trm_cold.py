@@ -25,13 +25,14 @@ from deeprec.config import TRMConfig, load_config
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.data.sources import load_dataset
-from deeprec.evaluation.intervals import mean_interval, ratio_interval
+from deeprec.evaluation.intervals import mean_interval
 from deeprec.evaluation.metrics import Floats, ranks_of, recall_at
 from deeprec.evaluation.tables import markdown_table
 from deeprec.retrieval.retriever import Hit, Query, top_hits
 from deeprec.runs import environment
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
+from ratios import ratio_interval
 
 SHARE = 0.1
 K = 10

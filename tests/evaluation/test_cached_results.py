@@ -11,7 +11,7 @@ from deeprec.config import EvalConfig, ExploreConfig
 from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.cached_results import CachedResult, Explorations, TraceLog, Users, load, save
+from deeprec.evaluation.cached_results import CachedResult, Explorations, TraceLog, Users
 from deeprec.evaluation.oracle_ablation import OracleAblation
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.protocol import Fault
@@ -84,9 +84,9 @@ def test_results_and_users_survive_their_files(tmp_path):
     assert sum(users.item_counts) == 4 * 10
     assert users.histories == (11,) * 4
     for record in (result, replace(result, explorations=None, seconds_per_user=None), users):
-        save(record, tmp_path / "of" / "record.json")
-        assert load(type(record), tmp_path / "of" / "record.json") == record
-    assert load(Users, tmp_path / "absent.json") is None
+        record.save(tmp_path / "of" / "record.json")
+        assert type(record).load(tmp_path / "of" / "record.json") == record
+    assert Users.load(tmp_path / "absent.json") is None
 
 
 def test_a_damaged_result_is_named(tmp_path):
@@ -95,7 +95,7 @@ def test_a_damaged_result_is_named(tmp_path):
         path.write_text(text)
         for kind in (CachedResult, Users):
             with pytest.raises(DeepRecError, match=r"part\.json is damaged, or of another version"):
-                load(kind, path)
+                kind.load(path)
 
 
 # Resuming

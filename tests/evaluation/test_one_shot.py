@@ -225,10 +225,14 @@ def bag(texts: Sequence[str]) -> Any:
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
+def similarity(texts: Sequence[str]) -> Any:
+    return bag(texts) @ bag(CATALOG.titles).T
+
+
 def recalled(text: str, task: Task) -> Trace:
     """The trace of a policy that goes on after `1.` with a text."""
     policy = Recording(lambda conversation: text)
-    ((_, trace),) = recall_titles(policy, bag, bag(CATALOG.titles), CATALOG, [task], CONFIG)
+    ((_, trace),) = recall_titles(policy, similarity, CATALOG, [task], CONFIG)
     assert "Candidates" not in policy.read[0]
     return trace
 

@@ -7,8 +7,10 @@ import numpy as np
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
-from deeprec.evaluation.oracle_ablation import OracleAblation, in_front, in_own_order, phrases_to, replay
+from deeprec.evaluation.oracle_ablation import OracleAblation, in_own_order, replay
+from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Stop, Trace, Turn
+from deeprec.policies.scripted import ScriptedPolicy
 from deeprec.retrieval.retriever import Hit, phrases_of, top_hits
 from deeprec.testing import catalog_of
 
@@ -21,6 +23,8 @@ def items(*numbers):
 
 class Lowest:
     """Item i scores -i, and 10 times the preference weight more where the preference names its category."""
+
+    preference_weight = None
 
     def __init__(self):
         self.sizes = []
@@ -54,8 +58,6 @@ def test_calls_are_asked_again_as_they_were():
     tasks = [task("a", 0), task("b", 0)]
     assert replay(Lowest(), tasks, [["C5", "C3"], ["C1"]], 2, 0.5) == [[5, 1, 3, 2], [1, 2]]
     assert replay(Lowest(), tasks, [[], []], 2, 0.5) == [[], []]
-    assert in_front(["x", "y"], [["a", "b"], []]) == [["x", "b"], []]
-    assert phrases_to(CATALOG, items(4, 0)) == ["C4", "C0"]
 
 
 def test_lists_are_put_in_the_own_order_of_each_task():
@@ -76,9 +78,10 @@ def test_what_each_better_part_would_bring():
         explored(tasks[1], ("C3", (3, 0))),
         explored(tasks[2]),
     ]
-    targets = dict(zip([each.id for each in tasks], items(4, 0, 1), strict=True))
     explore = ExploreConfig(items_per_call=2, answer_size=4, max_calls=2, preference_weight=0.2)
-    oracle_ablation = OracleAblation.of(Lowest(), CATALOG, tasks, traces, targets, explore)
+    trm = Lowest()
+    explorer = Explorer(ScriptedPolicy(4), trm, CATALOG, explore)
+    oracle_ablation = OracleAblation.of(trm, explorer, tasks, traces, items(4, 0, 1))
     assert oracle_ablation.alone == (3, 0, -1)
     assert oracle_ablation.reordered == (-1, 0, -1)
     assert oracle_ablation.completed == (3, 0, -1)

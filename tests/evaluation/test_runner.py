@@ -14,7 +14,7 @@ from command_line import deeprec, files
 from deeprec.config import Config, load_config
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.cached_results import CachedResult, Users, load, result_file, users_file
+from deeprec.evaluation.cached_results import CachedResult, Users, result_file, users_file
 from deeprec.evaluation.models import Models
 from deeprec.evaluation.plans import built_in_plan, load_plan
 from deeprec.evaluation.report import Report
@@ -100,7 +100,7 @@ def results(folder):
     found = {}
     for system in plan.systems:
         for seed in plan.seeds:
-            found[system.name, seed] = load(CachedResult, result_file(folder, plan.sets[0], system, seed))
+            found[system.name, seed] = CachedResult.load(result_file(folder, plan.sets[0], system, seed))
     return found
 
 
@@ -223,14 +223,14 @@ def test_an_interrupted_exploration_goes_on(site, tmp_path):
     assert site("experiment", "run", plan_file, "--out", out).code == 0
     plan = load_plan(out / "experiment.toml", Config())
     path = result_file(out, plan.sets[0], plan.systems[1], 0)
-    whole = load(CachedResult, path)
+    whole = CachedResult.load(path)
     (log,) = path.parent.glob("script-0-*.traces.jsonl")
     lines = log.read_text().splitlines()
     assert ["trace" in json.loads(line) for line in lines] == [True] * 60 + [False]
     log.write_text("\n".join(lines[:25]) + "\n" + lines[25][:40])  # and one torn by a kill
     path.unlink()
     assert site("experiment", "run", plan_file, "--out", out).code == 0
-    again = load(CachedResult, path)
+    again = CachedResult.load(path)
     assert again.rankings == whole.rankings
     assert log.read_text().splitlines()[:25] == lines[:25]
     assert len(log.read_text().splitlines()) == 25 + 1 + 35 + 1
@@ -247,7 +247,7 @@ def test_the_built_in_comparison_runs_on_any_table(site, tmp_path):
     text = (out / "report.md").read_text()
     assert "SASRec with item text: the TRM trained without item co-occurrence and preferences" in text
     assert "language model" not in text.partition("## The experiment")[0].partition("\n- ")[2]
-    users = load(Users, users_file(out, load_plan(out / "experiment.toml", Config()).sets[0]))
+    users = Users.load(users_file(out, load_plan(out / "experiment.toml", Config()).sets[0]))
     assert sum(users.item_counts) == 60 * 10
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -23,17 +22,9 @@ from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.trm import TRM
 from stand_ins import HashedWords
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "preference_sensitivity.py"
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import preference_sensitivity as benchmark
 
-
-def load_benchmark():
-    spec = importlib.util.spec_from_file_location("preference_sensitivity", PATH)
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = load_benchmark()
 item_preference, preferences = benchmark.item_preference, benchmark.preferences
 pool, sensitivity = benchmark.pool, benchmark.sensitivity
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deeprec.cli.options import Options, command
+from deeprec.errors import DeepRecError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from deeprec.config import Config
     from deeprec.evaluation.models import Models
     from deeprec.evaluation.report import Report
@@ -23,32 +22,34 @@ app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets,
 def evaluate(
     options: Options,
     users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted evaluation, demo or experiment to continue.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted evaluation or experiment.")] = None,
 ) -> None:
     """Compare the policy with popularity, transitions, EASE, the TRM, the scripted explorer and a one-shot rerank."""
-    from deeprec.errors import DeepRecError
-
     if resume is None:
         run_evaluation(options, options.config([] if users is None else [f"eval.users={users}"]), "eval")
         return
+    from deeprec.config import Config
+    from deeprec.evaluation.plans import PLAN_FILE, load_plan
+    from deeprec.evaluation.runner import run_plan
+    from deeprec.runs import Run, lock
+
     if options.overrides or options.file or users is not None:
-        raise DeepRecError(
-            "--resume takes its configuration from the folder's plan: leave out --config, --set, --users."
-        )
+        raise DeepRecError("--resume takes the configuration of its folder: leave out --config, --set, --users.")
     options.config()
-    _resume(options, resume)
+    if not (resume / PLAN_FILE).is_file():
+        raise DeepRecError(f"{resume} is not an evaluation's folder: start one with `deeprec eval`.")
+    run = Run.open(resume) if (resume / "manifest.json").is_file() else None  # an experiment has none
+    if run is not None:
+        options.runs = resume.parent
+    with run or lock(resume):
+        plan = load_plan(resume / PLAN_FILE, Config())
+        _show(options, run_plan(plan, resume, _models(options), same_data=True), resume)
 
 
 def run_evaluation(
     options: Options, config: Config, plan: Literal["eval", "demo"], models: Models | None = None
 ) -> None:
-    """A built-in plan in a run folder of its own; shows the report.
-
-    Args:
-        models: what is loaded already.
-    """
+    """A built-in plan in a run folder of its own; shows the report. `models` are what is loaded already."""
     from deeprec.evaluation.plans import built_in_plan
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import Run
@@ -61,29 +62,10 @@ def run_evaluation(
         _show(options, run_plan(found, run.path, models), run.path)
 
 
-def _resume(options: Options, folder: Path) -> None:
-    from deeprec.config import Config
-    from deeprec.errors import DeepRecError
-    from deeprec.evaluation.plans import PLAN_FILE, load_plan
-    from deeprec.evaluation.runner import run_plan
-    from deeprec.runs import Run, lock
-
-    if not (folder / PLAN_FILE).is_file():
-        raise DeepRecError(f"{folder} is not an evaluation's folder: start one with `deeprec eval`.")
-    run = Run.open(folder) if (folder / "manifest.json").is_file() else None  # an experiment has none
-    if run is not None:
-        options.runs = folder.parent
-    with run or lock(folder):
-        plan = load_plan(folder / PLAN_FILE, Config())
-        _show(options, run_plan(plan, folder, _models(options), same_data=True), folder)
-
-
 @command(app, "run")
 def experiment_run(
     options: Options,
-    plan: Annotated[
-        Path | None, typer.Argument(help="TOML of an experiment; default: the built-in comparison.")
-    ] = None,
+    plan: Annotated[Path | None, typer.Argument(help="An experiment's TOML; default: the built-in comparison.")] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,20 +78,24 @@ def experiment_run(
         float | None,
         typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for about so long."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the experiment; default: in the runs folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the experiment; default: in the runs folder.")] = None,
 ) -> None:
     """Run what is missing of an experiment, one system after another, and write its report."""
-    from deeprec.evaluation.plans import dump_plan, plan_of, slug
+    from deeprec.evaluation.plans import built_in_plan, dump_plan, load_plan, slug
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import lock
 
-    found = plan_of(plan, options.parse([] if minutes is None else [f"train.minutes={minutes}"]), data or [])
+    sources = data or []
+    if plan is not None and plan.suffix != ".toml" and plan.exists():
+        raise DeepRecError(f"{plan} is not an experiment's TOML file: a set to run on is named with --data {plan}.")
+    if described := [source for source in sources if Path(source).suffix == ".toml"]:
+        raise DeepRecError(f"--data {described[0]} is no data: a set that a TOML file describes is given by --config.")
+    config = options.parse([] if minutes is None else [f"train.minutes={minutes}"])
+    found = load_plan(plan, config, sources) if plan else built_in_plan("comparison", config, sources)
     if options.dry_run:
         print(dump_plan(found), end="")
         return
-    sets = [] if plan is not None and not data else [set_.folder for set_ in found.sets]
+    sets = [] if plan and not sources else [set_.folder for set_ in found.sets]
     folder = out or options.runs / "-".join(["experiment", slug(found.name), *sets])
     options.say(f"Experiment in {folder}; if interrupted, the same command continues")
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,13 +116,6 @@ def experiment_report(
     _show(options, report, folder)
 
 
-def compare_evaluations(ours: Path, theirs: Path, console: Console) -> None:
-    """Two evaluations, system by system, paired on the users of both."""
-    from deeprec.evaluation.report import compare
-
-    console.print(compare(ours, theirs))
-
-
 def _models(options: Options) -> Models:
     from deeprec.evaluation.models import Models
 
@@ -144,12 +123,6 @@ def _models(options: Options) -> Models:
 
 
 def _show(options: Options, report: Report, folder: Path) -> None:
-    """
-    Raises:
-        DeepRecError: some systems failed.
-    """
-    from deeprec.errors import DeepRecError
-
     options.console.print(report)
     options.say(f"Report: {folder / 'report.md'}; for a browser: {folder / 'report.html'}")
     if report.failed:

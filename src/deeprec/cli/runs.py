@@ -50,11 +50,11 @@ def compare(
     from rich.markup import escape
     from rich.table import Table
 
-    from deeprec.cli.evaluation import compare_evaluations
+    from deeprec.evaluation.report import compare as compare_evaluations
 
     options.config()
     if not all(_is_training(folder) for folder in (ours, theirs)):
-        compare_evaluations(ours, theirs, options.console)
+        options.console.print(compare_evaluations(ours, theirs))
         return
     from deeprec.training.curves import read_curves, trends
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -17,23 +16,46 @@ from deeprec.config import EvalConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.metrics import ranks_of
-from deeprec.evaluation.oracle_ablation import OracleAblation
+from deeprec.evaluation.oracle_ablation import OracleAblation, rank_tuple
 from deeprec.evaluation.plans import Seed, SetPlan, SystemPlan, slug
 from deeprec.evaluation.rankings import Stream, Tick
 from deeprec.explore.trace import Origin, Stop, Trace
 from deeprec.runs import JsonLines
 
-Record = TypeVar("Record", "CachedResult", "Users")
+
+class _Record:
+    """What has a JSON file."""
+
+    __slots__ = ()
+
+    def save(self, path: Path) -> None:
+        """In one step: a kill leaves the old file or the new."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{path.name}.part")
+        scratch.write_bytes(TypeAdapter(type(self)).dump_json(self))
+        scratch.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """None where there is no file.
+
+        Raises:
+            DeepRecError: the file is damaged.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            raise DeepRecError(f"{path} is damaged, or of another version: remove it, and evaluate again.") from None
 
 
 @dataclass(frozen=True, slots=True)
-class Users:
+class Users(_Record):
     """The users of a set, and how often its items are chosen.
 
     Attributes:
         text: digest of the items' text.
-        users: ids of the tasks.
         histories: items in each user's history.
         target_counts: training interactions of each user's target.
         item_counts: training interactions of each item.
@@ -92,24 +114,20 @@ class Explorations:
         """`calls` says whether the policy called the tool for what was retrieved."""
         first = [trace.first_found() for trace in traces]
         return cls(
-            raw=_ranks([trace.raw_ranking for trace in traces], targets),
-            pooled=_ranks([trace.pool for trace in traces], targets),
+            raw=rank_tuple([trace.raw_ranking for trace in traces], targets),
+            pooled=rank_tuple([trace.pool for trace in traces], targets),
             found=tuple(seen[target][0] if target in seen else 0 for seen, target in zip(first, targets, strict=True)),
             retrieved=tuple(tuple(len(turn.hits) for turn in trace.turns) if calls else () for trace in traces),
             tokens=tuple(trace.policy_tokens for trace in traces),
             well_formed=tuple(trace.well_formed for trace in traces),
-            fallback=tuple(_filled_up(trace) for trace in traces),
+            fallback=tuple(bool(each.turns or each.fallback) and each.origin is not Origin.ANSWER for each in traces),
             stops=dict(Counter(trace.stop.value for trace in traces).most_common()),
             oracle_ablation=oracle_ablation,
         )
 
 
-def _filled_up(trace: Trace) -> bool:
-    return bool(trace.turns or trace.fallback) and trace.origin is not Origin.ANSWER
-
-
 @dataclass(frozen=True, slots=True)
-class CachedResult:
+class CachedResult(_Record):
     """What one system did on one set with one seed.
 
     Attributes:
@@ -118,7 +136,6 @@ class CachedResult:
         ranks: of each user's target in the ranking, from 0; -1 where it is absent.
         rankings: with fallback, for systems that explore.
         seconds_per_user: of ranking, without training; None where unknown.
-        fingerprint: of the data.
         note: what the system found out, as a parameter chosen on validation.
     """
 
@@ -133,30 +150,15 @@ class CachedResult:
     environment: dict[str, str]
     explorations: Explorations | None = None
 
-    @classmethod
-    def of(
-        cls, tasks: Sequence[Task], rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx], **others: Any
-    ) -> CachedResult:
-        return cls(
-            users=tuple(task.id for task in tasks),
-            ranks=_ranks(rankings, targets),
-            rankings=tuple(tuple(map(int, ranking)) for ranking in rankings),
-            **others,
-        )
-
-
-def _ranks(rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx]) -> tuple[int, ...]:
-    return tuple(ranks_of(rankings, targets).tolist())
-
 
 class TraceLog:
     """Traces of one system as they end, and the seconds they took; in a file, it survives an interruption."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._file = None if path is None else JsonLines(path)
-        self._seconds, self._explored = 0.0, 0
+        self._entries = deque[Mapping[str, Any]](maxlen=0) if path is None else JsonLines(path)
         self._traces: dict[str, Trace] = {}
-        for entry in self._file or ():
+        self._seconds, self._explored = 0.0, 0
+        for entry in self._entries:
             if "trace" in entry:
                 self._keep(Trace.from_json(entry["trace"]))
             else:
@@ -174,39 +176,29 @@ class TraceLog:
             DeepRecError: some failed. They are logged as failed, and explored again next time.
         """
         missing = [task for task in tasks if task.id not in self._traces]
-        tick(len(tasks) - len(missing))
-        failed = []
-        for count, trace in enumerate(self._timed(stream, missing), start=1):
-            if self._file is not None:
-                self._file.append({"trace": trace.to_json()})
-            if not self._keep(trace):
-                failed.append(trace)
-            tick(len(tasks) - len(missing) + count)
+        known, failed = len(tasks) - len(missing), []
+        tick(known)
+        explored, started = 0, time.perf_counter()
+        try:
+            for explored, (_, trace) in enumerate(stream(missing) if missing else (), start=1):
+                self._entries.append({"trace": trace.to_json()})
+                self._keep(trace)
+                if trace.stop is Stop.FAILED:
+                    failed.append(trace)
+                tick(known + explored)
+        finally:
+            if missing:
+                seconds = time.perf_counter() - started
+                self._seconds, self._explored = self._seconds + seconds, self._explored + explored
+                self._entries.append({"seconds": seconds, "explored": explored})
         if failed:
-            raise DeepRecError(
-                f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error}); they are explored "
-                "again when the evaluation is resumed."
-            )
+            told = f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error})"
+            raise DeepRecError(f"{told}: resume the evaluation to explore these again.")
         return [self._traces[task.id] for task in tasks]
 
-    def _keep(self, trace: Trace) -> bool:
+    def _keep(self, trace: Trace) -> None:
         if trace.stop is not Stop.FAILED:
             self._traces[trace.task] = trace
-        return trace.stop is not Stop.FAILED
-
-    def _timed(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Trace]:
-        if not tasks:
-            return
-        started, explored = time.perf_counter(), 0
-        try:
-            for _, trace in stream(tasks):
-                explored += 1
-                yield trace
-        finally:
-            seconds = time.perf_counter() - started
-            self._seconds, self._explored = self._seconds + seconds, self._explored + explored
-            if self._file is not None:
-                self._file.append({"seconds": seconds, "explored": explored})
 
 
 def result_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: Seed) -> Path:
@@ -216,27 +208,3 @@ def result_file(folder: Path, set_: SetPlan, system: SystemPlan, seed: Seed) -> 
 
 def users_file(folder: Path, set_: SetPlan) -> Path:
     return folder / "results" / slug(set_.label) / "_users.json"  # no slug begins like this
-
-
-def save(record: CachedResult | Users, path: Path) -> None:
-    """In one step: a kill leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.part")
-    scratch.write_bytes(TypeAdapter(type(record)).dump_json(record))
-    os.replace(scratch, path)
-
-
-def load(kind: type[Record], path: Path) -> Record | None:
-    """What `save` wrote; None where there is no file.
-
-    Raises:
-        DeepRecError: the file is damaged.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError:
-        raise DeepRecError(
-            f"{path} is damaged, or of another version: remove it, and run the evaluation again."
-        ) from None

@@ -55,17 +55,12 @@ def evaluate(
         raise DeepRecError(f"evaluate: baseline {first!r} is none of the systems {list(systems)}.")
     tasks, sample = evaluation_tasks(dataset, config)
     targets, k, results = dataset.targets(split), max(cutoffs), []
-    for name, given in systems.items():
-        system = _system(name, given)
+    for name, system in systems.items():
+        if not isinstance(system, System):
+            system = AnyExplorer(name, system) if isinstance(system, Explorer) else AnyRetriever(name, system)
         chosen = sample if system.on_sample else tasks
         part = evaluate_system(system, chosen, targets, k, TraceLog(), progress)
         results.append(Result(name, (None,), (part,), config.cutoffs))
     held_out = held_out_by(None) if dataset.cuts is None else "split by time"
     found = SetReport(dataset.name, split, held_out, Users.of(dataset, config), tuple(results), first)
     return Report("Evaluation", (found,))
-
-
-def _system(name: str, given: Retriever | Explorer | System) -> System:
-    if isinstance(given, System):
-        return given
-    return AnyExplorer(name, given) if isinstance(given, Explorer) else AnyRetriever(name, given)

@@ -13,15 +13,11 @@ from deeprec.evaluation.plans import Seed, SetPlan, SystemPlan
 
 
 def external_file(system: SystemPlan, set_: SetPlan, seed: Seed) -> Path:
-    """The file of a set and a seed.
-
-    Raises:
-        DeepRecError: it is not there.
-    """
+    """The file of a set and a seed; if it is absent, a DeepRecError says how it is made."""
+    names = {"set": set_.label, "source": set_.source, "seed": str(seed or 0)}
 
     def filled(text: str) -> str:
-        names = {"{set}": set_.label, "{source}": set_.source, "{seed}": str(seed or 0)}
-        return re.sub("|".join(map(re.escape, names)), lambda match: names[match[0]], text)
+        return re.sub(r"{(set|source|seed)}", lambda match: names[match[1]], text)
 
     path = Path(filled(str(system.file)))
     if not path.is_file():

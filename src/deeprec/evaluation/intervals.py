@@ -1,8 +1,7 @@
 """Bootstrap intervals over users for a mean, and for the mean difference of two systems on the same users.
 
-The percentile method of `scipy.stats.bootstrap`; docs/decisions/0006-percentile-bootstrap.md says why not BCa. Under
-about 30 users the percentile interval is somewhat too short, and a sample without a single hit gives [0, 0]: read the
-number of users first.
+The percentile method (docs/decisions/0006-percentile-bootstrap.md says why not BCa). Under about 30 users the interval
+is somewhat too short, and a sample without a single hit gives [0, 0]: read the number of users first.
 """
 
 from __future__ import annotations
@@ -34,8 +33,10 @@ class Interval:
 class PairedInterval:
     """Mean of ours minus theirs over the same users, with its interval.
 
-    `ratio` is the relative change, difference / mean of theirs (0.1 is ten per cent better); nan if that mean
-    is 0. `users` is how many users were paired. `base` is the mean of theirs.
+    Attributes:
+        ratio: difference / base (0.1 is ten per cent better); nan where the base is 0.
+        users: how many were paired.
+        base: mean of theirs.
     """
 
     difference: float
@@ -47,9 +48,7 @@ class PairedInterval:
 
 
 def mean_interval(values_U: Floats) -> Interval:
-    """The mean of one value per user, and its percentile bootstrap interval.
-
-    Constant values give an interval of no width. One user says nothing about the next: nan bounds.
+    """The mean of one value per user, and its interval: of no width for constant values, nan for a single user.
 
     Raises:
         ValueError: `values_U` is empty, not one-dimensional, or holds a value that is not finite.
@@ -60,7 +59,7 @@ def mean_interval(values_U: Floats) -> Interval:
     if len(values_U) == 1:
         return Interval(mean, math.nan, math.nan)
     if np.all(values_U == values_U[0]):
-        return Interval(float(values_U[0]), float(values_U[0]), float(values_U[0]))
+        return Interval(*[float(values_U[0])] * 3)
     result = stats.bootstrap(
         (values_U,),
         np.mean,
@@ -74,18 +73,14 @@ def mean_interval(values_U: Floats) -> Interval:
 
 
 def paired_interval(ours_U: Floats, theirs_U: Floats) -> PairedInterval:
-    """How much better ours is than theirs; both of shape (U,), the users in the same order.
-
-    Users are resampled in pairs: the spread between easy and hard users cancels, so the interval is shorter
-    than those of the two means.
+    """How much better ours is than theirs; both of shape (U,), the users in the same order and resampled in pairs.
 
     Raises:
         ValueError: the shapes differ, or as for `mean_interval`.
     """
     if ours_U.shape != theirs_U.shape:
         raise ValueError(f"paired values have one shape, not {ours_U.shape} and {theirs_U.shape}")
-    change = mean_interval(ours_U - theirs_U)
-    base = float(np.mean(theirs_U))
+    change, base = mean_interval(ours_U - theirs_U), float(np.mean(theirs_U))
     ratio = change.mean / base if base else math.nan
     return PairedInterval(change.mean, change.low, change.high, ratio, len(ours_U), base)
 
@@ -94,16 +89,12 @@ def regression_estimator(ours_U: Floats, controls_UK: Floats, base_U: Floats) ->
     """Estimate how much better ours is than a base on all users, from a random sample on which ours ran.
 
     The regression estimator of survey sampling (Cochran, Sampling Techniques, 1977, chapter 7): the sample gives a
-    regression of ours on the controls, whose mean over all users stands for that of ours. Its bias falls with the
-    sample's size, and the interval is the shorter the more ours resembles a control. Every resample of the users fits
-    the regression anew.
+    regression of ours on the controls, whose mean over all users stands for that of ours. Every resample of the users
+    fits it anew. The bias falls with the sample's size; the more ours resembles a control, the shorter the interval.
 
     Args:
         ours_U: nan where ours did not run.
         controls_UK: what K other systems have on all users.
-
-    Returns:
-        With `users` all of them.
 
     Raises:
         ValueError: the users differ, ours ran on fewer than K + 2, or a value that must be known is not finite.
@@ -127,22 +118,3 @@ def regression_estimator(ours_U: Floats, controls_UK: Floats, base_U: Floats) ->
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     base, found = float(base_U.mean()), difference(np.arange(users))
     return PairedInterval(found, float(low), float(high), found / base if base else math.nan, users, base)
-
-
-def ratio_interval(ours_U: Floats, theirs_U: Floats) -> Interval:
-    """The mean of ours divided by the mean of theirs, users resampled in pairs; nan where theirs is 0.
-
-    Raises:
-        ValueError: the shapes differ, or there are no users.
-    """
-    if ours_U.shape != theirs_U.shape or not len(ours_U):
-        raise ValueError(f"paired values have one shape and are not empty: {ours_U.shape} and {theirs_U.shape}")
-    rng = np.random.default_rng(SEED)
-    drawn = (rng.integers(0, len(ours_U), len(ours_U)) for _ in range(RESAMPLES))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = [np.divide(ours_U[drawn_U].mean(), theirs_U[drawn_U].mean()) for drawn_U in drawn]
-        ratio = float(np.divide(ours_U.mean(), theirs_U.mean()))
-    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    # A draw without a hit of theirs is infinite and can't be interpolated; one without any hit says nothing.
-    low, high = np.nanquantile(ratios, ends, method="nearest") if len(ours_U) > 1 else (math.nan, math.nan)
-    return Interval(ratio if np.isfinite(ratio) else math.nan, float(low), float(high))

@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 def ranks_of(rankings: Sequence[Sequence[int]], targets: Sequence[int]) -> Ints:
-    """0-based position of each target in its ranking, -1 where it is absent; shape (U,).
+    """The rank of each target in its ranking (U,).
 
     Raises:
         ValueError: the lengths differ, or a ranking names an item twice.
@@ -46,10 +46,12 @@ def mrr_at(ranks_U: Ints, k: int) -> Floats:
     return np.where(_hits(ranks_U, k), 1 / (np.maximum(ranks_U, 0) + 1), 0.0)
 
 
+METRICS = {"NDCG": ndcg_at, "Recall": recall_at, "MRR": mrr_at}
+
+
 def per_user(ranks_U: Ints, cutoffs: Sequence[int]) -> dict[str, Floats]:
     """Every metric at every cutoff for every user: 'NDCG@10', 'Recall@10', 'MRR@10', ... to shape (U,)."""
-    metrics = {"NDCG": ndcg_at, "Recall": recall_at, "MRR": mrr_at}
-    return {f"{name}@{k}": metric(ranks_U, k) for name, metric in metrics.items() for k in cutoffs}
+    return {f"{name}@{k}": metric(ranks_U, k) for name, metric in METRICS.items() for k in cutoffs}
 
 
 def _hits(ranks_U: Ints, k: int) -> NDArray[np.bool_]:

@@ -23,8 +23,7 @@ class Models:
     def __init__(self, runs: Path, *, offline: bool = False, progress: Progress = SILENT) -> None:
         self.runs, self.offline, self.progress = runs, offline, progress
         self._datasets: dict[str, Dataset] = {}
-        self._trms: dict[str, TRM] = {}
-        self._trms_of = ""
+        self._trms: dict[tuple[str, str], TRM] = {}
         self._policies: dict[str, Policy] = {}
 
     def dataset(self, config: Config) -> Dataset:
@@ -37,10 +36,9 @@ class Models:
     def trm(self, config: Config) -> TRM:
         from deeprec.trm.run import load_or_train_trm
 
-        of, key = f"{config.trm.seed} {config.data.model_dump_json()}", config.trm.model_dump_json()
-        if of != self._trms_of:
-            self._trms, self._trms_of = {}, of
-        if key not in self._trms:
+        of = f"{config.trm.seed} {config.data.model_dump_json()}"
+        self._trms = {key: trm for key, trm in self._trms.items() if key[0] == of}
+        if (key := (of, config.trm.model_dump_json())) not in self._trms:
             self._trms[key], _ = load_or_train_trm(
                 self.dataset(config), config, self.runs, offline=self.offline, progress=self.progress
             )

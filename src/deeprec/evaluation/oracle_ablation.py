@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.evaluation.metrics import ranks_of
 from deeprec.evaluation.rankings import Rankings, rankings_of
-from deeprec.explore.settings import ExploreSettings
+from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Trace
 from deeprec.retrieval.retriever import Query, Retriever
 
@@ -42,32 +42,31 @@ class OracleAblation:
 
     @classmethod
     def of(
-        cls,
-        trm: TRM,
-        catalog: Catalog,
-        tasks: Sequence[Task],
-        traces: Sequence[Trace],
-        targets: Mapping[str, ItemIdx],
-        explore: ExploreSettings,
+        cls, trm: TRM, explorer: Explorer, tasks: Sequence[Task], traces: Sequence[Trace], targets: Sequence[ItemIdx]
     ) -> OracleAblation:
-        """Of the explorations of these tasks, which used this TRM and these settings."""
-        wanted = [targets[task.id] for task in tasks]
-        pools = [list(trace.pool) for trace in traces]
-        stated = [[turn.preference for turn in trace.turns] for trace in traces]
+        """Of the explorer's traces of these tasks, which used this TRM."""
+        from deeprec.trm.preferences import FREQUENT_PHRASES, item_phrases
+
+        explore, pools = explorer.config, [list(trace.pool) for trace in traces]
         alone = rankings_of(trm, tasks, max(map(len, pools), default=0))
         # Without a call nothing better can be retrieved: alone in its list, the target would be first.
-        completed = [
-            [*dict.fromkeys((*pool, target))] if pool else [] for pool, target in zip(pools, wanted, strict=True)
-        ]
-        oracle = in_front(phrases_to(catalog, wanted), stated)
+        completed = [[*dict.fromkeys((*pool, item))] if pool else [] for pool, item in zip(pools, targets, strict=True)]
+        oracle = []
+        for trace, target in zip(traces, targets, strict=True):
+            first = "; ".join(item_phrases(explorer.catalog, target)[:FREQUENT_PHRASES])
+            oracle.append([first, *(turn.preference for turn in trace.turns[1:])] if trace.turns else [])
         lists = (
             [ranking[: len(pool)] for ranking, pool in zip(alone, pools, strict=True)],
             in_own_order(trm, tasks, pools),
             in_own_order(trm, tasks, completed),
-            replay(trm, tasks, oracle, explore.items_per_call, explore.preference_weight),
-            replay(trm, tasks, oracle, explore.items_per_call, 1.0),
+            *(replay(trm, tasks, oracle, explore.items_per_call, weight) for weight in (explore.preference_weight, 1)),
         )
-        return cls(*(tuple(ranks_of(each, wanted).tolist()) for each in lists))
+        return cls(*(rank_tuple(each, targets) for each in lists))
+
+
+def rank_tuple(rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx]) -> tuple[int, ...]:
+    """`ranks_of`, as results keep it."""
+    return tuple(ranks_of(rankings, targets).tolist())
 
 
 def in_own_order(trm: TRM, tasks: Sequence[Task], lists: Sequence[Sequence[ItemIdx]]) -> Rankings:
@@ -83,32 +82,16 @@ def in_own_order(trm: TRM, tasks: Sequence[Task], lists: Sequence[Sequence[ItemI
 
 
 def replay(
-    retriever: Retriever,
-    tasks: Sequence[Task],
-    preferences: Sequence[Sequence[str]],
-    per_call: int,
-    preference_weight: float,
+    retriever: Retriever, tasks: Sequence[Task], preferences: Sequence[Sequence[str]], per_call: int, weight: float
 ) -> Rankings:
     """What the calls of each task would retrieve, list after list."""
     pools: Rankings = [[] for _ in tasks]
     for call in range(max(map(len, preferences), default=0)):
         calling = [position for position, stated in enumerate(preferences) if call < len(stated)]
         queries = [
-            Query(tasks[p].history, preferences[p][call], frozenset([*tasks[p].history, *pools[p]]), preference_weight)
+            Query(tasks[p].history, preferences[p][call], frozenset([*tasks[p].history, *pools[p]]), weight)
             for p in calling
         ]
         for position, hits in zip(calling, retriever.retrieve(queries, per_call), strict=True):
             pools[position] += [hit.item for hit in hits]
     return pools
-
-
-def in_front(first: Sequence[str], stated: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Each exploration's preferences with another for its first; one without a call stays without."""
-    return [[new, *preferences[1:]] if preferences else [] for new, preferences in zip(first, stated, strict=True)]
-
-
-def phrases_to(catalog: Catalog, items: Sequence[ItemIdx]) -> list[str]:
-    """A preference that describes each item, in as many phrases as `frequent_phrases` gives."""
-    from deeprec.trm.preferences import FREQUENT_PHRASES, item_phrases
-
-    return ["; ".join(item_phrases(catalog, item)[:FREQUENT_PHRASES]) for item in items]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -90,16 +91,16 @@ class SystemPlan(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> SystemPlan:
-        if (self.file is not None) != (self.kind == "external"):
-            raise ValueError(f"system {self.name!r}: `file` belongs to kind 'external', which needs one")
-        if self.make and self.file is None:
-            raise ValueError(f"system {self.name!r}: `make` says how `file` is made, and there is none")
-        if self.train is not None and self.kind not in ASKS_MODEL:
-            raise ValueError(f"system {self.name!r}: `train` is for the kinds {', '.join(ASKS_MODEL)}")
-        if self.train is None and (self.train_on is not None or self.training):
-            raise ValueError(f"system {self.name!r}: `train_on` and `training` need `train`")
-        if split := {"data", "eval"} & {*self.config, *self.training}:
-            raise ValueError(f"system {self.name!r}: {sorted(split)} is of a set or of the experiment, not of a system")
+        split = sorted({"data", "eval"} & {*self.config, *self.training})
+        for wrong, why in (
+            (bool(self.file) != (self.kind == "external"), "`file` is for kind 'external', which needs one"),
+            (self.make and self.file is None, "`make` says how `file` is made, and there is none"),
+            (self.train and self.kind not in ASKS_MODEL, f"`train` is for the kinds {', '.join(ASKS_MODEL)}"),
+            (self.train is None and (self.train_on or self.training), "`train_on` and `training` need `train`"),
+            (split, f"{split} is of a set or of the experiment, not of a system"),
+        ):
+            if wrong:
+                raise ValueError(f"system {self.name!r}: {why}")
         return self
 
 
@@ -136,7 +137,7 @@ class Plan(Section):
         trees += [tree for system in self.systems for tree in (system.config, system.training)]
         seeded = [section for tree in trees for section in _SEEDED if "seed" in _table(tree, section)]
         if seeded and self.seeds:
-            raise ValueError(f"{seeded[0]}.seed: an experiment's seeds are its `seeds`; set them there")
+            raise ValueError(f"{seeded[0]}.seed: an experiment's seeds are the plan's `seeds`; set them there")
         if named := [set_.label for set_ in self.sets if "source" in _table(set_.config, "data")]:
             raise ValueError(f"set {named[0]!r}: its data.source is its `source`")
         return self
@@ -150,29 +151,24 @@ class Plan(Section):
         return [system for system in self.systems if system.sets is None or set_.label in system.sets]
 
     def left_out(self, system: SystemPlan, n_items: int) -> str | None:
-        """Why a system is left out of a catalogue of so many items; None where it runs, as the baseline always does."""
+        """Why a catalogue of so many items leaves a system out; None where it runs, as the baseline always does."""
         if system.kind != "ease" or n_items <= MOST_ITEMS or system.name == self.baseline:
             return None
         return f"left out: EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}"
 
     def config_of(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> Config:
-        """The configuration of a system on a set: the plan's, the set's and the system's, each over the last.
-
-        Raises:
-            DeepRecError: it is not valid.
-        """
+        """The configuration of a system on a set: the plan's, the set's and the system's, each over the last."""
         return self._config(set_, system.name, seed, system.config)
 
     def training_of(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> Config:
-        """The configuration of the training whose weights a system uses; the system's own `config` is no part of it.
+        """The configuration of the training whose weights a system uses, without the system's own `config`.
 
         Raises:
             DeepRecError: it is not valid, or has no such part.
         """
         on = next(each for each in self.sets if each.label == (system.train_on or set_.label))
         config = self._config(on, system.name, seed, system.training)
-        parts = active(config.train)
-        if system.train not in parts:
+        if system.train not in (parts := active(config.train)):
             known = ", ".join(parts) or "no part"
             raise DeepRecError(f"System {system.name!r} has train = {system.train!r}: its training has {known}.")
         if config.policy.kind not in TRAINABLE:
@@ -196,9 +192,7 @@ class Plan(Section):
 
     def _config(self, set_: SetPlan, system: str, seed: Seed, own: Mapping[str, Any]) -> Config:
         seeds = {} if seed is None else {section: {"seed": seed} for section in _SEEDED}
-        tree: dict[str, Any] = {}
-        for part in (self.config, set_.config, {"data": {"source": set_.source}}, own, seeds):
-            _lay_over(tree, part)
+        tree = _merged(self.config, set_.config, {"data": {"source": set_.source}}, own, seeds)
         return parse_config(tree, where=f"experiment {self.name!r}, set {set_.label!r}, system {system!r}")
 
 
@@ -207,26 +201,8 @@ def built_in_plan(name: Literal["comparison", "eval", "demo"], config: Config, s
 
     Systems with a language model need one in the configuration; systems that train it need `train.minutes`.
     """
-    return load_plan(
-        _BUILT_IN / f"{name}.toml",
-        config,
-        sources,
-        training=config.train.minutes is not None,
-        model=config.policy.kind != "scripted",
-    )
-
-
-def plan_of(path: Path | None, config: Config, sources: Sequence[str]) -> Plan:
-    """The plan in a file, or the built-in comparison.
-
-    Raises:
-        DeepRecError: the plan is wrong.
-    """
-    if path is not None and path.suffix != ".toml" and path.exists():
-        raise DeepRecError(f"{path} is not an experiment's TOML file: a set to run on is named with --data {path}.")
-    if described := [source for source in sources if Path(source).suffix == ".toml"]:
-        raise DeepRecError(f"--data {described[0]} is no data: a set that a TOML file describes is given by --config.")
-    return built_in_plan("comparison", config, sources) if path is None else load_plan(path, config, sources)
+    training, model = config.train.minutes is not None, config.policy.kind != "scripted"
+    return load_plan(_BUILT_IN / f"{name}.toml", config, sources, training=training, model=model)
 
 
 def load_plan(
@@ -235,9 +211,9 @@ def load_plan(
     """Read a plan.
 
     Args:
-        config: what was set in it is laid over the plan's configuration; where the plan names no set, its own is taken.
+        config: what was set in it is laid over the plan's; its set is taken where the plan names none.
         sources: the sets to run on, in place of all of the plan: by source or name, or others.
-        training: whether to keep the systems for which the language model is trained, and its settings.
+        training: whether to keep the systems that train the language model, and its settings.
         model: whether to keep the systems that ask a language model.
 
     Raises:
@@ -248,15 +224,11 @@ def load_plan(
     own = _table(plan.config, "data").get("source")
     if plan.sets and own is not None:
         raise DeepRecError(f"{path}, key config.data.source: a plan with sets names each by its `source`.")
-    seeded = [f"{section}.seed" for section in _SEEDED if "seed" in said.get(section, {})]
-    if seeded and plan.seeds:
-        raise DeepRecError(f"{', '.join(seeded)}: an experiment's seeds are the plan's `seeds`; set them there.")
-    settings = _copy({name: part for name, part in plan.config.items() if training or name != "train"})
-    _lay_over(settings, said)
-    if _table(settings, "data"):
-        settings["data"].pop("source", None)  # the sets have it
     if not sources and not plan.sets:
         sources = [_table(said, "data").get("source") or own or config.data.source]
+    settings = _merged({name: part for name, part in plan.config.items() if training or name != "train"}, said)
+    if data := _table(settings, "data"):
+        settings["data"] = {name: value for name, value in data.items() if name != "source"}  # the sets have it
     plan = _chosen(plan, sources, training=training, model=model)
     plan = _validated(dict(plan) | {"config": settings}, path)
     for set_ in plan.sets:
@@ -278,19 +250,17 @@ def _validated(tree: Mapping[str, Any], path: Path) -> Plan:
 def _chosen(plan: Plan, sources: Sequence[str], *, training: bool, model: bool) -> Plan:
     """The plan on these sets: its own of such a source or name as it describes them, and others bare. Systems of other
     sets are left out."""
-    sets = plan.sets
-    if sources:
-        own = [[set_ for set_ in plan.sets if source in (set_.source, set_.label)] for source in sources]
-        sets = tuple(
-            set_ for source, found in zip(sources, own, strict=True) for set_ in found or [SetPlan(source=source)]
-        )
+    sets = [] if sources else list(plan.sets)
+    for source in sources:
+        own = [set_ for set_ in plan.sets if source in (set_.source, set_.label)]
+        sets += own or [SetPlan(source=source)]
     left_out = {set_.label for set_ in plan.sets} - {set_.label for set_ in sets}
     systems = []
     for system in plan.systems:
         on = None if system.sets is None else tuple(name for name in system.sets if name not in left_out)
         if (on or not system.sets) and (training or not system.train) and (model or system.kind not in ASKS_MODEL):
             systems.append(system.model_copy(update={"sets": on}))
-    return plan.model_copy(update={"sets": sets, "systems": tuple(systems)})
+    return plan.model_copy(update={"sets": tuple(sets), "systems": tuple(systems)})
 
 
 def slug(name: str) -> str:
@@ -308,20 +278,18 @@ def dump_plan(plan: Plan) -> str:
     return tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
 
 
-def _lay_over(tree: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for name, value in part.items():
-        if isinstance(value, Mapping) and name in tree:
-            if isinstance(tree[name], dict):  # what is no table stays, for the reader of the whole to complain of
-                _lay_over(tree[name], value)
-        else:
-            tree[name] = _copy(value)
+def _merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, each tree laid over the last; what is no table stays, for the reader of the whole to complain of."""
+    merged: dict[str, Any] = {}
+    for name, value in chain.from_iterable(tree.items() for tree in trees):
+        if not isinstance(value, Mapping) or name not in merged:
+            merged[name] = value
+        elif isinstance(merged[name], Mapping):
+            merged[name] = _merged(merged[name], value)
+    return merged
 
 
 def _table(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A table within a table; empty where there is none, or something else."""
     found = tree.get(name)
     return found if isinstance(found, Mapping) else {}
-
-
-def _copy(value: Any) -> Any:
-    return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value

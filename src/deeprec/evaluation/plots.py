@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deeprec.evaluation.intervals import Interval
 from deeprec.evaluation.results import Result, by_turn, common_users
 
 _MARKERS = "os^Dv<>"
@@ -36,14 +37,10 @@ def plot_turns(results: Sequence[Result], metric: str, path: Path) -> Path | Non
     figure, axes_2 = _axes(10, 4, columns=2)
     for number, (name, found) in enumerate(lines):
         turns = [after.turn for after in found]
-        for axes, values in ((axes_2[0], [a.pool_recall for a in found]), (axes_2[1], [a.ndcg for a in found])):
-            errors = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
-            axes.errorbar(
-                turns, [v.mean for v in values], yerr=errors, marker="o", capsize=3, color=f"C{number % 10}", label=name
-            )
-    for axes, title in zip(
-        axes_2, ("target among what was retrieved, share", f"{metric}, list after list"), strict=True
-    ):
+        for axes, values in zip(axes_2, ([a.pool_recall for a in found], [a.ndcg for a in found]), strict=True):
+            _draw(axes, turns, values, marker="o", capsize=3, color=f"C{number % 10}", label=name)
+    titles = ("target among what was retrieved, share", f"{metric}, list after list")
+    for axes, title in zip(axes_2, titles, strict=True):
         axes.set_xlabel("after call")
         axes.set_ylabel(title)
         axes.set_xticks(range(1, 1 + max(len(found) for _, found in lines)))
@@ -63,36 +60,31 @@ def plot_cost(results: Sequence[Result], metric: str, path: Path) -> Path | None
     dots = []
     for number, (seconds, _, result) in enumerate(timed):
         found = result.mean(metric, np.array([user in users for user in result.users]))
-        dots.append(((seconds, result.tokens_per_user or 0.0), number, result.name, found))
+        style = {"marker": _MARKERS[number % len(_MARKERS)], "color": f"C{number % 10}", "label": result.name}
+        dots.append(((seconds, result.tokens_per_user or 0.0), found, style))
     for axes, cost in ((left, 0), (right, 1)):
         best, front = -1.0, []
-        for costs, number, name, found in sorted(dots, key=lambda dot: (dot[0][cost], -dot[3].mean)):
-            axes.errorbar(
-                costs[cost],
-                found.mean,
-                yerr=[[found.mean - found.low], [found.high - found.mean]],
-                marker=_MARKERS[number % len(_MARKERS)],
-                color=f"C{number % 10}",
-                alpha=0.8,
-                label=name,
-            )
+        for costs, found, style in sorted(dots, key=lambda dot: (dot[0][cost], -dot[1].mean)):
+            _draw(axes, [costs[cost]], [found], alpha=0.8, **style)
             if found.mean > best:
                 best = found.mean
-                front.append((costs[cost], found.mean))
+                front.append((costs[cost], best))
         axes.plot(*zip(*front, strict=True), color="C2", alpha=0.5, zorder=0)
         axes.grid(alpha=0.3)
     left.set_xscale("log")
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside right center", fontsize="small", title="from cheap to dear"
-    )
-    figure.suptitle(
-        f"on the {len(users):,} users that all of these ran on (line: nothing is both cheaper and better)",
-        fontsize="small",
-    )
+    handles = left.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", fontsize="small", title="from cheap to dear")
+    title = f"on the {len(users):,} users that all of these ran on (line: nothing is both cheaper and better)"
+    figure.suptitle(title, fontsize="small")
     left.set_xlabel("seconds a user")
     right.set_xlabel("tokens written a user (a script's are words)")
     left.set_ylabel(metric)
     return _saved(figure, path)
+
+
+def _draw(axes: Any, positions: Sequence[float], values: Sequence[Interval], **style: Any) -> None:
+    bounds = [[value.mean - value.low for value in values], [value.high - value.mean for value in values]]
+    axes.errorbar(positions, [value.mean for value in values], yerr=bounds, **style)
 
 
 def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:

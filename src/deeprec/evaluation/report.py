@@ -12,7 +12,6 @@ from html import escape
 from io import StringIO
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import polars as pl
 from rich import box
@@ -24,10 +23,11 @@ from deeprec.config import Config
 from deeprec.errors import DeepRecError
 from deeprec.evaluation import intervals
 from deeprec.evaluation.cached_results import CachedResult
+from deeprec.evaluation.metrics import METRICS
 from deeprec.evaluation.plans import PLAN_FILE, dump_plan, load_plan, slug
 from deeprec.evaluation.plots import plot_cost, plot_quality, plot_turns
 from deeprec.evaluation.results import Result
-from deeprec.evaluation.tables import SetReport, across, percent_text
+from deeprec.evaluation.tables import SetReport, across, difference_text, percent_text
 
 JSON_FILE = "report.json"
 _ROWS = 6
@@ -67,9 +67,8 @@ class Report:
         found = {set_.label: SetReport.read(plan, set_, folder) for set_ in plan.sets}
         sets = tuple(each for each in found.values() if each is not None)
         if not sets:
-            raise DeepRecError(
-                f"{folder} has no finished {plan.baseline!r} yet: continue with `deeprec eval --resume {folder}`."
-            )
+            told = f"{folder} has no finished {plan.baseline!r} yet"
+            raise DeepRecError(f"{told}: continue with `deeprec eval --resume {folder}`.")
         late = tuple(label for label, each in found.items() if each is None)
         return cls(plan.name, sets, plan.about, late, dump_plan(plan))
 
@@ -101,7 +100,7 @@ class Report:
         for each in self.sets:
             for result in each.results:
                 for metric in result.metrics:
-                    change = None if result is each.base else result.minus(each.base, metric)
+                    change = each.change(result, metric)
                     row = {"set": each.label, "system": result.name, "users": len(result.users), "metric": metric}
                     compared = {} if change is None else {f"difference {k}": v for k, v in asdict(change).items()}
                     rows.append(row | asdict(result.mean(metric)) | compared)
@@ -183,7 +182,7 @@ def _terminal_table(each: SetReport) -> Table:
     others = [result for result in each.results if result is not each.base][1 - _ROWS :]
     for result in each.results:
         if result is each.base or result in others:
-            change = None if result is each.base else result.minus(each.base, each.headline)
+            change = each.change(result)
             cell = "baseline" if result is each.base else "–" if change is None else percent_text(change)
             ndcg, recall = (f"{result.mean(f'{name}@{each.k}').mean:.4f}" for name in ("NDCG", "Recall"))
             rows.append((result.name, ndcg, recall, cell))
@@ -211,52 +210,40 @@ def _terminal_notes(each: SetReport) -> Iterator[str]:
 
 def _section(each: SetReport, folder: Path) -> list[str]:
     users, name = each.users, slug(each.label)
+    said = [f"{result.name}: {'; '.join(notes)}" for result in each.results if (notes := _notes(result))]
+    said += [*each.left_out, *([f"Not finished: {', '.join(each.missing)}"] if each.missing else [])]
     lines = [
-        "",
-        f"## {each.label}",
-        "",
-        f"{len(users.users):,} {each.split} users, {len(users.item_counts):,} items; "
-        f"{each.held_out}; fingerprint `{users.fingerprint[:16]}`.",
-        "",
-        *each.main(),
-        "",
-        *each.sentences(),
+        *("", f"## {each.label}", ""),
+        f"{len(users.users):,} {each.split} users, {len(users.item_counts):,} items; {each.held_out}; fingerprint "
+        f"`{users.fingerprint[:16]}`.",
+        *("", *each.main(), "", *each.sentences()),
+        *(f"- {sentence}." for sentence in said),
     ]
-    lines += [f"- {result.name}: {'; '.join(notes)}." for result in each.results if (notes := _notes(result))]
-    lines += [f"- {said}." for said in each.left_out]
-    if each.missing:
-        lines.append(f"- Not finished: {', '.join(each.missing)}.")
-    drawn = importlib.util.find_spec("matplotlib") is not None
-    quality, cost, turns = (
-        _figure(plot(each.results, each.headline, folder / f"{name}-{what}.svg"), title) if drawn else []
-        for plot, what, title in (
-            (plot_quality, "quality", "Quality by system"),
-            (plot_cost, "cost", "Cost against quality"),
-            (plot_turns, "turns", "Quality by call"),
-        )
-    )
-    lines += quality
+    figures: dict[str, list[str]] = {}
+    for plot, what, title in (
+        (plot_quality, "quality", "Quality by system"),
+        (plot_cost, "cost", "Cost against quality"),
+        (plot_turns, "turns", "Quality by call"),
+    ):
+        path = folder / f"{name}-{what}.svg"
+        drawn = importlib.util.find_spec("matplotlib") and plot(each.results, each.headline, path)
+        figures[what] = ["", f"![{title}]({drawn.name})"] if drawn else []
+    lines += figures["quality"]
     common, reach = each.reaches()
+    by_history = each.groups("items in the history", users.histories)
+    by_popularity = each.groups("times chosen in training", users.target_counts)
     for title, table, after in (
-        ("How the explorers ran", each.explorers(), cost),
-        ("Call by call", each.turns(), turns),
+        ("How the explorers ran", each.explorers(), figures["cost"]),
+        ("Call by call", each.turns(), figures["turns"]),
         ("Oracle ablation", each.oracle_ablation(), ["", *_ORACLES]),
-        (f"{each.headline} by length of the history", each.groups("items in the history", users.histories), _CELLS),
-        (
-            f"{each.headline} by popularity of the target",
-            each.groups("times chosen in training", users.target_counts),
-            _CELLS,
-        ),
+        (f"{each.headline} by length of the history", by_history, _CELLS),
+        (f"{each.headline} by popularity of the target", by_popularity, _CELLS),
         (f"Reach, on the {common:,} users that all systems ran on", reach, []),
         ("Every cutoff", each.cutoffs(), []),
     ):
         if table:
             lines += ["", f"### {title}", "", *table, *after]
     return lines
-
-
-def _figure(path: Path | None, title: str) -> list[str]:
-    return [] if path is None else ["", f"![{title}]({path.name})"]
 
 
 def to_html(markdown: str, folder: Path, title: str) -> str:
@@ -280,19 +267,18 @@ def compare(ours: Path, theirs: Path) -> Table:
     Raises:
         DeepRecError: a report is absent or damaged, or nothing is common.
     """
-    table = Table(
-        "system", "users", "metric", "ours", "theirs", f"difference [{100 * intervals.CONFIDENCE:.0f} % interval]"
-    )
+    difference = f"difference [{100 * intervals.CONFIDENCE:.0f} % interval]"
+    table = Table("system", "users", "metric", "ours", "theirs", difference)
     mine, others = _saved_results(ours), _saved_results(theirs)
     if not {data for data, _ in mine} & {data for data, _ in others}:
         raise DeepRecError(f"{ours} and {theirs} are evaluations of different data.")
     for key in [key for key in mine if key in others]:
         k = max({*mine[key].cutoffs} & {*others[key].cutoffs}, default=0)
-        for metric in (f"{name}@{k}" for name in ("NDCG", "Recall", "MRR") if k):
+        for metric in (f"{name}@{k}" for name in METRICS if k):
             if (found := mine[key].minus(others[key], metric)) is not None:
                 means = (f"{found.base + found.difference:.4f}", f"{found.base:.4f}")
-                change = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-                table.add_row(*map(Text, (mine[key].name, str(found.users), metric, *means, change)))
+                row = (mine[key].name, str(found.users), metric, *means, difference_text(found))
+                table.add_row(*map(Text, row))
     if not table.row_count:
         raise DeepRecError(f"{ours} and {theirs} have no system with common users and cutoffs.")
     return table
@@ -300,23 +286,19 @@ def compare(ours: Path, theirs: Path) -> Table:
 
 def _saved_results(folder: Path) -> dict[tuple[tuple[str, str], str], Result]:
     """By data (fingerprint and split) and name of the system; values are means over all seeds."""
+    found = {}
     try:
-        sets = json.loads((folder / JSON_FILE).read_bytes())["sets"]
-        return {
-            ((each["fingerprint"], each["split"]), system["name"]): _result_of(system, each["cutoffs"])
-            for each in sets
-            for system in each["systems"]
-        }
+        for each in json.loads((folder / JSON_FILE).read_bytes())["sets"]:
+            for system in each["systems"]:
+                users = tuple(system["users"])
+                parts = [CachedResult("", "", "", users, tuple(ranks), (), None, "", {}) for ranks in system["ranks"]]
+                key = ((each["fingerprint"], each["split"]), system["name"])
+                found[key] = Result(system["name"], (), tuple(parts), tuple(each["cutoffs"]))
     except FileNotFoundError:
         raise DeepRecError(f"{folder} holds no report: finish it with `deeprec eval --resume {folder}`.") from None
     except (ValueError, TypeError, KeyError) as error:
         raise DeepRecError(f"{folder / JSON_FILE} is not an evaluation's report ({error}).") from None
-
-
-def _result_of(record: dict[str, Any], cutoffs: list[int]) -> Result:
-    users = tuple(record["users"])
-    parts = [CachedResult("", "", "", users, tuple(ranks), (), None, "", {}) for ranks in record["ranks"]]
-    return Result(record["name"], (), tuple(parts), tuple(cutoffs))
+    return found
 
 
 _CELLS = ["", "Each cell: mean, interval, users."]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,8 +22,7 @@ class Result:
 
     Attributes:
         seeds: None stands for the seeds of the configuration.
-        against: other systems to compare it with, beside the baseline.
-        note: shown under the tables.
+        against, note: as the plan has them.
     """
 
     name: str
@@ -57,26 +56,25 @@ class Result:
         each = [ndcg_at(np.array(run.raw, dtype=np.int64), k) for run in self.explorations]
         return np.mean(each, axis=0) if each else None
 
-    def on(self, seeds: frozenset[int | None]) -> Result:
-        """The same with these seeds alone."""
+    @property
+    def ever_valid(self) -> bool:
+        runs = self.explorations
+        return any(not all(run.fallback) or any(run.well_formed) or max(run.raw) >= 0 for run in runs)
+
+    def on(self, seeds: Collection[int | None]) -> Result:
+        """The same with these seeds alone, at least one."""
         kept = [(seed, part) for seed, part in zip(self.seeds, self.parts, strict=True) if seed in seeds]
         return replace(self, seeds=tuple(seed for seed, _ in kept), parts=tuple(part for _, part in kept))
 
     def minus(self, other: Result, metric: str) -> PairedInterval | None:
         """The difference on the users and the seeds that both ran on; None where there are none."""
         if self.seeds != other.seeds:
-            common = frozenset(self.seeds) & frozenset(other.seeds)
+            common = {*self.seeds} & {*other.seeds}
             return self.on(common).minus(other.on(common), metric) if common else None
-        theirs = dict(zip(other.users, other.metrics[metric].tolist(), strict=True))
-        pairs = [
-            (value, theirs[user])
-            for user, value in zip(self.users, self.metrics[metric].tolist(), strict=True)
-            if user in theirs
-        ]
-        if not pairs:
-            return None
-        ours_U, theirs_U = np.array(pairs).T
-        return paired_interval(ours_U, theirs_U)
+        ours, theirs = (dict(zip(each.users, each.metrics[metric], strict=True)) for each in (self, other))
+        users = [user for user in ours if user in theirs]
+        ours_U, theirs_U = (np.array([values[user] for user in users]) for values in (ours, theirs))
+        return paired_interval(ours_U, theirs_U) if users else None
 
     def minus_on_all(self, base: Result, others: Sequence[Result], metric: str) -> PairedInterval | None:
         """The difference to the base on all of its users, estimated with `regression_estimator`.
@@ -129,21 +127,17 @@ class AfterTurn:
 
 def by_turn(result: Result) -> list[AfterTurn]:
     """Of every call that one exploration in a hundred makes; empty for systems that call no tool."""
-    runs = result.explorations
+    runs, k, found = result.explorations, max(result.cutoffs), []
     counts_N = np.array([len(calls) for run in runs for calls in run.retrieved], dtype=np.int64)
-    k, found = max(result.cutoffs), []
+    found_SU, pooled_SU = np.array([run.found for run in runs]), np.array([run.pooled for run in runs])
     for turn in range(1, counts_N.max(initial=0) + 1):
         share = float((counts_N >= turn).mean())
         if share < 0.01:
             break
         new = [calls[turn - 1] for run in runs for calls in run.retrieved if len(calls) >= turn]
-        hits, gains = [], []
-        for run in runs:
-            found_U = np.array(run.found)
-            there_U = (found_U > 0) & (found_U <= turn)
-            hits.append(there_U.astype(float))
-            gains.append(ndcg_at(np.where(there_U, np.array(run.pooled), -1).astype(np.int64), k))
-        intervals = [mean_interval(np.mean(values, axis=0)) for values in (hits, gains)]
+        there_SU = (found_SU > 0) & (found_SU <= turn)
+        gains_SU = ndcg_at(np.where(there_SU, pooled_SU, -1), k)
+        intervals = [mean_interval(values_SU.mean(axis=0)) for values_SU in (there_SU, gains_SU)]
         found.append(AfterTurn(turn, share, float(np.mean(new)), *intervals))
     return found
 
@@ -151,28 +145,23 @@ def by_turn(result: Result) -> list[AfterTurn]:
 def by_oracle(result: Result) -> dict[str, tuple[float, Result]]:
     """Explorations as they are and with one part replaced: the share of users whose target is in the pool, or in the
     list that stands for it, and the result. Empty for systems without an oracle ablation."""
-    found: dict[str, list[tuple[int, ...]]] = {}
-    recall = [call > 0 for run in result.explorations for call in run.found]
-    for run in result.explorations:
-        ablation = run.oracle_ablation
-        if ablation is None:
-            return {}
-        for name, ranks in (
-            ("no exploring", ablation.alone),
-            ("ranking by the tool", ablation.reordered),
-            ("ranking oracle", tuple(0 if call else -1 for call in run.found)),
-            ("retrieval oracle", ablation.completed),
-            ("preference oracle", ablation.preference),
-            ("preference oracle, preference weight 1", ablation.full_preference),
-        ):
-            found.setdefault(name, []).append(ranks)
-    as_is = {"none, with fallback": (float(np.mean(recall)), result)} if found else {}
-    return as_is | {name: _ranked(result, each) for name, each in found.items()}
-
-
-def _ranked(result: Result, ranks: Sequence[tuple[int, ...]]) -> tuple[float, Result]:
-    parts = tuple(replace(part, ranks=each) for part, each in zip(result.parts, ranks, strict=True))
-    return float(np.mean([rank >= 0 for each in ranks for rank in each])), replace(result, parts=parts)
+    runs = result.explorations
+    ablations = [run.oracle_ablation for run in runs if run.oracle_ablation is not None]
+    if not runs or len(ablations) < len(runs):
+        return {}
+    replaced = {
+        "no exploring": [each.alone for each in ablations],
+        "ranking by the tool": [each.reordered for each in ablations],
+        "ranking oracle": [tuple(0 if call else -1 for call in run.found) for run in runs],
+        "retrieval oracle": [each.completed for each in ablations],
+        "preference oracle": [each.preference for each in ablations],
+        "preference oracle, preference weight 1": [each.full_preference for each in ablations],
+    }
+    found = {"none, with fallback": (float(np.mean(np.array([run.found for run in runs]) > 0)), result)}
+    for name, ranks in replaced.items():
+        parts = tuple(replace(part, ranks=each) for part, each in zip(result.parts, ranks, strict=True))
+        found[name] = (float(np.mean(np.array(ranks) >= 0)), replace(result, parts=parts))
+    return found
 
 
 def common_users(results: Sequence[Result]) -> frozenset[str]:
@@ -207,13 +196,12 @@ def gini(counts_I: Ints) -> float:
     return float((2 * positions_I - n - 1) @ np.sort(counts_I) / (n * total))
 
 
-def thirds(values: Mapping[str, int], users: Sequence[str]) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+def thirds(values: Mapping[str, int], users: Sequence[str]) -> list[tuple[tuple[int, int], np.ndarray]]:
     """Bounds (least and greatest value) of three groups of about equal size of all users, and which of `users` are in
     each. Equal values are in one group, so groups differ in size where many are equal, and may be fewer."""
     every_U = np.sort(np.array(list(values.values())))
     cuts = np.unique(every_U[[-(-len(every_U) * third // 3) - 1 for third in (1, 2)]])
-    group_U = np.searchsorted(cuts, every_U, side="left")
-    own_U = np.searchsorted(cuts, np.array([values[user] for user in users]), side="left")
-    kept = [g for g in range(len(cuts) + 1) if (group_U == g).any()]
-    bounds = [(int(every_U[group_U == g].min()), int(every_U[group_U == g].max())) for g in kept]
-    return bounds, [own_U == g for g in kept]
+    group_U = np.searchsorted(cuts, every_U)
+    own_U = np.searchsorted(cuts, np.array([values[user] for user in users]))
+    members = [every_U[group_U == g] for g in range(len(cuts) + 1)]
+    return [((int(of_U[0]), int(of_U[-1])), own_U == g) for g, of_U in enumerate(members) if len(of_U)]

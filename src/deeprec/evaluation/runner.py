@@ -7,33 +7,23 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deeprec.config import Config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
-from deeprec.evaluation.cached_results import (
-    CachedResult,
-    Explorations,
-    TraceLog,
-    Users,
-    load,
-    result_file,
-    save,
-    users_file,
-)
+from deeprec.evaluation.cached_results import CachedResult, Explorations, TraceLog, Users, result_file, users_file
 from deeprec.evaluation.external_rankings import external_file
 from deeprec.evaluation.metrics import ndcg_at
 from deeprec.evaluation.models import Models
-from deeprec.evaluation.oracle_ablation import OracleAblation
+from deeprec.evaluation.oracle_ablation import OracleAblation, rank_tuple
 from deeprec.evaluation.plans import PLAN_FILE, Plan, Seed, SetPlan, SystemPlan, dump_plan
 from deeprec.evaluation.rankings import evaluation_tasks
 from deeprec.evaluation.report import Report
-from deeprec.evaluation.systems import KINDS, PlannedSystem, Ranked, System
+from deeprec.evaluation.systems import KINDS, PlannedSystem, System
 from deeprec.runs import environment
 from deeprec.runs.progress import Progress
 
@@ -44,11 +34,8 @@ def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = Fals
     Args:
         same_data: whether to refuse data that are others than those of the folder's results.
 
-    Returns:
-        The report, with what failed.
-
     Raises:
-        DeepRecError: there is nothing to report.
+        DeepRecError: there is nothing to report. Else the report says what failed.
     """
     (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
     failed = Runner(plan, folder, models, same_data).run()
@@ -72,34 +59,28 @@ class Runner:
     def run(self) -> list[str]:
         """Make all results that are missing or have another key; what went wrong with those that failed."""
         self._warn_of_missing_files()
-        failed = []
+        failed, say = [], self.models.progress.message
         for set_ in self.plan.sets:
             config = self.plan.config_of(set_, self.plan.systems_of(set_)[0], self.plan.runs[0])
             try:
                 dataset = self.models.dataset(config)
             except DeepRecError as error:
                 failed.append(f"{set_.label}: {error}")
-                self._say(failed[-1])
+                say(failed[-1])
                 continue
             users, path = Users.of(dataset, config.eval), users_file(self.folder, set_)
-            if self.same_data and load(Users, path) not in (None, users):
+            if self.same_data and Users.load(path) not in (None, users):
                 raise DeepRecError(f"{self.folder} was made on other data than {set_.source} now gives.")
-            save(users, path)
-            for seed in self.plan.runs:
-                for system in self.plan.systems_of(set_):
-                    where = self._name(set_, system, seed)
-                    try:
-                        told = self.plan.left_out(system, len(dataset.catalog)) or self._run(
-                            set_, system, seed, dataset
-                        )
-                    except DeepRecError as error:
-                        told = f"failed: {error}"
-                        failed.append(f"{where}: {error}")
-                    self._say(f"{where}: {told}")
+            users.save(path)
+            for seed, system in product(self.plan.runs, self.plan.systems_of(set_)):
+                where = self._name(set_, system, seed)
+                try:
+                    told = self.plan.left_out(system, len(dataset.catalog)) or self._run(set_, system, seed, dataset)
+                except DeepRecError as error:
+                    told = f"failed: {error}"
+                    failed.append(f"{where}: {error}")
+                say(f"{where}: {told}")
         return failed
-
-    def _say(self, text: str) -> None:
-        self.models.progress.message(text)
 
     def _name(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> str:
         parts = [set_.label] if len(self.plan.sets) > 1 else []
@@ -109,12 +90,12 @@ class Runner:
     def _warn_of_missing_files(self) -> None:
         """At once: there may be hours until it is their turn, in which they can be made."""
         for set_ in self.plan.sets:
-            for system in self.plan.systems_of(set_):
-                for seed in self.plan.runs if system.file is not None else ():
-                    try:
-                        external_file(system, set_, seed)
-                    except DeepRecError as error:
-                        self._say(str(error))
+            files = [system for system in self.plan.systems_of(set_) if system.file is not None]
+            for system, seed in product(files, self.plan.runs):
+                try:
+                    external_file(system, set_, seed)
+                except DeepRecError as error:
+                    self.models.progress.message(str(error))
 
     def _run(self, set_: SetPlan, plan: SystemPlan, seed: Seed, dataset: Dataset) -> str:
         """Make a result where it is not there yet; how it went."""
@@ -122,18 +103,19 @@ class Runner:
         limits = system.config.eval
         users = limits.users if system.on_sample and limits.users is not None else plan.users
         tasks, k = evaluation_tasks(dataset, limits.model_copy(update={"users": users}))[1], max(limits.cutoffs)
-        key = _digest(system.cache_key() | {"users": [task.id for task in tasks], "cutoff": k})
+        decides = system.cache_key() | {"users": [task.id for task in tasks], "cutoff": k}
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         path, digest = result_file(self.folder, set_, plan, seed), self.plan.digest(set_, plan, seed)
         for other in dict.fromkeys((seed, *self.plan.runs)):  # a system without a seed runs for the first alone
-            old = load(CachedResult, result_file(self.folder, set_, plan, other))
+            old = CachedResult.load(result_file(self.folder, set_, plan, other))
             if old is not None and old.key == key:
                 if other != seed or old.plan != digest:
-                    save(replace(old, plan=digest), path)
+                    replace(old, plan=digest).save(path)
                 return "done before"
         log = TraceLog(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
         made = evaluate_system(system, tasks, dataset.targets(limits.split), k, log, self.models.progress)
         notes = "; ".join(filter(None, [note, made.note]))
-        save(replace(made, key=key, plan=digest, fingerprint=dataset.fingerprint, note=notes), path)
+        replace(made, key=key, plan=digest, fingerprint=dataset.fingerprint, note=notes).save(path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"
 
     def _system(self, set_: SetPlan, plan: SystemPlan, seed: Seed, dataset: Dataset) -> tuple[PlannedSystem, str]:
@@ -143,7 +125,10 @@ class Runner:
             from deeprec.training.time_budget import time_spent
 
             weights = self.models.trained(self.plan.training_of(set_, plan, seed), plan.train)
-            config = _with_weights(config, weights)
+            # An adapter, or a whole model where the training made one.
+            adapter = (weights / "adapter_config.json").is_file()
+            own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
+            config = config.model_copy(update={"policy": config.policy.model_copy(update=own)})
             spent = time_spent(weights.parent)
             note = f"time of its training: {spent}" if spent else ""
         file = None if plan.file is None else external_file(plan, set_, seed)
@@ -155,42 +140,24 @@ def evaluate_system(
 ) -> CachedResult:
     """The system's result for these tasks, without a key."""
     ranked, wanted = system.rank(tasks, k, log, progress), [targets[task.id] for task in tasks]
-    explorations = None
+    explorations, explorer = None, ranked.explorer
     if ranked.traces is not None:
-        ablation = _oracle_ablation(ranked, tasks, targets)
-        explorations = Explorations.of(ranked.traces, wanted, ranked.explorer is not None, ablation)
-    return CachedResult.of(
-        tasks,
-        ranked.rankings,
-        wanted,
+        ablation = None
+        if explorer is not None:
+            from deeprec.trm.trm import TRM
+
+            if isinstance(explorer.retriever, TRM):
+                ablation = OracleAblation.of(explorer.retriever, explorer, tasks, ranked.traces, wanted)
+        explorations = Explorations.of(ranked.traces, wanted, explorer is not None, ablation)
+    return CachedResult(
         key="",
         plan="",
         fingerprint="",
+        users=tuple(task.id for task in tasks),
+        ranks=rank_tuple(ranked.rankings, wanted),
+        rankings=tuple(tuple(map(int, ranking)) for ranking in ranked.rankings),
         seconds_per_user=ranked.seconds_per_user,
         note=system.note,
         environment=environment(sys.argv),
         explorations=explorations,
     )
-
-
-def _oracle_ablation(ranked: Ranked, tasks: Sequence[Task], targets: Mapping[str, ItemIdx]) -> OracleAblation | None:
-    """For explorations that called a TRM."""
-    explorer, traces = ranked.explorer, ranked.traces
-    if explorer is None or traces is None:
-        return None
-    from deeprec.trm.trm import TRM
-
-    if not isinstance(explorer.retriever, TRM):
-        return None
-    return OracleAblation.of(explorer.retriever, explorer.catalog, tasks, traces, targets, explorer.config)
-
-
-def _with_weights(config: Config, weights: Path) -> Config:
-    """A configuration with an adapter, or with a whole model where the training made one."""
-    adapter = (weights / "adapter_config.json").is_file()
-    own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
-    return config.model_copy(update={"policy": config.policy.model_copy(update=own)})
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
 from deeprec.assets.downloads import sha256_of
-from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, items_of
+from deeprec.config import Config, items_of
 from deeprec.data.dataset import Dataset, Task
 from deeprec.evaluation.cached_results import TraceLog
 from deeprec.evaluation.external_rankings import read_external_rankings
@@ -19,7 +20,7 @@ from deeprec.evaluation.metrics import ndcg_at, ranks_of
 from deeprec.evaluation.models import Models
 from deeprec.evaluation.one_shot import recall_titles, rerank
 from deeprec.evaluation.plans import ASKS_MODEL, Kind, SystemPlan
-from deeprec.evaluation.rankings import Stream, fused, rankings_of
+from deeprec.evaluation.rankings import Rankings, Stream, fused, rankings_of
 from deeprec.evaluation.worker_processes import spread
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Policy
@@ -33,6 +34,11 @@ from deeprec.retrieval.retriever import Retriever
 from deeprec.runs.progress import SILENT, Progress
 
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
+_ONE_SHOT_KEYS = ("history", "answer_size", "segment_tokens", "context_tokens")
+
+
+Rank = Callable[[Sequence[Task], int], Rankings]
+"""At most `k` items for each task."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +85,16 @@ class System(ABC):
         return {"object": uuid4().hex}
 
 
-class RetrievingSystem(System):
-    """Ranks by a retriever."""
+class RankingSystem(System):
+    """Ranks by a function."""
 
     @abstractmethod
-    def load(self) -> Retriever: ...
-
-    def preference(self, task: Task) -> str:
-        return ""
-
-    def preference_weight(self, retriever: Retriever) -> float:
-        return DEFAULT_PREFERENCE_WEIGHT
+    def load(self) -> Rank: ...
 
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
-        retriever = self.load()
-        weight, started = self.preference_weight(retriever), time.perf_counter()
+        rankings_for, started = self.load(), time.perf_counter()
         with progress.phase(self.name):
-            rankings = rankings_of(retriever, tasks, k, self.preference, weight)
+            rankings = rankings_for(tasks, k)
         return Ranked(rankings, (time.perf_counter() - started) / len(tasks))
 
 
@@ -116,14 +115,14 @@ class ExploringSystem(System):
         return Ranked([trace.ranking[:k] for trace in traces], log.seconds_per_user, traces, explorer)
 
 
-class AnyRetriever(RetrievingSystem):
+class AnyRetriever(RankingSystem):
     """A retriever of your own, without a preference."""
 
     def __init__(self, name: str, retriever: Retriever) -> None:
         self.name, self._retriever = name, retriever
 
-    def load(self) -> Retriever:
-        return self._retriever
+    def load(self) -> Rank:
+        return partial(rankings_of, self._retriever)
 
 
 class AnyExplorer(ExploringSystem):
@@ -139,7 +138,7 @@ class AnyExplorer(ExploringSystem):
 
 
 class PlannedSystem(System):
-    """A system of a plan on one data set.
+    """A system of a plan on one data set; `Kind` says what each does.
 
     Attributes:
         uses_trm: whether the TRM decides its rankings.
@@ -162,6 +161,8 @@ class PlannedSystem(System):
     def cache_key(self) -> dict[str, Any]:
         explore, catalog = self.config.explore, self.dataset.catalog
         key: dict[str, Any] = {"kind": self.plan.kind, "data": self.dataset.fingerprint}
+        if self.file is not None:
+            key["file"] = sha256_of(self.file)
         if self.uses_trm:
             key |= {"text": self.dataset.text_digest, "trm": self.config.trm.model_dump(mode="json")}
         if self.explore_keys != ():
@@ -175,83 +176,62 @@ class PlannedSystem(System):
         return Explorer(policy, self.models.trm(self.config), self.dataset.catalog, self.config.explore)
 
 
-class Popularity(PlannedSystem, RetrievingSystem):
-    def load(self) -> Retriever:
-        return PopularityRetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
+class Baseline(PlannedSystem, RankingSystem):
+    def load(self) -> Rank:
+        retriever = PopularityRetriever if self.plan.kind == "popularity" else TransitionRetriever
+        return partial(rankings_of, retriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog)))
 
 
-class Transitions(PlannedSystem, RetrievingSystem):
-    def load(self) -> Retriever:
-        return TransitionRetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog))
-
-
-class EASE(PlannedSystem, RetrievingSystem):
+class EASE(PlannedSystem, RankingSystem):
     """With the regularisation that is best on the validation targets."""
 
-    def load(self) -> Retriever:
-        sequences, n_items = self.dataset.train_sequences(), len(self.dataset.catalog)
+    def load(self) -> Rank:
         tasks, targets = self.dataset.tasks("validation"), self.dataset.targets("validation")
         wanted = [targets[task.id] for task in tasks]
         best: tuple[float, float, Retriever] | None = None
         for value in _EASE_GRID:
-            retriever = EASERetriever.fit(sequences, n_items, value)
+            retriever = EASERetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog), value)
             ndcg = float(ndcg_at(ranks_of(rankings_of(retriever, tasks, 10), wanted), 10).mean())
             if best is None or ndcg > best[0]:
                 best = (ndcg, value, retriever)
         assert best is not None
         grid = ", ".join(f"{value:g}" for value in _EASE_GRID)
         self.note = f"regularisation {best[1]:g} of {grid}, by validation NDCG@10"
-        return best[2]
+        return partial(rankings_of, best[2])
 
 
-class TRMAlone(PlannedSystem, RetrievingSystem):
+class TRMAlone(PlannedSystem, RankingSystem):
     uses_trm = True
 
-    def load(self) -> Retriever:
-        return self.models.trm(self.config)
+    def load(self) -> Rank:
+        return partial(rankings_of, self.models.trm(self.config))
 
 
-class StatedPreference(TRMAlone):
-    """The TRM with a preference that a rule draws from the history."""
+class StatedPreference(PlannedSystem, RankingSystem):
+    """The TRM with a preference that a rule draws from the history: its frequent phrases, or the latest titles."""
 
-    explore_keys = ("preference_weight",)
+    uses_trm, explore_keys = True, ("preference_weight",)
 
-    def preference_weight(self, retriever: Retriever) -> float:
-        explore = resolve_defaults(self.config.explore, None, retriever, self.dataset.catalog)
+    def load(self) -> Rank:
+        from deeprec.trm.preferences import frequent_phrases, recent_titles
+
+        trm, catalog = self.models.trm(self.config), self.dataset.catalog
+        explore = resolve_defaults(self.config.explore, None, trm, catalog)
         self.note = _weight_note(explore)
-        return explore.preference_weight
-
-
-class FrequentPhrases(StatedPreference):
-    def preference(self, task: Task) -> str:
-        from deeprec.trm.preferences import frequent_phrases
-
-        return "; ".join(frequent_phrases(self.dataset.catalog, task.history))
-
-
-class RecentTitles(StatedPreference):
-    def preference(self, task: Task) -> str:
-        from deeprec.trm.preferences import recent_titles
-
-        return "; ".join(recent_titles(self.dataset.catalog, task.history))
+        rule = frequent_phrases if self.plan.kind == "frequent-phrases" else recent_titles
+        return lambda tasks, k: rankings_of(
+            trm, tasks, k, lambda task: "; ".join(rule(catalog, task.history)), explore.preference_weight
+        )
 
 
 class External(PlannedSystem):
-    """Rankings of another library, from a file."""
-
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
         assert self.file is not None
         self.note = f"from {self.file}"
         return Ranked([ranking[:k] for ranking in read_external_rankings(self.file, self.dataset, tasks)])
 
-    def cache_key(self) -> dict[str, Any]:
-        assert self.file is not None
-        return super().cache_key() | {"file": sha256_of(self.file)}
-
 
 class Script(PlannedSystem, ExploringSystem):
-    """The scripted explorer."""
-
     uses_trm, explore_keys = True, None
 
     def load(self) -> tuple[Stream, Explorer | None]:
@@ -259,23 +239,24 @@ class Script(PlannedSystem, ExploringSystem):
         return explorer.stream, explorer
 
 
-class Fusion(PlannedSystem):
-    """The scripted explorer's preferences, each asked of the whole catalogue, fused by reciprocal rank."""
-
+class Fusion(PlannedSystem, RankingSystem):
     uses_trm, explore_keys = True, None
 
-    def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
+    def load(self) -> Rank:
         explorer = self.explorer(ScriptedPolicy(self.config.explore.answer_size))
-        self.note, started = _weight_note(explorer.config), time.perf_counter()
-        rankings = fused(explorer.retriever, tasks, explorer.run(tasks), k, explorer.config.preference_weight)
-        return Ranked(rankings, (time.perf_counter() - started) / len(tasks))
+        self.note, weight = _weight_note(explorer.config), explorer.config.preference_weight
+        return lambda tasks, k: fused(explorer.retriever, tasks, explorer.run(tasks), k, weight)
 
 
 class ModelSystem(PlannedSystem, ExploringSystem):
-    """Asks a language model."""
+    """Asks a language model: to explore, unless a subclass asks something else."""
 
-    @abstractmethod
-    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]: ...
+    uses_trm = True
+    explore_keys: ClassVar[Collection[str] | None] = None
+
+    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
+        explorer = self.explorer(policy)
+        return explorer.stream, explorer
 
     def load(self) -> tuple[Stream, Explorer | None]:
         self.note = name_of(self.config.policy)
@@ -295,23 +276,19 @@ class ModelSystem(PlannedSystem, ExploringSystem):
 
 
 class Titles(ModelSystem):
-    """Titles from memory."""
-
-    explore_keys = ("history", "answer_size", "segment_tokens", "context_tokens")
+    uses_trm, explore_keys = False, _ONE_SHOT_KEYS
 
     def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
         from deeprec.trm.text_encoder import TextEncoder
 
         encode, catalog = TextEncoder.load(offline=self.models.offline).encode, self.dataset.catalog
         titles_IE = encode(catalog.titles)
-        return lambda tasks: recall_titles(policy, encode, titles_IE, catalog, tasks, self.config.explore), None
+        ask = partial(recall_titles, policy, lambda texts: encode(texts) @ titles_IE.T, catalog)
+        return partial(ask, config=self.config.explore), None
 
 
 class Rerank(ModelSystem):
-    """One-shot ranking of the TRM's best."""
-
-    uses_trm = True
-    explore_keys = (*Titles.explore_keys, "answer")
+    explore_keys = (*_ONE_SHOT_KEYS, "answer")
 
     def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
         trm, catalog, candidates = self.models.trm(self.config), self.dataset.catalog, self.plan.candidates
@@ -321,31 +298,21 @@ class Rerank(ModelSystem):
         return super().cache_key() | {"candidates": self.plan.candidates}
 
 
-class Explore(ModelSystem):
-    """The exploration."""
-
-    uses_trm, explore_keys = True, None
-
-    def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
-        explorer = self.explorer(policy)
-        return explorer.stream, explorer
-
-
 def _weight_note(explore: ExploreSettings) -> str:
     return f"preference weight {explore.preference_weight}"
 
 
 KINDS: dict[Kind, type[PlannedSystem]] = {
-    "popularity": Popularity,
-    "transitions": Transitions,
+    "popularity": Baseline,
+    "transitions": Baseline,
     "ease": EASE,
     "trm": TRMAlone,
-    "frequent-phrases": FrequentPhrases,
-    "recent": RecentTitles,
+    "frequent-phrases": StatedPreference,
+    "recent": StatedPreference,
     "external": External,
     "script": Script,
     "fusion": Fusion,
     "titles": Titles,
     "rerank": Rerank,
-    "explore": Explore,
+    "explore": ModelSystem,
 }

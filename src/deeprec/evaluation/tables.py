@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from deeprec.evaluation.cached_results import CachedResult, Users, load, result_file, users_file
+from deeprec.evaluation.cached_results import CachedResult, Users, result_file, users_file
 from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval
+from deeprec.evaluation.metrics import METRICS
 from deeprec.evaluation.plans import Plan, SetPlan, SystemPlan
 from deeprec.evaluation.results import Result, by_oracle, by_turn, common_users, reach, thirds
 
@@ -24,7 +25,6 @@ class SetReport:
     """One set's results.
 
     Attributes:
-        split: as "test".
         held_out: how the held-out items were chosen.
         baseline: name of the result that all others are compared with.
         missing, left_out: systems without a result, with the reason.
@@ -42,7 +42,7 @@ class SetReport:
     @classmethod
     def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
         """What is finished of a set; None before its baseline is."""
-        users = load(Users, users_file(folder, set_))
+        users = Users.load(users_file(folder, set_))
         if users is None:
             return None
         settings = plan.config_of(set_, plan.systems_of(set_)[0], plan.runs[0])
@@ -60,8 +60,7 @@ class SetReport:
                 missing.append(f"{system.name}{of}")
         if plan.baseline not in [result.name for result in results]:
             return None
-        held_out = held_out_by(settings.data.time_split)
-        lists = (tuple(missing), tuple(left_out))
+        held_out, lists = held_out_by(settings.data.time_split), map(tuple, (missing, left_out))
         return cls(set_.label, settings.eval.split, held_out, users, tuple(results), plan.baseline, *lists)
 
     @property
@@ -77,6 +76,10 @@ class SetReport:
     def base(self) -> Result:
         return next(result for result in self.results if result.name == self.baseline)
 
+    def change(self, result: Result, metric: str = "") -> PairedInterval | None:
+        """The difference to the baseline; None for the baseline itself, and without common users."""
+        return None if result is self.base else result.minus(self.base, metric or self.headline)
+
     def main(self) -> list[str]:
         """The main table."""
         return _table(
@@ -84,7 +87,7 @@ class SetReport:
                 "system": result.name,
                 "users": f"{len(result.users):,}",
                 "seeds": str(len(result.parts)),
-                **{name: interval_text(result.mean(name)) for name in self._at_k},
+                **{f"{name}@{self.k}": interval_text(result.mean(f"{name}@{self.k}")) for name in METRICS},
                 f"{self.headline} to {self.baseline}": self._change(result, self.base),
             }
             for result in self.results
@@ -92,38 +95,30 @@ class SetReport:
 
     def sentences(self) -> list[str]:
         """What the intervals say of every system, against the baseline."""
-        verdicts: dict[str, list[str]] = {"better than": [], "worse than": [], "not distinguishable from": []}
-        for result in self.results:
-            change = None if result is self.base else result.minus(self.base, self.headline)
-            if change is not None and not math.isnan(change.low):
-                better, worse = change.low > 0, change.high < 0
-                verdict = "better than" if better else "worse than" if worse else "not distinguishable from"
-                verdicts[verdict].append(result.name)
-        lines = [
-            f"- By {self.headline}, {verdict} {self.baseline} on the same users: {'; '.join(names)}."
-            for verdict, names in verdicts.items()
-            if names
-        ]
-        by_name = {result.name: result for result in self.results}
+        by_name, lines = {result.name: result for result in self.results}, []
+        changes = {name: change for name, each in by_name.items() if (change := self.change(each)) is not None}
+        for verdict, names in (
+            ("better than", [name for name, change in changes.items() if change.low > 0]),
+            ("worse than", [name for name, change in changes.items() if change.high < 0]),
+            ("not distinguishable from", [name for name, change in changes.items() if change.low <= 0 <= change.high]),
+        ):
+            if names:
+                lines.append(f"- By {self.headline}, {verdict} {self.baseline} on the same users: {'; '.join(names)}.")
         compared = [(each, [by_name[name] for name in each.against if name in by_name]) for each in self.results]
         for ours, others in compared:
             lines += [f"- {ours.name} to {theirs.name}: {self._change(ours, theirs)}." for theirs in others]
-        if invalid := [result.name for result in self.results if _never_valid(result)]:
+        if invalid := [result.name for result in self.results if result.explorations and not result.ever_valid]:
             lines.append(f"- No valid answer; the score is the fallback list's: {'; '.join(invalid)}.")
         return lines + [line for ours, others in compared if (line := self._estimated(ours, others))]
 
     def _estimated(self, result: Result, others: Sequence[Result]) -> str:
         """How a system on a sample would differ from the baseline on all users; empty where that can't be said."""
-        users = self.base.users
-        if len(users) < len(self.users.users):
+        base, users = self.base, self.base.users
+        controls = [each for each in others if each is not base and (each.users, each.seeds) == (users, result.seeds)]
+        change = result.minus_on_all(base, controls, self.headline)
+        if change is None or len(users) < len(self.users.users):
             return ""
-        controls = [
-            each for each in others if each is not self.base and (each.users, each.seeds) == (users, result.seeds)
-        ]
-        change = result.minus_on_all(self.base, controls, self.headline)
-        if change is None:
-            return ""
-        names = "; ".join(each.name for each in (self.base, *controls))
+        names = "; ".join(each.name for each in (base, *controls))
         return (
             f"- {result.name} to {self.baseline} on all {len(users):,} users, estimated from its "
             f"{len(result.users):,} by regression; controls: {names}: {change_text(change)}."
@@ -189,18 +184,13 @@ class SetReport:
 
     def groups(self, title: str, values: Sequence[int]) -> list[str]:
         """The headline metric by thirds of the users, of whom `values` are given."""
-        by_user = dict(zip(self.users.users, values, strict=True))
-
-        def cell(result: Result, chosen_U: np.ndarray) -> str:
-            mean = result.mean(self.headline, chosen_U) if chosen_U.any() else None
-            return "" if mean is None else f"{interval_text(mean)}, {int(chosen_U.sum()):,}"
-
-        rows = []
+        by_user, rows = dict(zip(self.users.users, values, strict=True)), []
         for result in self.results:
-            bounds, groups = thirds(by_user, result.users)
-            cells = [cell(result, chosen_U) for chosen_U in groups]
-            headings = [f"{low:,} to {high:,}" for low, high in bounds]
-            rows.append({title: result.name} | dict(zip(headings, cells, strict=True)))
+            row = {title: result.name}
+            for (low, high), chosen_U in thirds(by_user, result.users):
+                mean = result.mean(self.headline, chosen_U) if chosen_U.any() else None
+                row[f"{low:,} to {high:,}"] = "" if mean is None else f"{interval_text(mean)}, {chosen_U.sum():,}"
+            rows.append(row)
         return _table(rows)
 
     def reaches(self) -> tuple[int, list[str]]:
@@ -211,10 +201,6 @@ class SetReport:
             cells = {f"coverage@{self.k}": share_text(coverage), "Gini": f"{unevenness:.3f}"}
             rows.append({"system": result.name, **cells, "novelty, bits": f"{bits:.2f}"})
         return len(users), _table(rows)
-
-    @property
-    def _at_k(self) -> list[str]:
-        return [f"{name}@{self.k}" for name in ("NDCG", "Recall", "MRR")]
 
     def _change(self, result: Result, other: Result) -> str:
         if result is other:
@@ -229,36 +215,24 @@ def _finished(
     """By seed; what was made for another plan, or of other data, is not shown as if it were of this."""
     done: dict[int | None, CachedResult] = {}
     for seed in plan.runs:
-        part = load(CachedResult, result_file(folder, set_, system, seed))
-        if (
-            part is not None
-            and (part.plan, part.fingerprint) == (plan.digest(set_, system, seed), users.fingerprint)
-            and (not done or part.users == next(iter(done.values())).users)
-        ):
+        part = CachedResult.load(result_file(folder, set_, system, seed))
+        if part is None or (part.plan, part.fingerprint) != (plan.digest(set_, system, seed), users.fingerprint):
+            continue
+        if all(other.users == part.users for other in done.values()):
             done[seed] = part
     return done
 
 
-def _never_valid(result: Result) -> bool:
-    runs = result.explorations
-    return bool(runs) and all(all(run.fallback) and not any(run.well_formed) and max(run.raw) < 0 for run in runs)
-
-
 def across(sets: Sequence[SetReport]) -> list[str]:
-    """Each system's rank on each set, and how far the sets agree; empty for one set.
-
-    Ranks are among the systems that ran on all users of every set.
-    """
-    ranked = [{o.name: o for o in each.results if len(o.users) == len(each.users.users)} for each in sets]
-    names = [name for name in ranked[0] if all(name in found for found in ranked)]
+    """Each system's rank on each set among those that ran on all users of every set, and how far the sets agree."""
+    means = []
+    for each in sets:
+        ranked = [result for result in each.results if len(result.users) == len(each.users.users)]
+        means.append({result.name: result.metrics[each.headline].mean() for result in ranked})
+    names = [name for name in means[0] if all(name in found for found in means)]
     if len(sets) < 2 or len(names) < 2:
         return []
-    means_SN = np.array(
-        [
-            [found[name].metrics[each.headline].mean() for name in names]
-            for each, found in zip(sets, ranked, strict=True)
-        ]
-    )
+    means_SN = np.array([[found[name] for name in names] for found in means])
     ranks_SN = stats.rankdata(-means_SN, method="min", axis=1).astype(int)
     rows = [
         {"system": name} | {each.label: f"{ranks_SN[s, n]} ({means_SN[s, n]:.4f})" for s, each in enumerate(sets)}
@@ -286,29 +260,28 @@ def share_text(value: float) -> str:
 
 def interval_text(interval: Interval, form: str = ".4f") -> str:
     """A mean and its bounds in brackets."""
-    if math.isnan(interval.low):
-        return f"{interval.mean:{form}} [no interval]"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    bounds = "no interval" if math.isnan(interval.low) else f"{interval.low:{form}}, {interval.high:{form}}"
+    return f"{interval.mean:{form}} [{bounds}]"
+
+
+def difference_text(change: PairedInterval) -> str:
+    """A difference and its bounds, if it has any."""
+    bounds = "" if math.isnan(change.low) else f" [{change.low:+.4f}, {change.high:+.4f}]"
+    return f"{change.difference:+.4f}{bounds}"
 
 
 def change_text(change: PairedInterval) -> str:
     """A difference and its bounds, then the same in per cent of the base."""
-    if math.isnan(change.low):
-        return f"{change.difference:+.4f}"
-    ratio = f" ({_percent(change, ' %')})" if change.base else ""
-    return f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}]{ratio}"
+    ratio = "" if math.isnan(change.low) or not change.base else f" ({percent_text(change, ' %')})"
+    return f"{difference_text(change)}{ratio}"
 
 
-def percent_text(change: PairedInterval) -> str:
+def percent_text(change: PairedInterval, unit: str = "") -> str:
     """A difference and its bounds, in per cent of the base."""
     if not change.base:
         return "–"
-    return f"{100 * change.ratio:+.1f}" if math.isnan(change.low) else _percent(change)
-
-
-def _percent(change: PairedInterval, unit: str = "") -> str:
     mean, low, high = (f"{100 * each / change.base:+.1f}" for each in (change.difference, change.low, change.high))
-    return f"{mean}{unit} [{low}, {high}]"
+    return f"{mean}{unit}" if math.isnan(change.low) else f"{mean}{unit} [{low}, {high}]"
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -32,14 +32,8 @@ def spread(stream: Stream, policy: Policy, batch_size: int) -> Stream:
 
 
 def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
-    """The same stream, its tasks dealt out to forks of this process, which share the memory of what is loaded.
-
-    Closing the iterator ends the workers.
-
-    Args:
-        most: processes at most; one is this process itself.
-        at_least: tasks that each has.
-    """
+    """The same stream, its tasks dealt out to forks of this process, which share the memory of what is loaded: to
+    `most` of them at most, `at_least` tasks to each. Closing the iterator ends the workers."""
 
     def together(tasks: Sequence[Task]) -> Iterator[tuple[int, Trace]]:
         processes = min(most, len(tasks) // at_least)
@@ -61,11 +55,10 @@ def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
             while open_:
                 for end in wait(list(open_)):
                     assert isinstance(end, Connection)
-                    found = _received(end)
-                    if found is None:
-                        del open_[end]
-                    else:
+                    if found := _received(end):
                         yield open_[end][found[0]], found[1]
+                    else:
+                        del open_[end]
         finally:
             for worker in workers:
                 worker.terminate()
@@ -81,8 +74,8 @@ def _received(end: Connection) -> tuple[int, Trace] | None:
         found: tuple[int, Trace] | BaseException | None = end.recv()
     except EOFError:
         raise DeepRecError(
-            "A worker process was killed, perhaps for lack of memory. Finished explorations are kept; resume in one "
-            "process with OMP_NUM_THREADS=1, or start again with a lower explore.batch_size."
+            "A worker process was killed, perhaps for lack of memory. Resume in one process with OMP_NUM_THREADS=1, or "
+            "start again with a lower explore.batch_size: finished explorations are kept."
         ) from None
     if isinstance(found, BaseException):
         raise found
