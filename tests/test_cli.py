@@ -22,8 +22,8 @@ import processes
 from deeprec import cli
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, load_config
 from deeprec.evaluation.plans import load_plan
-from deeprec.testing import toy_dataset
 from deeprec.trm.trm import TRM
+from toys import toy_dataset
 
 CONFIG = """\
 [data]

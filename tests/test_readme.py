@@ -13,7 +13,7 @@ import pytest
 from deeprec.config import Config
 from deeprec.explore.explorer import Explorer
 from deeprec.policies.text import TextPolicy
-from deeprec.testing import toy_dataset
+from toys import toy_dataset
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -10,7 +10,7 @@ from deeprec.data.dataset import Task
 from deeprec.evaluation.oracle_ablation import OracleAblation, in_front, in_own_order, phrases_to, replay
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, phrases_of, top_hits
-from deeprec.testing import catalog_of
+from toys import catalog_of
 
 CATALOG = catalog_of([(f"C{item}",) for item in range(8)])
 

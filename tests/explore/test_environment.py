@@ -28,7 +28,7 @@ from deeprec.explore.protocol import (
 from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query
-from deeprec.testing import RecordingRetriever
+from toys import RecordingRetriever
 
 # 0 Heat (1995), 1 Alien (1979), 2 Twin (1990), 3 Twin (1991), 4 Same (2000), 5 Same (2000), 6 Halo (1996), 7 Halo 2
 TITLES = ["Heat", "Alien", "Twin", "Twin", "Same", "Same", "Halo", "Halo 2"]

@@ -11,7 +11,8 @@ from deeprec.explore.protocol import Answer, Call, item_lines, parse, prompt, to
 from deeprec.explore.trace import Origin, Stop
 from deeprec.policies.scripted import ScriptedWriter, list_titles
 from deeprec.policies.text import TextPolicy
-from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+from deeprec.testing import PolicyContract
+from toys import RecordingRetriever, toy_dataset
 
 HISTORY = (
     ("A (1991)", ("Drama",)),

@@ -28,8 +28,9 @@ from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies import transformers
 from deeprec.policies.attention import GROUPED
 from deeprec.policies.transformers import TransformersPolicy, pick_device, pick_dtype
-from deeprec.testing import TEXTS, PolicyContract, RecordingRetriever, request, toy_dataset, write
+from deeprec.testing import TEXTS, PolicyContract, request, write
 from tiny_models import bytes_tokenizer, tiny
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 TASKS = DATASET.tasks("test")

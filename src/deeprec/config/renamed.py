@@ -25,7 +25,6 @@ RENAMED = {
 }
 
 CONSTANT = {
-    "data.title_chars": "80",
     "trm.heads": "2",
     "trm.dropout": "0.2",
     "trm.patience": "5 validations",
@@ -39,6 +38,7 @@ CONSTANT = {
     "trm.exact_preference": "0.3",
     "policy.timeout": "60 seconds",
     "policy.retries": "3",
+    "explore.top_p": "1",
     "rewards.format_penalty": "-1",
     "rewards.invocation_step": "0.5",
     "rewards.invocation_calls": "3",

@@ -15,7 +15,7 @@ from deeprec.explore import protocol
 from deeprec.explore.environment import constraint_of, item_lines, resolve_lines
 from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
-from deeprec.explore.settings import segment_tokens_of
+from deeprec.explore.settings import limits_of
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Retriever, queries_of
 
@@ -134,7 +134,7 @@ def _ask(
     first of the batch."""
     contexts = [policy.encode(question.prompt, first=True) for question in questions]
     keys = [f"one-shot:{start + position}" for position in range(len(questions))]
-    limit = segment_tokens_of(config, catalog)
+    limit = limits_of(config, catalog)["segment_tokens"]
     rooms = [min(limit, config.context_tokens - len(context)) for context in contexts]
     written: dict[str, list[Chunk]] = {
         key: [] if room > 0 else [Chunk(key, (), (), Finish.NO_ROOM)] for key, room in zip(keys, rooms, strict=True)

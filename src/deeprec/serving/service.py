@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
-from deeprec.config import ExploreConfig, preference_weight_of
+from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
+from deeprec.explore.settings import first_weight
 from deeprec.explore.trace import Origin, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
@@ -123,12 +124,11 @@ class Service:
         if body.history and user is not None:
             raise DeepRecError("Give a history or a user, and not both.")
         history = self._find(body.history) if user is None else self._task(user).history
-        weight = body.preference_weight
         return Query(
             history,
             body.preference,
             exclude=frozenset((*history, *self._find(body.exclude))),
-            preference_weight=preference_weight_of(self.explore) if weight is None else weight,
+            preference_weight=first_weight(body.preference_weight, self.explore.preference_weight),
         )
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
