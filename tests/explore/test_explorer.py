@@ -473,7 +473,7 @@ def _asked(split: Any) -> list[tuple[Task, ItemIdx]]:
     return [(task, DATASET.targets(split)[task.id]) for task in DATASET.tasks(split)]
 
 
-@pytest.mark.parametrize("writer", [ScriptedWriter(answer_size=3, calls=2), talk(3), various, after("I give up.")])
+@pytest.mark.parametrize("writer", [ScriptedWriter(answer_size=3), talk(3), various, after("I give up.")])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
     """The target's title is a sentinel that nothing but the retriever could show, and it never returns the target."""

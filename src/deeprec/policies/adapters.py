@@ -28,11 +28,7 @@ def model_source(config: PolicyConfig, *, offline: bool) -> str:
 
 
 def adapter_folder(config: PolicyConfig) -> Path | None:
-    """The folder of the configured adapter, or of the shipped one for the model; None without one.
-
-    Raises:
-        DeepRecError: the configured folder holds no adapter.
-    """
+    """The folder of the configured adapter, or of the shipped one for the model; None without one."""
     if config.adapter == "none" or config.kind not in ("transformers", "openvino", "vllm"):
         return None
     if config.adapter == "shipped":

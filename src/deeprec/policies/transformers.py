@@ -28,7 +28,14 @@ from deeprec.policies.attention import group
 from deeprec.policies.constrained import ConstrainedSampler, TokenMatchers
 from deeprec.policies.kv_cache import SlottedKVCache
 from deeprec.policies.prompt_lookup import PromptLookup
-from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, unloadable
+from deeprec.policies.tokenizer import (
+    StopChecker,
+    TokenizerCodec,
+    ends_of,
+    explain_errors,
+    explain_loading,
+    refuse_missing,
+)
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
@@ -98,7 +105,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
         source = model_source(config, offline=offline)
         device = pick_device(config.device)
         disable_progress_bar()  # loading takes a second, and the bar would interrupt ours
-        try:
+        with explain_loading(config):
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -109,14 +116,10 @@ class TransformersPolicy(TokenizerCodec, Policy):
                 use_safetensors=True,
             )
             group(model)
-        except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-            raise unloadable(config, error) from None
         if adapter := adapter_folder(config):
             model = _with_adapter(model, adapter, config)
-        try:
+        with explain_errors(f"policy.device={config.device!r} can't take the model"):
             model.to(device)
-        except RuntimeError as error:
-            raise DeepRecError(f"policy.device={config.device!r} can't take the model: {brief(error)}") from None
         policy = cls(model.eval(), tokenizer)
         policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
@@ -129,8 +132,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
         for request in requests:
-            row = rows.get(request.key)
-            if row is None:
+            if (row := rows.get(request.key)) is None:
                 row = _Row(request.key)
                 self.rows.append(row)
             context = list(request.context)
@@ -158,13 +160,10 @@ class TransformersPolicy(TokenizerCodec, Policy):
         guesses = self._guess(rows)
         width = 1 + max(map(len, guesses))
         # Padding lies behind all that a row reads, and is overwritten before it is read.
-        inputs = [
-            [row.context[-1], *guess, *[0] * (width - 1 - len(guess))] for row, guess in zip(rows, guesses, strict=True)
-        ]
-        tokens_BT = torch.tensor(inputs, device=self.model.device)
-        starts_B1 = torch.tensor([[len(row.context) - 1] for row in rows], device=self.model.device)
-        positions_BT = starts_B1 + torch.arange(width, device=self.model.device)
-        logits_BTV = self._forward(slice(0, self.writing), tokens_BT, positions_BT, keep=width)
+        pad = [0] * width
+        inputs = [[row.context[-1], *guess, *pad][:width] for row, guess in zip(rows, guesses, strict=True)]
+        starts = [len(row.context) - 1 for row in rows]
+        logits_BTV = self._forward(slice(0, self.writing), inputs, starts, keep=width)
         chunks = self._accept(rows, guesses, logits_BTV)
         self.seconds["prefill"] += prefilled - started
         self.seconds["decode"] += time.perf_counter() - prefilled
@@ -193,8 +192,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     def _swap(self, a: int, b: int) -> None:
         if a != b:
-            length = max(self.rows[a].cached, self.rows[b].cached)
-            if length:
+            if length := max(self.rows[a].cached, self.rows[b].cached):
                 self.cache.reserve(len(self.rows), length)  # a new row may have no slot yet
                 self.cache.swap(a, b, length)
             self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
@@ -214,9 +212,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
                 row.cached = shared
         while row.cached < last:
             end = min(last, row.cached + _PREFILL_TOKENS)
-            tokens_BT = torch.tensor([row.context[row.cached : end]], device=self.model.device)
-            positions_BT = torch.arange(row.cached, end, device=self.model.device)[None]
-            self._forward(slice(position, position + 1), tokens_BT, positions_BT, keep=0)
+            self._forward(slice(position, position + 1), [row.context[row.cached : end]], [row.cached], keep=0)
             row.cached = end
 
     def _guess(self, rows: Sequence[_Row]) -> list[list[int]]:
@@ -233,10 +229,14 @@ class TransformersPolicy(TokenizerCodec, Policy):
             guesses.append(row.lookup.guess(row.context, min(most, left), self.lookup))
         return guesses
 
-    def _forward(self, rows: slice, tokens_BT: Tensor, positions_BT: Tensor, keep: int) -> Tensor:
-        """Advance rows by the tokens; returns the logits (B, `keep`, V) after the last ones."""
+    def _forward(self, rows: slice, tokens: list[list[int]], starts: list[int], keep: int) -> Tensor:
+        """Advance rows by tokens from each one's start on; returns the logits (B, `keep`, V) after the last ones."""
+        device = self.model.device
+        tokens_BT = torch.tensor(tokens, device=device)
+        positions_T = torch.arange(tokens_BT.shape[1], device=device)
+        positions_BT = torch.tensor(starts, device=device)[:, None] + positions_T
         self.cache.open(rows, positions_BT)
-        positions_L = torch.arange(self.cache.length, device=tokens_BT.device)
+        positions_L = torch.arange(self.cache.length, device=device)
         mask_B1TL = (positions_L <= positions_BT[:, :, None])[:, None]
         output = self.model(
             input_ids=tokens_BT,
@@ -245,14 +245,14 @@ class TransformersPolicy(TokenizerCodec, Policy):
             past_key_values=self.cache,
             use_cache=True,
             # As positions, not as a number: of a slice, PyTorch would copy the whole vocabulary's matrix to multiply.
-            logits_to_keep=torch.arange(tokens_BT.shape[1] - keep, tokens_BT.shape[1], device=tokens_BT.device),
+            logits_to_keep=positions_T[len(positions_T) - keep :],
         )
         logits_BTV: Tensor = output.logits
         return logits_BTV
 
     def _sample(self, logits_BV: Tensor, rows: Sequence[_Row]) -> list[tuple[int, float]]:
-        requests = [row.request for row in rows]
-        heat_B = [request.temperature if request and request.temperature > 0 else 1.0 for request in requests]
+        requests = [row.request for row in rows if row.request is not None]
+        heat_B = [request.temperature or 1.0 for request in requests]
         logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
         if logits_BV.isnan().any():
             raise DeepRecError(
@@ -261,12 +261,11 @@ class TransformersPolicy(TokenizerCodec, Policy):
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks: list[int] = []
-        for position, row in enumerate(rows):
-            assert row.request is not None
+        for position, (row, request) in enumerate(zip(rows, requests, strict=True)):
             scores_V, draw = logits_BV[position], _best
             if row.generator is not None:
                 scores_V = logprobs_BV[position]
-                draw = partial(_draw, top_p=row.request.top_p, generator=row.generator)
+                draw = partial(_draw, top_p=request.top_p, generator=row.generator)
             if row.sampler is not None:
                 picks.append(row.sampler.pick(scores_V, draw))
             else:
@@ -294,7 +293,6 @@ class TransformersPolicy(TokenizerCodec, Policy):
         ]
 
     def _write(self, row: _Row, token: int) -> Finish | None:
-        """Append a row's next token; returns whether it ends the segment, and why."""
         assert row.stop_checker is not None
         row.cached = len(row.context)
         row.context.append(token)
@@ -310,20 +308,15 @@ def _with_adapter(model: Any, adapter: Path, config: PolicyConfig) -> Any:
 
         from deeprec.policies.fused_lora import fuse
     except ImportError:
-        raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
-    try:
+        refuse_missing("policy.adapter", "peft", "peft")
+    with explain_errors(f"policy.adapter={config.adapter!r} does not fit {config.model}"):
         model = PeftModel.from_pretrained(model, adapter)
         # In bfloat16, merging would round most of the adapter's changes away.
         return model.merge_and_unload() if model.dtype == torch.float32 else fuse(model)
-    except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-        raise DeepRecError(f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}") from None
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    for position in range(limit):
-        if a[position] != b[position]:
-            return position
-    return limit
+    return next((position for position in range(limit) if a[position] != b[position]), limit)
 
 
 def _best(scores_V: Tensor) -> int:
