@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,9 +59,9 @@ class RetrieverContract:
     def test_gives_nothing_excluded_and_nothing_twice(self, retriever: Retriever, n_items: int) -> None:
         queries = _queries(n_items)
         for query, hits in zip(queries, retriever.retrieve(queries, n_items), strict=True):
-            items = [hit.item for hit in hits]
-            assert not set(items) & set(query.exclude)
-            assert len(set(items)) == len(items)
+            items = {hit.item for hit in hits}
+            assert not items & set(query.exclude)
+            assert len(items) == len(hits)
 
     def test_gives_valid_plain_numbers(self, retriever: Retriever, n_items: int) -> None:
         for hit in (hit for hits in retriever.retrieve(_queries(n_items), 5) for hit in hits):
@@ -211,8 +211,7 @@ class PolicyContract:
 
     def test_greedy_results_do_not_depend_on_the_batch(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        for key, chunk in write(policy, requests(policy)).items():
-            _assert_alike(chunk, alone[key])
+        _assert_all_alike(write(policy, requests(policy)), alone)
 
     def test_requests_are_accepted_while_others_are_open(self, policy: Policy) -> None:
         alone = self._alone(policy)
@@ -220,27 +219,26 @@ class PolicyContract:
         for each in requests(policy):
             policy.submit([each])
             chunks += policy.step()
-        for key, chunk in _join([*chunks, *_steps(policy)]).items():
-            _assert_alike(chunk, alone[key])
+        _assert_all_alike(_join([*chunks, *_steps(policy)]), alone)
 
     def test_others_go_on_when_one_is_released(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        policy.submit([request(policy, "a")])
+        a, b, c = requests(policy)
+        policy.submit([a])
         policy.step()
-        policy.submit([request(policy, "b", TEXTS[1])])
+        policy.submit([b])
         policy.release(["a"])
-        policy.submit([request(policy, "c", TEXTS[2])])
+        policy.submit([c])
         written = write(policy)
         assert set(written) == {"b", "c"}
-        for key, chunk in written.items():
-            _assert_alike(chunk, alone[key])
+        _assert_all_alike(written, alone)
 
     def test_new_ones_start_while_others_wait_for_the_tool(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        _assert_alike(write(policy, [request(policy, "a")])["a"], alone["a"])
-        _assert_alike(write(policy, [request(policy, "b", TEXTS[1])])["b"], alone["b"])
+        a, b, c = requests(policy)
+        written = write(policy, [a]) | write(policy, [b])
         policy.release(["a"])
-        _assert_alike(write(policy, [request(policy, "c", TEXTS[2])])["c"], alone["c"])
+        _assert_all_alike(written | write(policy, [c]), alone)
 
     def test_seconds_grow_with_what_is_written(self, policy: Policy) -> None:
         before = dict(policy.seconds)
@@ -249,9 +247,9 @@ class PolicyContract:
         assert sum(policy.seconds.values()) > sum(before.values())
 
     def _alone(self, policy: Policy) -> dict[str, Chunk]:
-        alone = {}
+        alone: dict[str, Chunk] = {}
         for each in requests(policy):
-            alone.update(write(policy, [each]))
+            alone |= write(policy, [each])
             policy.release([each.key])
         return alone
 
@@ -307,6 +305,11 @@ def _join(chunks: Sequence[Chunk]) -> dict[str, Chunk]:
 def _assert_alike(chunk: Chunk, other: Chunk) -> None:
     assert (chunk.tokens, chunk.finish) == (other.tokens, other.finish)
     assert np.allclose(chunk.logprobs, other.logprobs, rtol=0, atol=1e-4)
+
+
+def _assert_all_alike(written: Mapping[str, Chunk], others: Mapping[str, Chunk]) -> None:
+    for key, chunk in written.items():
+        _assert_alike(chunk, others[key])
 
 
 def _assert_same(hits: Sequence[Hit], others: Sequence[Hit]) -> None:

@@ -121,10 +121,7 @@ class Explorer:
     ) -> Iterator[tuple[int, Trace]]:
         """Yield `(position of the task, trace)` as explorations finish, `config.batch_size` of them in flight at once.
 
-        Closing the iterator frees the policy.
-
-        Args:
-            config_of: limits and sampling of each task's exploration; default: the explorer's.
+        Closing the iterator frees the policy. `config_of` gives a task's own limits and sampling.
         """
         waiting = deque(enumerate(tasks))
         positions: dict[str, int] = {}
@@ -221,15 +218,14 @@ class Explorer:
         """One step of the policy: its chunks, then the calls that they complete, answered together."""
         finished = [(self._in_flight[chunk.key], chunk.finish) for chunk in self.policy.step() if self._take(chunk)]
         started = time.perf_counter()
-        queries = [(exploration, self._receive(exploration, finish)) for exploration, finish in finished if finish]
-        calls = [(exploration, query) for exploration, query in queries if query is not None]
+        queries = {each.key: self._receive(each, finish) for each, finish in finished if finish}
+        calls = {key: query for key, query in queries.items() if query is not None}
         self.seconds["parse"] += time.perf_counter() - started
-        k = max((exploration.config.items_per_call for exploration, _ in calls), default=0)
-        hits = self._retrieve([query for _, query in calls], k)
-        for (exploration, _), found in zip(calls, hits, strict=True):
-            shown = found[: exploration.config.items_per_call]
-            self._append(exploration, exploration.environment.answer_call(shown))
-        self._continue([exploration for exploration, _ in calls])
+        calling = [self._in_flight[key] for key in calls]
+        k = max((each.config.items_per_call for each in calling), default=0)
+        for each, found in zip(calling, self._retrieve(list(calls.values()), k), strict=True):
+            self._append(each, each.environment.answer_call(found[: each.config.items_per_call]))
+        self._continue(calling)
 
     def _take(self, chunk: Chunk) -> bool:
         """Add a chunk to its exploration; returns whether it completes a segment that is to be read."""

@@ -57,7 +57,6 @@ def load_policy(
 
 
 def load_transformers(config: Config, *, offline: bool = False, training: bool = False) -> TransformersPolicy:
-    """The policy of a configuration; without the adapter for a training."""
     from deeprec.policies.transformers import TransformersPolicy
 
     policy = TransformersPolicy.load(bare(config.policy) if training else config.policy, offline=offline)
@@ -65,7 +64,6 @@ def load_transformers(config: Config, *, offline: bool = False, training: bool =
 
 
 def load_vllm(config: Config, *, offline: bool = False, training: bool = False) -> VllmPolicy:
-    """The policy of a configuration; for a training without the adapter, and with room for the trained one."""
     from deeprec.policies.vllm import VllmPolicy
 
     _check_support(VllmPolicy, config)

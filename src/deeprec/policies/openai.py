@@ -1,8 +1,8 @@
 """A language model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, or a hosted one.
 
-Each segment is a streamed request. Stop strings are found here: servers leave them out of the text, seldom say which
-came, and some know none. At a stop string or the limit the stream is closed, and the server stops. A released request
-is closed the same way, whatever it waits for: requests are tasks of one event loop, which can be cancelled anywhere.
+Each segment is a streamed request, a task of one event loop, which can be cancelled whatever it waits for. Stop strings
+are found here: servers leave them out of the text, seldom say which came, and some know none. At a stop string or the
+limit the stream is closed, and the server stops.
 """
 
 from __future__ import annotations
@@ -55,10 +55,7 @@ class OpenAIPolicy(WordTokenizer, Policy):
     """See the module. The server's tokenizer is unknown here, so each piece that it sends counts as one token.
 
     Args:
-        client: has the address, the timeout and the number of retries.
-        model: the server's name for it.
-        chat: use messages (the assistant's are those that the policy wrote, all others the user's) instead of
-            continuing one text.
+        chat: use messages (the assistant's are those that the policy wrote) instead of continuing one text.
     """
 
     def __init__(
@@ -71,19 +68,15 @@ class OpenAIPolicy(WordTokenizer, Policy):
         self.seconds = {"wait": 0.0}
         self._jobs: dict[str, _Job] = {}
         self._chunks: queue.SimpleQueue[tuple[_Job, Chunk]] = queue.SimpleQueue()
+        # By key, the ranges of the context that this policy wrote.
         self._written: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        """By key, the ranges of the context that this policy wrote."""
         self._counts = 0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
 
     @classmethod
     def load(cls, config: PolicyConfig) -> OpenAIPolicy:
-        """The policy of a configuration, whose model the server must list. An empty name stands for its only model.
-
-        Raises:
-            DeepRecError: there is no server, or it has no such model.
-        """
+        """The policy of a configuration, whose model the server must list; an empty name stands for its only model."""
         try:
             from openai import APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
         except ImportError:

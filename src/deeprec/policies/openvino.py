@@ -52,13 +52,7 @@ class _Open:
 
 
 class OpenVinoPolicy(TokenizerCodec, Policy):
-    """See the module.
-
-    Args:
-        pipeline: an `openvino_genai.ContinuousBatchingPipeline`.
-        context_limit: tokens that the model reads.
-        ends: tokens that end any text.
-    """
+    """See the module. `pipeline` is an `openvino_genai.ContinuousBatchingPipeline`; `ends` end any text."""
 
     supports_sampling = False
     supports_constraints = True
@@ -196,7 +190,6 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
 
 
 def _new_tokens(handle: Any) -> Iterator[tuple[int, float]]:
-    """Unread tokens of a request, and their log-probabilities."""
     while handle.can_read():
         for output in handle.read().values():  # one, or none if the request was refused
             yield from zip(output.generated_ids, output.generated_log_probs, strict=True)

@@ -62,15 +62,9 @@ class StopChecker:
 def refuse_unsupported(
     policy: Policy | type[Policy], kind: str, *, constrained: bool = False, sampled: bool = False
 ) -> None:
-    """
-    Raises:
-        DeepRecError: the policy lacks support for a constraint or for sampling, and a request needs it.
-    """
     if constrained and not policy.supports_constraints:
-        raise DeepRecError(
-            f"policy.kind={kind!r} can't restrict answers to retrieved titles: use transformers or openvino, or "
-            "explore.answer='free'."
-        )
+        remedy = "use transformers or openvino, or explore.answer='free'"
+        raise DeepRecError(f"policy.kind={kind!r} can't restrict answers to retrieved titles: {remedy}.")
     if sampled and not policy.supports_sampling:
         raise DeepRecError(f"policy.kind={kind!r} is greedy: set explore.temperature=0, or use transformers.")
 
@@ -91,10 +85,8 @@ def explain_errors(problem: str) -> Iterator[None]:
 
 
 def explain_loading(config: PolicyConfig) -> AbstractContextManager[None]:
-    known = ", ".join(ASSETS)
-    return explain_errors(
-        f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id)"
-    )
+    known = f"assets: {', '.join(ASSETS)}; or a model folder, or a hub id"
+    return explain_errors(f"policy.model={config.model!r} can't be loaded ({known})")
 
 
 def brief(error: Exception) -> str:

