@@ -177,6 +177,7 @@ CONSTANTS: dict[str, Any] = {
     "policy.retries": 3,
     "policy.price_read": 0.0,
     "policy.price_written": 0.0,
+    "explore.top_p": 1.0,
     "rewards.format_penalty": -1.0,
     "rewards.invocation_step": 0.5,
     "rewards.invocation_calls": 3,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deeprec.testing import toy_dataset
 from stand_ins import HashedWords
+from toys import toy_dataset
 
 CONFIG = """\
 [data]

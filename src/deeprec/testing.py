@@ -1,4 +1,4 @@
-"""For tests, ours and yours: a small data set, a recording retriever, and contracts that implementations inherit.
+"""For tests, ours and yours: contracts that implementations of our interfaces inherit.
 
 A contract is a class of tests. Inherit it under a name that pytest collects, define the fixtures it names, and every
 method runs against your implementation:
@@ -18,92 +18,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
-from deeprec.data.dataset import Dataset
-from deeprec.data.report import LoadReport
+from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, PromptDefaults, Request
 from deeprec.explore.protocol import ANSWER, END_ANSWER
 from deeprec.retrieval.retriever import Hit, Query, Retriever
-
-GENRES = ("Comedy", "Drama", "Horror", "Sci-Fi", "War")
-
-
-def catalog_of(
-    categories: Sequence[Sequence[str]],
-    *,
-    years: Sequence[int | None] | None = None,
-    brands: Sequence[str] | None = None,
-    first: int = 0,
-) -> Catalog:
-    """Items `Film 0`, `Film 1`, ... with ids `i0`, `i1`, ..., counted from `first`; one for each of `categories`."""
-    n = len(categories)
-    return build_catalog(
-        ids=[f"i{first + i}" for i in range(n)],
-        titles=[f"Film {first + i}" for i in range(n)],
-        years=years or [None] * n,
-        brands=brands or [""] * n,
-        categories=categories,
-        descriptions=[""] * n,
-        title_chars=80,
-    )
-
-
-def toy_dataset(n_users: int = 60, n_items: int = 40, length: int = 12, seed: int = 0) -> Dataset:
-    """Users of `length` interactions who mostly stay in one genre; items are `Film 0 (1970)`, `Film 1 (1971)`, ...
-
-    Item i is of genre i mod 5; items without a repeat in any sequence, no times.
-    """
-    rng = np.random.default_rng(seed)
-    catalog = catalog_of([(GENRES[i % len(GENRES)],) for i in range(n_items)], years=[1970 + i for i in range(n_items)])
-    sequences = []
-    for _ in range(n_users):
-        weights_I = np.where(np.arange(n_items) % len(GENRES) == rng.integers(len(GENRES)), 10.0, 1.0)
-        sequences.append(rng.choice(n_items, length, replace=False, p=weights_I / weights_I.sum()))
-    return Dataset(
-        name="toy",
-        catalog=catalog,
-        users=tuple(UserId(f"u{u}") for u in range(n_users)),
-        items_N=np.concatenate(sequences).astype(np.int32),
-        starts_U1=np.arange(0, n_users * length + 1, length, dtype=np.int64),
-        times_N=None,
-        report=LoadReport({}, (), 0, "first", 0, 0, 0, ()),
-    )
-
-
-class RecordingRetriever(Retriever):
-    """Returns the lowest items that are allowed, and records every query and answer.
-
-    Attributes:
-        never: items that are never returned.
-        batches: the queries of each call of `retrieve`.
-        answers: the hits of each query, in the order of the queries.
-    """
-
-    def __init__(self, n_items: int, never: Collection[int] = ()) -> None:
-        self.n_items = n_items
-        self.never = frozenset(never)
-        self.batches: list[list[Query]] = []
-        self.answers: list[list[Hit]] = []
-
-    @property
-    def queries(self) -> list[Query]:
-        return [query for batch in self.batches for query in batch]
-
-    def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        self.batches.append(list(queries))
-        hits = []
-        for query in queries:
-            excluded = self.never.union(query.exclude)
-            allowed = [ItemIdx(i) for i in range(self.n_items) if i not in excluded]
-            hits.append([Hit(item, 1 / (1 + item)) for item in allowed[:k]])
-        self.answers += hits
-        return hits
 
 
 class RetrieverContract:
@@ -135,9 +59,9 @@ class RetrieverContract:
     def test_gives_nothing_excluded_and_nothing_twice(self, retriever: Retriever, n_items: int) -> None:
         queries = _queries(n_items)
         for query, hits in zip(queries, retriever.retrieve(queries, n_items), strict=True):
-            items = [hit.item for hit in hits]
-            assert not set(items) & set(query.exclude)
-            assert len(set(items)) == len(items)
+            items = {hit.item for hit in hits}
+            assert not items & set(query.exclude)
+            assert len(items) == len(hits)
 
     def test_gives_valid_plain_numbers(self, retriever: Retriever, n_items: int) -> None:
         for hit in (hit for hits in retriever.retrieve(_queries(n_items), 5) for hit in hits):
@@ -287,8 +211,7 @@ class PolicyContract:
 
     def test_greedy_results_do_not_depend_on_the_batch(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        for key, chunk in write(policy, requests(policy)).items():
-            _assert_alike(chunk, alone[key])
+        _assert_all_alike(write(policy, requests(policy)), alone)
 
     def test_requests_are_accepted_while_others_are_open(self, policy: Policy) -> None:
         alone = self._alone(policy)
@@ -296,27 +219,26 @@ class PolicyContract:
         for each in requests(policy):
             policy.submit([each])
             chunks += policy.step()
-        for key, chunk in _join([*chunks, *_steps(policy)]).items():
-            _assert_alike(chunk, alone[key])
+        _assert_all_alike(_join([*chunks, *_steps(policy)]), alone)
 
     def test_others_go_on_when_one_is_released(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        policy.submit([request(policy, "a")])
+        a, b, c = requests(policy)
+        policy.submit([a])
         policy.step()
-        policy.submit([request(policy, "b", TEXTS[1])])
+        policy.submit([b])
         policy.release(["a"])
-        policy.submit([request(policy, "c", TEXTS[2])])
+        policy.submit([c])
         written = write(policy)
         assert set(written) == {"b", "c"}
-        for key, chunk in written.items():
-            _assert_alike(chunk, alone[key])
+        _assert_all_alike(written, alone)
 
     def test_new_ones_start_while_others_wait_for_the_tool(self, policy: Policy) -> None:
         alone = self._alone(policy)
-        _assert_alike(write(policy, [request(policy, "a")])["a"], alone["a"])
-        _assert_alike(write(policy, [request(policy, "b", TEXTS[1])])["b"], alone["b"])
+        a, b, c = requests(policy)
+        written = write(policy, [a]) | write(policy, [b])
         policy.release(["a"])
-        _assert_alike(write(policy, [request(policy, "c", TEXTS[2])])["c"], alone["c"])
+        _assert_all_alike(written | write(policy, [c]), alone)
 
     def test_seconds_grow_with_what_is_written(self, policy: Policy) -> None:
         before = dict(policy.seconds)
@@ -325,9 +247,9 @@ class PolicyContract:
         assert sum(policy.seconds.values()) > sum(before.values())
 
     def _alone(self, policy: Policy) -> dict[str, Chunk]:
-        alone = {}
+        alone: dict[str, Chunk] = {}
         for each in requests(policy):
-            alone.update(write(policy, [each]))
+            alone |= write(policy, [each])
             policy.release([each.key])
         return alone
 
@@ -383,6 +305,11 @@ def _join(chunks: Sequence[Chunk]) -> dict[str, Chunk]:
 def _assert_alike(chunk: Chunk, other: Chunk) -> None:
     assert (chunk.tokens, chunk.finish) == (other.tokens, other.finish)
     assert np.allclose(chunk.logprobs, other.logprobs, rtol=0, atol=1e-4)
+
+
+def _assert_all_alike(written: Mapping[str, Chunk], others: Mapping[str, Chunk]) -> None:
+    for key, chunk in written.items():
+        _assert_alike(chunk, others[key])
 
 
 def _assert_same(hits: Sequence[Hit], others: Sequence[Hit]) -> None:

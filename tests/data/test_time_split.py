@@ -11,8 +11,8 @@ from deeprec.config import DataConfig, TRMConfig, load_config
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
-from deeprec.testing import toy_dataset
 from stand_ins import HashedWords
+from toys import toy_dataset
 
 # Users a to d; item and time of each interaction. Cuts at 10 and 20.
 TIMES = {

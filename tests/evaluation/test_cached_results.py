@@ -20,7 +20,7 @@ from deeprec.policies.scripted import ScriptedPolicy
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.retriever import Hit
 from deeprec.runs import JsonLines
-from deeprec.testing import toy_dataset
+from toys import toy_dataset
 
 
 def items(*numbers):

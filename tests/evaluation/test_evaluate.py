@@ -17,7 +17,7 @@ from deeprec.policies.scripted import ScriptedPolicy, ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
 from deeprec.runs.progress import Progress
-from deeprec.testing import toy_dataset
+from toys import toy_dataset
 
 DATASET = toy_dataset()
 POPULARITY = PopularityRetriever.fit(DATASET.train_sequences(), len(DATASET.catalog))

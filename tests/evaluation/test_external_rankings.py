@@ -11,7 +11,7 @@ from deeprec.config import load_config
 from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.evaluation.external_rankings import read_external_rankings
-from deeprec.testing import toy_dataset
+from toys import toy_dataset
 
 
 def test_rankings_are_read_with_care(site, tmp_path):

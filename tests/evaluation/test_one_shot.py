@@ -19,7 +19,8 @@ from deeprec.explore.protocol import END_ANSWER, END_PREFERENCE, Fault, item_lin
 from deeprec.explore.trace import Author, Origin, Stop, Trace
 from deeprec.policies.text import TextPolicy, Writer
 from deeprec.retrieval.retriever import Query, Retriever
-from deeprec.testing import RecordingRetriever, RetrieverContract, toy_dataset
+from deeprec.testing import RetrieverContract
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 CATALOG = DATASET.catalog

@@ -12,7 +12,7 @@ from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedPolicy
 from deeprec.retrieval.retriever import Hit, phrases_of, top_hits
-from deeprec.testing import catalog_of
+from toys import catalog_of
 
 CATALOG = catalog_of([(f"C{item}",) for item in range(8)])
 

@@ -13,7 +13,7 @@ from deeprec.evaluation.rankings import evaluation_tasks, fused, rankings_of
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.retriever import Hit, Retriever
-from deeprec.testing import toy_dataset
+from toys import toy_dataset
 
 
 def items(*numbers):

@@ -21,7 +21,7 @@ from deeprec.evaluation.report import Report
 from deeprec.evaluation.runner import Runner
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Stop
-from deeprec.testing import toy_dataset
+from toys import toy_dataset
 
 PLAN = """\
 name = "toy <experiment>"

@@ -12,10 +12,10 @@ from deeprec import assets
 from deeprec.config import Config
 from deeprec.data.sources import load_dataset
 from deeprec.evaluation.plans import load_plan
-from deeprec.testing import toy_dataset
 from deeprec.training.run import prepare_task_sets
 from shared_data import shared
 from tiny_models import bytes_tokenizer, tiny
+from toys import toy_dataset
 
 SMALL = """
 [data]

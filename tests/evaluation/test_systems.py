@@ -21,9 +21,9 @@ from deeprec.policies.scripted import ScriptedPolicy, ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.retrieval.baselines import EASERetriever, PopularityRetriever
 from deeprec.retrieval.retriever import Retriever, top_hits
-from deeprec.testing import toy_dataset
 from deeprec.trm.preferences import frequent_phrases
 from stand_ins import HashedWords
+from toys import toy_dataset
 
 DATASET = toy_dataset()
 TASKS = DATASET.tasks("test")[:12]

@@ -21,7 +21,7 @@ from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Trace
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.testing import RecordingRetriever, toy_dataset
+from toys import RecordingRetriever, toy_dataset
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is unsafe elsewhere")
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, UserId, build_catalog
 from deeprec.data.dataset import Task
-from deeprec.explore.environment import Environment, resolve_lines
+from deeprec.explore.environment import Environment, constraint_of, resolve_lines
 from deeprec.explore.policy import Constraint, Finish
 from deeprec.explore.protocol import (
     ANSWER,
@@ -28,7 +28,7 @@ from deeprec.explore.protocol import (
 from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Author, Line, Origin, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Query
-from deeprec.testing import RecordingRetriever
+from toys import RecordingRetriever
 
 # 0 Heat (1995), 1 Alien (1979), 2 Twin (1990), 3 Twin (1991), 4 Same (2000), 5 Same (2000), 6 Halo (1996), 7 Halo 2
 TITLES = ["Heat", "Alien", "Twin", "Twin", "Same", "Same", "Halo", "Halo 2"]
@@ -340,7 +340,7 @@ def test_an_answer_may_be_constrained_to_retrieved_titles(catalog: Catalog) -> N
         env.answer_call(hits(4, 1, 7))
         env.receive(call_text("Hm.", "peace"), Finish.STOP)
         env.answer_call(hits(5, 1))
-    assert free.constraint() is None
+    assert constraint_of(odd, free.turns, free.config) is None
     titles = ("Same (2000)", "Alien (1979)", "Same (2000)")
-    assert pool.constraint() == Constraint(ANSWER, END_ANSWER, titles, CONFIG.answer_size)
-    assert environment(odd, answer="pool").constraint() == Constraint(ANSWER, END_ANSWER, (), CONFIG.answer_size)
+    assert constraint_of(odd, pool.turns, pool.config) == Constraint(ANSWER, END_ANSWER, titles, CONFIG.answer_size)
+    assert constraint_of(odd, (), pool.config) == Constraint(ANSWER, END_ANSWER, (), CONFIG.answer_size)

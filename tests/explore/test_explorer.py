@@ -23,7 +23,7 @@ from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Author, Origin, Stop, Trace
 from deeprec.policies.scripted import ScriptedPolicy, ScriptedWriter, list_titles
 from deeprec.policies.text import TextPolicy, Writer
-from deeprec.testing import RecordingRetriever, toy_dataset
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 CATALOG = DATASET.catalog
@@ -364,7 +364,9 @@ def test_segments_of_an_exploration_have_seeds_of_their_own() -> None:
 
 def test_sampling_options_reach_the_policy() -> None:
     policy = Dripping(after("I give up."))
-    explore(policy, temperature=0.7, top_p=0.9)
+    retriever = RecordingRetriever(len(CATALOG))
+    settings = resolve_defaults(_roomy(temperature=0.7), None, retriever, CATALOG).model_copy(update={"top_p": 0.9})
+    Explorer(policy, retriever, CATALOG, settings).run(TASKS[:1])
     assert [(asked.temperature, asked.top_p) for asked in policy.requests] == [(0.7, 0.9)]
 
 
@@ -471,7 +473,7 @@ def _asked(split: Any) -> list[tuple[Task, ItemIdx]]:
     return [(task, DATASET.targets(split)[task.id]) for task in DATASET.tasks(split)]
 
 
-@pytest.mark.parametrize("writer", [ScriptedWriter(answer_size=3, calls=2), talk(3), various, after("I give up.")])
+@pytest.mark.parametrize("writer", [ScriptedWriter(answer_size=3), talk(3), various, after("I give up.")])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_target_never_leaks(writer: Writer, split: Any) -> None:
     """The target's title is a sentinel that nothing but the retriever could show, and it never returns the target."""

@@ -14,7 +14,7 @@ from deeprec.explore.protocol import call_text
 from deeprec.policies import adapters
 from deeprec.policies.adapters import adapter_folder, bare, name_of, read_prompt_defaults, write_prompt_defaults
 from deeprec.policies.text import TextPolicy
-from deeprec.testing import RecordingRetriever, toy_dataset
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 ASSET = "smollm2-135m-instruct"

@@ -31,8 +31,9 @@ from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.policies.tokenizer import TokenizerCodec
 from deeprec.policies.transformers import TransformersPolicy
-from deeprec.testing import RecordingRetriever, toy_dataset, write
+from deeprec.testing import write
 from tiny_models import AWKWARD, bytes_tokenizer, tiny
+from toys import RecordingRetriever, toy_dataset
 
 pytest.importorskip("llguidance")
 

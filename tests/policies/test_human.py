@@ -10,7 +10,8 @@ from deeprec.explore.protocol import Fault
 from deeprec.explore.trace import Trace
 from deeprec.policies.human import HumanWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+from deeprec.testing import PolicyContract
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=300)

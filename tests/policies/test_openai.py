@@ -30,8 +30,9 @@ from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies import openai
 from deeprec.policies.loading import load_policy
 from deeprec.policies.openai import KEY, OpenAIPolicy
-from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+from deeprec.testing import PolicyContract
 from processes import free_port
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 EXPLORE = ExploreConfig(answer_size=3, items_per_call=4, max_calls=2, segment_tokens=24, history=3, guidance="task")

@@ -25,8 +25,9 @@ from deeprec.policies.adapters import SHIPPED
 from deeprec.policies.loading import load_policy
 from deeprec.policies.openvino import OpenVinoPolicy
 from deeprec.policies.transformers import TransformersPolicy
-from deeprec.testing import PolicyContract, RecordingRetriever, request, toy_dataset, write
+from deeprec.testing import PolicyContract, request, write
 from tiny_models import AWKWARD
+from toys import RecordingRetriever, toy_dataset
 
 pytestmark = pytest.mark.llm
 

@@ -11,7 +11,8 @@ from deeprec.explore.protocol import Answer, Call, item_lines, parse, prompt, to
 from deeprec.explore.trace import Origin, Stop
 from deeprec.policies.scripted import ScriptedWriter, list_titles
 from deeprec.policies.text import TextPolicy
-from deeprec.testing import PolicyContract, RecordingRetriever, toy_dataset
+from deeprec.testing import PolicyContract
+from toys import RecordingRetriever, toy_dataset
 
 HISTORY = (
     ("A (1991)", ("Drama",)),
@@ -24,12 +25,12 @@ HISTORY = (
 )
 
 
-def opened(guidance: Guidance = "rules") -> str:
+def opened(guidance: Guidance = "rules", max_calls: int = 3) -> str:
     return prompt(
         item_lines(*zip(*HISTORY, strict=True)),
         answer_size=3,
         items_per_call=3,
-        max_calls=3,
+        max_calls=max_calls,
         guidance=guidance,
     )
 
@@ -75,12 +76,15 @@ def test_what_it_asks_for(guidance: Guidance) -> None:
     assert parsed.titles == ("P (1985)", "Q (1984)", "R (1983)")
 
 
-def test_it_calls_as_often_as_it_was_told() -> None:
-    talk = opened()
-    for calls, found in enumerate((FIRST, SECOND, THIRD), start=1):
-        assert protocol.PREFERENCE in ScriptedWriter(3, calls)(talk)
-        talk += ScriptedWriter(3, calls)(talk) + found
-        assert protocol.ANSWER in ScriptedWriter(3, calls)(talk)
+@pytest.mark.parametrize("allowed", [1, 2, 3, 4])
+def test_it_calls_as_often_as_the_prompt_allows_but_three_times_at_most(allowed: int) -> None:
+    write, start = ScriptedWriter(3), len(opened(max_calls=allowed))
+    talk = opened(max_calls=allowed)
+    for found in (FIRST, SECOND, THIRD)[:allowed]:
+        assert protocol.PREFERENCE in write(talk)
+        talk += write(talk) + found
+    assert talk[start:].count(protocol.PREFERENCE) == min(allowed, 3)
+    assert protocol.ANSWER in write(talk)
 
 
 @pytest.mark.parametrize("guidance", ["task", "rules", "example"])
@@ -112,9 +116,9 @@ def test_lists_are_read_with_their_titles_only() -> None:
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_it_explores_without_faults(calls: int) -> None:
     data = toy_dataset()
-    config = ExploreConfig(answer_size=5, items_per_call=6, max_calls=3, segment_tokens=200)
+    config = ExploreConfig(answer_size=5, items_per_call=6, max_calls=calls, segment_tokens=200)
     retriever = RecordingRetriever(len(data.catalog))
-    policy = TextPolicy(ScriptedWriter(answer_size=5, calls=calls))
+    policy = TextPolicy(ScriptedWriter(answer_size=5))
     traces = Explorer(policy, retriever, data.catalog, config).run(data.tasks("test"))
     assert all(trace.well_formed and trace.stop is Stop.ANSWERED for trace in traces)
     for trace in traces:

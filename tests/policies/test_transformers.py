@@ -28,8 +28,9 @@ from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies import transformers
 from deeprec.policies.attention import GROUPED
 from deeprec.policies.transformers import TransformersPolicy, pick_device, pick_dtype
-from deeprec.testing import TEXTS, PolicyContract, RecordingRetriever, request, toy_dataset, write
+from deeprec.testing import TEXTS, PolicyContract, request, write
 from tiny_models import bytes_tokenizer, tiny
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 TASKS = DATASET.tasks("test")
@@ -224,9 +225,9 @@ def test_only_new_tokens_are_encoded(policy: TransformersPolicy, monkeypatch: py
     widths: list[int] = []
     forward = policy._forward
 
-    def counting(rows: slice, tokens_BT: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        widths.append(tokens_BT.shape[1])
-        return forward(rows, tokens_BT, *rest, **options)
+    def counting(rows: slice, tokens: list[list[int]], *rest: Any, **options: Any) -> torch.Tensor:
+        widths.append(len(tokens[0]))
+        return forward(rows, tokens, *rest, **options)
 
     monkeypatch.setattr(policy, "_forward", counting)
     monkeypatch.setattr(transformers, "_LOOKUP_TOKENS", 0)
@@ -296,10 +297,10 @@ def test_guesses_stay_within_the_context(
     widest = 0
     forward = policy._forward
 
-    def watching(rows: slice, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, keep: int) -> torch.Tensor:
+    def watching(rows: slice, tokens: list[list[int]], starts: list[int], keep: int) -> torch.Tensor:
         nonlocal widest
-        widest = max(widest, int(positions_BT.max()))
-        return forward(rows, tokens_BT, positions_BT, keep)
+        widest = max(widest, max(starts) + len(tokens[0]) - 1)
+        return forward(rows, tokens, starts, keep)
 
     policy._forward = watching  # type: ignore[method-assign]
     a, b = policy.encode("a b")[:2]

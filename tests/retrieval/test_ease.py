@@ -9,7 +9,8 @@ from deeprec.errors import DeepRecError
 from deeprec.retrieval import baselines
 from deeprec.retrieval.baselines import EASERetriever
 from deeprec.retrieval.retriever import Query
-from deeprec.testing import RetrieverContract, toy_dataset
+from deeprec.testing import RetrieverContract
+from toys import toy_dataset
 
 
 class TestEASEContract(RetrieverContract):

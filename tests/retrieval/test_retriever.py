@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprec.config import ExploreConfig, preference_weight_of
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
 from deeprec.retrieval.retriever import Hit, Query, phrases_of, top_hits
-from deeprec.testing import RetrieverContract, toy_dataset
+from deeprec.testing import RetrieverContract
+from toys import toy_dataset
 
 
 def items(*numbers):
@@ -58,7 +59,7 @@ def test_any_phrases_are_found_again(phrases, separator):
 
 def test_queries_and_explorations_have_the_same_default_weight():
     """So that `deeprec trm recommend`, `explore` and Python give the same answers."""
-    assert Query(items(1), "war").preference_weight == preference_weight_of(ExploreConfig()) > 0
+    assert Query(items(1), "war").preference_weight == DEFAULT_PREFERENCE_WEIGHT > 0
     assert Query(items(1), "war") != Query(items(1), "war", preference_weight=0.5)
 
 

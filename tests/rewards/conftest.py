@@ -14,7 +14,7 @@ from deeprec.explore.policy import Finish
 from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Stop, Trace
 from deeprec.retrieval.retriever import Hit
-from deeprec.testing import RecordingRetriever
+from toys import RecordingRetriever
 
 TITLES = ("Alien", "Halo", "Halo 2", "Casablanca", "Assistant", "Twin", "Twin", "Heat", "Brazil", "Ran", "M", "Jaws")
 ALIEN, HALO, HALO_2, CASABLANCA, ASSISTANT, TWIN, _, HEAT, BRAZIL, RAN, EM, JAWS = map(ItemIdx, range(len(TITLES)))

@@ -26,8 +26,8 @@ from deeprec.policies.text import TextPolicy
 from deeprec.serving.api import create_app
 from deeprec.serving.service import Service
 from deeprec.serving.worker import Worker
-from deeprec.testing import RecordingRetriever, toy_dataset
 from processes import free_port
+from toys import RecordingRetriever, toy_dataset
 
 DATASET = toy_dataset()
 CONFIG = ExploreConfig(answer_size=3, items_per_call=4, context_tokens=100_000, segment_tokens=10_000)

@@ -18,7 +18,6 @@ from deeprec.policies.scripted import ScriptedWriter
 from deeprec.serving.middleware import MAX_BODY
 from deeprec.serving.service import Service
 from deeprec.serving.worker import TIMED_OUT, Worker
-from deeprec.testing import RecordingRetriever
 from serving.conftest import (
     DATASET,
     PROMPT_DEFAULTS,
@@ -30,6 +29,7 @@ from serving.conftest import (
     wait_for,
     with_client,
 )
+from toys import RecordingRetriever
 
 HISTORY = ["Film 0 (1970)", "i5", "film 10"]
 

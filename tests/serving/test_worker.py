@@ -16,8 +16,8 @@ from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.serving.worker import FAILED, BusyError, Event, Worker
-from deeprec.testing import RecordingRetriever
 from serving.conftest import CONFIG, DATASET, SECONDS, Gate, ranking_of
+from toys import RecordingRetriever
 
 TASKS = DATASET.tasks("test")
 

@@ -12,9 +12,9 @@ import numpy as np
 from deeprec.config import Config, ExploreConfig, SFTConfig, StageConfig, TrainConfig
 from deeprec.explore.trace import Author
 from deeprec.policies.transformers import TransformersPolicy
-from deeprec.testing import toy_dataset
 from deeprec.training.schedule import SFT
 from tiny_models import bytes_tokenizer, tiny
+from toys import toy_dataset
 
 DATA = toy_dataset(n_users=200)
 PARTS = (SFT, "one", "two")

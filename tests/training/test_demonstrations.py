@@ -15,9 +15,9 @@ from deeprec.explore.trace import Author, Trace
 from deeprec.policies.text import WordTokenizer
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.retriever import Retriever, phrases_of
-from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.training.demonstrations import AHEAD, DemonstrationPolicy, Example
 from deeprec.trm.preferences import frequent_phrases, item_phrases
+from toys import RecordingRetriever, catalog_of, toy_dataset
 
 DATA = toy_dataset()
 CONFIG = ExploreConfig(answer_size=5, items_per_call=6, max_calls=3, segment_tokens=200)

@@ -23,12 +23,12 @@ from deeprec.data.sources import load_dataset
 from deeprec.errors import DeepRecError
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.runs.progress import Progress
-from deeprec.testing import toy_dataset
 from deeprec.training.run import latest_training, prepare_task_sets, train_policy
 from deeprec.training.schedule import shares
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import FORMAT_VERSION
 from tiny_models import bytes_tokenizer, tiny
+from toys import toy_dataset
 
 SETTINGS = """\
 [data]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
-from deeprec.testing import toy_dataset
 from deeprec.trm import batches as batches_module
 from deeprec.trm import preferences
 from deeprec.trm.batches import Batches
 from deeprec.trm.preferences import PHRASES, PhraseTable
+from toys import toy_dataset
 
 
 def numbered(lengths):

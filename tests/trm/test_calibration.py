@@ -7,8 +7,8 @@ import pytest
 
 from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
-from deeprec.testing import toy_dataset
 from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight
+from toys import toy_dataset
 
 CATALOG = toy_dataset().catalog
 

@@ -17,10 +17,10 @@ from deeprec.data.catalog import ItemIdx, UserId
 from deeprec.data.dataset import Task
 from deeprec.retrieval.cooccurrence import CoOccurrence
 from deeprec.retrieval.retriever import Hit, Query
-from deeprec.testing import RecordingRetriever, catalog_of, toy_dataset
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.trm import TRM
 from stand_ins import HashedWords
+from toys import RecordingRetriever, catalog_of, toy_dataset
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import preference_sensitivity as benchmark

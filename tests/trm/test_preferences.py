@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
-from deeprec.testing import catalog_of
 from deeprec.trm import preferences
 from deeprec.trm.preferences import (
     PHRASES,
@@ -24,6 +23,7 @@ from deeprec.trm.preferences import (
     item_phrases,
     recent_titles,
 )
+from toys import catalog_of
 
 
 class Apart:

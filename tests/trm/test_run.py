@@ -9,11 +9,11 @@ import pytest
 from deeprec.config import Config, TRMConfig
 from deeprec.runs import Run
 from deeprec.runs.progress import Progress
-from deeprec.testing import toy_dataset
 from deeprec.trm.run import load_or_train_trm
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import TRM
 from stand_ins import HashedWords
+from toys import toy_dataset
 
 CONFIG = Config(trm=TRMConfig(width=16, layers=1, epochs=3))
 

@@ -28,13 +28,14 @@ from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.cooccurrence import WINDOW, CoOccurrence
 from deeprec.retrieval.index import Index
 from deeprec.retrieval.retriever import Query
-from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
+from deeprec.testing import RetrieverContract
 from deeprec.trm import training
 from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.trm import FORMAT_VERSION, TRM
 from stand_ins import HashedWords
+from toys import GENRES, catalog_of, toy_dataset
 
 CONFIG = TRMConfig(width=16, layers=1, history=6, epochs=20, learning_rate=0.01)
 SHORT = CONFIG.model_copy(update={"epochs": 4})

@@ -19,10 +19,6 @@ from deeprec.config.schema import (
     StageConfig,
     TrainConfig,
     TRMConfig,
-    guidance_of,
-    items_of,
-    preference_weight_of,
-    weight_note,
 )
 
 __all__ = [
@@ -44,11 +40,7 @@ __all__ = [
     "TRMConfig",
     "TrainConfig",
     "dump_config",
-    "guidance_of",
-    "items_of",
     "load_config",
     "parse_config",
-    "preference_weight_of",
     "subsection",
-    "weight_note",
 ]

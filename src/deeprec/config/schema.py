@@ -72,6 +72,7 @@ class DataConfig(Section):
         "first", description="which of a user's repeated interactions with one item to keep; keep: all"
     )
     max_bad_share: float = Field(0.01, ge=0, le=1, description="refuse the load past this share of a file's rows")
+    title_chars: int = Field(80, ge=8, description="longer titles are cut at a word")
     time_split: tuple[float, float] | None = Field(
         None,
         description="shares of the interactions by time, as [0.8, 0.9]: train before the first, validate before the "
@@ -169,31 +170,8 @@ class ExploreConfig(Section):
         "calibrated on its catalogue",
     )
     temperature: float = Field(0.0, ge=0, description="of sampling; 0: greedy")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="sample from the smallest set of tokens that holds this probability"
-    )
     batch_size: int = Field(32, ge=1, description="explorations in flight at once")
     seed: int = Field(0, ge=0, lt=2**32, description="of sampling, for each user and segment")
-
-
-def guidance_of(explore: ExploreConfig) -> Guidance:
-    """The guidance of prompts where no policy says otherwise."""
-    return explore.guidance or "example"
-
-
-def preference_weight_of(explore: ExploreConfig) -> float:
-    """The preference weight where no policy or retriever says otherwise, as for people."""
-    return DEFAULT_PREFERENCE_WEIGHT if explore.preference_weight is None else explore.preference_weight
-
-
-def weight_note(explore: ExploreConfig) -> str:
-    """A phrase for reports."""
-    return f"preference weight {preference_weight_of(explore)}"
-
-
-def items_of(explore: ExploreConfig) -> int:
-    """Items a call returns: never so few that all calls together could not fill the answer."""
-    return max(explore.items_per_call, -(-explore.answer_size // explore.max_calls))
 
 
 class SFTConfig(Section):

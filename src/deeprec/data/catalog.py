@@ -24,7 +24,6 @@ UserId = NewType("UserId", str)
 ItemIdx = NewType("ItemIdx", int)
 """An item's position in its Catalog, 0..n-1."""
 
-TITLE_CHARS = 80
 DESCRIPTION_CHARS = 1000
 TEXT_DESCRIPTION_CHARS = 300
 COMMON_SHARE = 0.5
@@ -260,7 +259,7 @@ def build_catalog(
     brands: Sequence[str],
     categories: Sequence[Sequence[str]],
     descriptions: Sequence[str],
-    title_chars: int = TITLE_CHARS,
+    title_chars: int,
 ) -> Catalog:
     """A Catalog from raw item text; all sequences are aligned.
 

@@ -179,6 +179,7 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         brands=text["brand"].to_list(),
         categories=[row or [] for row in text["categories"].to_list()],
         descriptions=text["description"].to_list(),
+        title_chars=config.title_chars,
     )
     titles = catalog.title_report()
     if titles.empty:

@@ -15,7 +15,7 @@ from deeprec.explore import protocol
 from deeprec.explore.environment import constraint_of, item_lines, resolve_lines
 from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import END_ANSWER, ONE_SHOT_START, Fault
-from deeprec.explore.settings import segment_tokens_of
+from deeprec.explore.settings import limits_of
 from deeprec.explore.trace import Author, Line, Segment, Stop, Trace, Turn
 from deeprec.retrieval.retriever import Hit, Retriever, queries_of
 
@@ -118,7 +118,7 @@ def _ask(
     policy: Policy, questions: _Questions, catalog: Catalog, tasks: Sequence[Task], config: ExploreConfig
 ) -> Iterator[tuple[int, Trace]]:
     """Each question is answered by one segment, or by none where its context has no room left."""
-    limit = segment_tokens_of(config, catalog)
+    limit = limits_of(config, catalog)["segment_tokens"]
     for start in range(0, len(tasks), config.batch_size):
         batch = questions(tasks[start : start + config.batch_size])
         asked = {f"one-shot:{position}": question for position, question in enumerate(batch, start)}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from deeprec.assets.downloads import sha256_of
-from deeprec.config import Config, items_of
+from deeprec.config import Config
 from deeprec.data.dataset import Dataset, Task
 from deeprec.evaluation.cached_results import TraceLog
 from deeprec.evaluation.external_rankings import read_external_rankings
@@ -25,7 +25,7 @@ from deeprec.evaluation.worker_processes import spread
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Policy
 from deeprec.explore.protocol import PROTOCOL
-from deeprec.explore.settings import ExploreSettings, resolve_defaults, segment_tokens_of
+from deeprec.explore.settings import ExploreSettings, limits_of, resolve_defaults
 from deeprec.explore.trace import Trace
 from deeprec.policies.adapters import adapter_folder, digests_of, name_of
 from deeprec.policies.scripted import ScriptedPolicy
@@ -166,8 +166,7 @@ class PlannedSystem(System):
         if self.uses_trm:
             key |= {"text": self.dataset.text_digest, "trm": self.config.trm.model_dump(mode="json")}
         if self.explore_keys != ():
-            resolved = {"items_per_call": items_of(explore), "segment_tokens": segment_tokens_of(explore, catalog)}
-            tree = explore.model_dump(mode="json", exclude={"batch_size"}) | resolved
+            tree = explore.model_dump(mode="json", exclude={"batch_size"}) | limits_of(explore, catalog)
             keys = tree if self.explore_keys is None else self.explore_keys
             key |= {"protocol": PROTOCOL, "explore": {name: tree[name] for name in keys}}
         return key

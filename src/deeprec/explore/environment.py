@@ -27,9 +27,8 @@ _STOPS = {
 class Environment:
     """Everything that happens around the policy, without tokens, models or loops.
 
-    Call `receive` with each segment of the policy. It returns a query if the segment calls the tool; pass the hits to
-    `answer_call`, which returns the text to append. It returns None at the end of the exploration; then `stop` is set
-    and `trace` gives the record.
+    `receive` takes each segment of the policy and returns a query if it calls the tool; the hits go to `answer_call`,
+    which returns the text to append. At the end of the exploration `stop` is set, and `trace` gives the record.
     """
 
     def __init__(self, task: Task, catalog: Catalog, config: ExploreSettings) -> None:
@@ -55,7 +54,6 @@ class Environment:
         )
 
     def receive(self, text: str, finish: Finish) -> Query | None:
-        """Process a segment of the policy; see the class."""
         parsed = protocol.parse(text, answer_size=self.config.answer_size, after_items=bool(self.turns))
         self._faults += parsed.faults
         if isinstance(parsed, Call):
@@ -63,7 +61,7 @@ class Environment:
                 self._call = parsed
                 shown, weight = frozenset(self._shown), self.config.preference_weight
                 return Query(self.task.history, parsed.preference, shown, weight)
-            self._end(Stop.CALL_LIMIT)
+            self.abort(Stop.CALL_LIMIT)
             return None
         self._thought = parsed.thought
         if isinstance(parsed, Answer):
@@ -74,27 +72,26 @@ class Environment:
                 self._faults.append(Fault.NO_CALL)
             self.stop = Stop.ANSWERED
         else:
-            self._end(_STOPS[finish])
+            self.abort(_STOPS[finish])
         return None
 
     def answer_call(self, hits: Sequence[Hit]) -> str:
         """The text that the policy reads after its call."""
-        assert self._call is not None
-        self.turns.append(Turn(self._call.thought, self._call.preference, tuple(hits)))
-        self._call = None
+        call, self._call = self._call, None
+        assert call is not None
+        self.turns.append(Turn(call.thought, call.preference, tuple(hits)))
         items = [hit.item for hit in hits]
         self._shown.update(items)
         last = len(self.turns) == self.config.max_calls
         return protocol.tool_result(item_lines(self.catalog, items), last=last)
 
-    def constraint(self) -> Constraint | None:
-        """The constraint on the next segment, if answers may name retrieved items only."""
-        return constraint_of(self.catalog, self.turns, self.config)
-
     def abort(self, stop: Stop, error: str | None = None) -> None:
-        """End from outside: the context is full, or the policy failed."""
-        self.error = error
-        self._end(stop)
+        """End without an answer; from outside if the context is full, or the policy failed."""
+        self.stop, self.error = stop, error
+        if Fault.NO_ANSWER not in self._faults:
+            self._faults.append(Fault.NO_ANSWER)
+        if not self.turns:
+            self._faults.append(Fault.NO_CALL)
 
     def trace(self, segments: Sequence[Segment], fallback: Sequence[Hit] = (), usage: Usage | None = None) -> Trace:
         assert self.stop is not None
@@ -114,13 +111,6 @@ class Environment:
             usage=usage,
         )
         return replace(trace, titles=tuple(self.catalog.titles[item] for item in trace.ranking))
-
-    def _end(self, stop: Stop) -> None:
-        self.stop = stop
-        if Fault.NO_ANSWER not in self._faults:
-            self._faults.append(Fault.NO_ANSWER)
-        if not self.turns:
-            self._faults.append(Fault.NO_CALL)
 
 
 def item_lines(catalog: Catalog, items: Sequence[ItemIdx]) -> str:
@@ -144,9 +134,9 @@ def constraint_of(
 def resolve_lines(
     titles: Sequence[str], catalog: Catalog, pool: Sequence[ItemIdx], history: Sequence[ItemIdx]
 ) -> tuple[Line, ...]:
-    """Answer titles to items, once and for all: inside the pool first, then in the catalogue, never by substring.
+    """Answer titles to items: inside the pool first, then in the catalogue, never by substring.
 
-    If several retrieved items share a full title, its first line names the one that came back first, its second line
+    Of several retrieved items with one full title, its first line names the one that came back first, its second line
     the next, and so on: copying what the tool showed is no fault.
     """
     retrieved, seen = frozenset(pool), frozenset(history)
@@ -157,15 +147,14 @@ def resolve_lines(
         item, fault = match.item, None
         if match.status is ResolutionStatus.AMBIGUOUS:
             namesakes = catalog.namesakes(title)
-            shown = [item for item in pool if item in namesakes]
-            item = min(shown, key=taken.__getitem__, default=None)
+            item = min((item for item in pool if item in namesakes), key=taken.__getitem__, default=None)
         if item is None:
             fault = Fault.AMBIGUOUS_TITLE if match.status is ResolutionStatus.AMBIGUOUS else Fault.UNKNOWN_TITLE
-        else:
+        elif taken[item]:
+            fault = Fault.REPEATED_TITLE
+        elif item in seen:
+            fault = Fault.SEEN_TITLE
+        if item is not None:
             taken[item] += 1
-            if taken[item] > 1:
-                fault = Fault.REPEATED_TITLE
-            elif item in seen:
-                fault = Fault.SEEN_TITLE
         lines.append(Line(title, item, item in retrieved, fault))
     return tuple(lines)

@@ -12,7 +12,7 @@ from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, UserId
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
-from deeprec.explore.environment import Environment
+from deeprec.explore.environment import Environment, constraint_of
 from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
 from deeprec.explore.protocol import STOPS
 from deeprec.explore.settings import ExploreSettings, catalog_of, resolve_defaults
@@ -25,11 +25,9 @@ Listener = Callable[[Task, Author, str], None]
 
 @dataclass(frozen=True, slots=True)
 class ForcedSegment:
-    """A segment that stands before the policy's first.
+    """A segment before the policy's first, written by it in an earlier exploration, or else by a person.
 
-    Attributes:
-        by_policy: the policy wrote it in an earlier exploration; otherwise a person did, and its preference gets the
-            weight of people's requests.
+    A person's preference gets the weight of people's requests.
     """
 
     text: str
@@ -38,8 +36,7 @@ class ForcedSegment:
 
 @dataclass
 class _InFlight:
-    """An exploration in flight.
-
+    """
     Attributes:
         context: tokens of all segments.
         tokens: of the segment that the policy is writing; likewise `logprobs`.
@@ -69,12 +66,10 @@ class _InFlight:
 class Explorer:
     """Runs explorations side by side, through one policy and one retriever.
 
-    No exploration waits for another: a tool call is answered while other explorations still write, and new ones may
-    start at any step.
+    None waits for another: a tool call is answered while others still write, and new ones may start at any step.
 
     Args:
         catalog: default: the retriever's.
-        config: default: `ExploreConfig()`.
 
     Raises:
         DeepRecError: neither the caller nor the retriever has a catalogue.
@@ -126,10 +121,7 @@ class Explorer:
     ) -> Iterator[tuple[int, Trace]]:
         """Yield `(position of the task, trace)` as explorations finish, `config.batch_size` of them in flight at once.
 
-        Closing the iterator frees the policy.
-
-        Args:
-            config_of: limits and sampling of each task's exploration; default: the explorer's.
+        Closing the iterator frees the policy. `config_of` gives a task's own limits and sampling.
         """
         waiting = deque(enumerate(tasks))
         positions: dict[str, int] = {}
@@ -160,8 +152,8 @@ class Explorer:
         Args:
             config: limits and sampling of this one; default: the explorer's.
             occurrence: gives several explorations of one task different seeds.
-            forced_prefix: segments before the policy's first, as if it had written them; their author is the
-                environment. Segments after one that ends the exploration are ignored.
+            forced_prefix: the first segments; their author is the environment. Those after one that ends the
+                exploration are ignored.
         """
         settings = self._resolve(config) if config else self.config
         key = f"{self._started}:{task.id}"
@@ -196,8 +188,7 @@ class Explorer:
 
     def stop(self, keys: Sequence[str]) -> None:
         """Drop explorations and free the policy's state. Unknown keys are fine."""
-        gone = set(keys)
-        self._new = [exploration for exploration in self._new if exploration.key not in gone]
+        self._new = [exploration for exploration in self._new if exploration.key not in keys]
         for key in keys:
             self._in_flight.pop(key, None)
         self.policy.release(keys)
@@ -227,15 +218,14 @@ class Explorer:
         """One step of the policy: its chunks, then the calls that they complete, answered together."""
         finished = [(self._in_flight[chunk.key], chunk.finish) for chunk in self.policy.step() if self._take(chunk)]
         started = time.perf_counter()
-        queries = [(exploration, self._receive(exploration, finish)) for exploration, finish in finished if finish]
-        calls = [(exploration, query) for exploration, query in queries if query is not None]
+        queries = {each.key: self._receive(each, finish) for each, finish in finished if finish}
+        calls = {key: query for key, query in queries.items() if query is not None}
         self.seconds["parse"] += time.perf_counter() - started
-        k = max((exploration.config.items_per_call for exploration, _ in calls), default=0)
-        hits = self._retrieve([query for _, query in calls], k)
-        for (exploration, _), found in zip(calls, hits, strict=True):
-            shown = found[: exploration.config.items_per_call]
-            self._append(exploration, exploration.environment.answer_call(shown))
-        self._continue([exploration for exploration, _ in calls])
+        calling = [self._in_flight[key] for key in calls]
+        k = max((each.config.items_per_call for each in calling), default=0)
+        for each, found in zip(calling, self._retrieve(list(calls.values()), k), strict=True):
+            self._append(each, each.environment.answer_call(found[: each.config.items_per_call]))
+        self._continue(calling)
 
     def _take(self, chunk: Chunk) -> bool:
         """Add a chunk to its exploration; returns whether it completes a segment that is to be read."""
@@ -245,14 +235,18 @@ class Explorer:
         if chunk.usage is not None:
             exploration.usage = (exploration.usage or Usage()) + chunk.usage
         if exploration.listener is not None:
-            self._tell(exploration, chunk, exploration.listener)
+            text = self.policy.decode(exploration.tokens)
+            if chunk.finish is None:
+                text = text.rstrip("�")  # an unfinished character
+            if len(text) > exploration.reported:
+                exploration.listener(exploration.environment.task, Author.POLICY, text[exploration.reported :])
+                exploration.reported = len(text)
         if chunk.finish is Finish.FAILED:
             self._close(exploration)
             exploration.environment.abort(Stop.FAILED, chunk.error)
         return chunk.finish is not None and not exploration.ended
 
     def _receive(self, exploration: _InFlight, finish: Finish) -> Query | None:
-        """Pass the policy's segment to the environment."""
         text = self._close(exploration)
         if finish is Finish.LENGTH and len(exploration.context) >= exploration.config.context_tokens:
             finish = Finish.NO_ROOM
@@ -260,54 +254,41 @@ class Explorer:
 
     def _continue(self, explorations: Sequence[_InFlight]) -> None:
         """Ask the policy for the next segment of each exploration that has not ended and has room in its context."""
-        requests = []
         for exploration in explorations:
-            if exploration.ended:
-                continue
-            config = exploration.config
-            room = config.context_tokens - len(exploration.context)
-            if room <= 0:
+            if not exploration.ended and len(exploration.context) >= exploration.config.context_tokens:
                 exploration.environment.abort(Stop.CONTEXT_LIMIT)
-                continue
-            requests.append(
-                Request(
-                    key=exploration.key,
-                    context=tuple(exploration.context),
-                    stops=STOPS,
-                    max_new_tokens=min(room, config.segment_tokens),
-                    temperature=config.temperature,
-                    top_p=config.top_p,
-                    seed=exploration.seed + len(exploration.segments),
-                    constraint=exploration.environment.constraint(),
-                )
-            )
-        if requests:
+        if requests := [self._request(exploration) for exploration in explorations if not exploration.ended]:
             self.policy.submit(requests)
+
+    def _request(self, exploration: _InFlight) -> Request:
+        config = exploration.config
+        return Request(
+            key=exploration.key,
+            context=tuple(exploration.context),
+            stops=STOPS,
+            max_new_tokens=min(config.context_tokens - len(exploration.context), config.segment_tokens),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=exploration.seed + len(exploration.segments),
+            constraint=constraint_of(self.catalog, exploration.environment.turns, config),
+        )
 
     def _append(self, exploration: _InFlight, text: str) -> None:
         """Text of the environment enters the context: encoded once, separately, never joined and re-encoded."""
-        tokens = self.policy.encode(text, first=not exploration.segments)
-        exploration.segments.append(Segment(Author.ENVIRONMENT, tuple(tokens), (), text))
+        tokens = tuple(self.policy.encode(text, first=not exploration.segments))
+        exploration.segments.append(Segment(Author.ENVIRONMENT, tokens, (), text))
         exploration.context += tokens
         if exploration.listener is not None:
             exploration.listener(exploration.environment.task, Author.ENVIRONMENT, text)
 
     def _close(self, exploration: _InFlight) -> str:
         """The policy's segment is complete: exactly its tokens, and the text they decode to."""
-        tokens = tuple(exploration.tokens)
-        text = self.policy.decode(tokens)
-        exploration.segments.append(Segment(Author.POLICY, tokens, tuple(exploration.logprobs), text))
-        exploration.context += tokens
+        text = self.policy.decode(exploration.tokens)
+        segment = Segment(Author.POLICY, tuple(exploration.tokens), tuple(exploration.logprobs), text)
+        exploration.segments.append(segment)
+        exploration.context += exploration.tokens
         exploration.tokens, exploration.logprobs, exploration.reported = [], [], 0
         return text
-
-    def _tell(self, exploration: _InFlight, chunk: Chunk, listener: Listener) -> None:
-        text = self.policy.decode(exploration.tokens)
-        if chunk.finish is None:
-            text = text.rstrip("�")  # an unfinished character
-        if len(text) > exploration.reported:
-            listener(exploration.environment.task, Author.POLICY, text[exploration.reported :])
-            exploration.reported = len(text)
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         if not queries:
@@ -319,11 +300,10 @@ class Explorer:
 
     def _fallback(self, explorations: Sequence[_InFlight]) -> list[list[Hit]]:
         """The retriever's items without a preference, for explorations that retrieved nothing; none for others."""
-        bare = [exploration for exploration in explorations if not exploration.environment.turns]
-        k = max((exploration.config.answer_size for exploration in bare), default=0)
-        lists = self._retrieve(queries_of([exploration.environment.task for exploration in bare]), k)
-        found = {exploration.key: hits for exploration, hits in zip(bare, lists, strict=True)}
-        return [found.get(each.key, [])[: each.config.answer_size] for each in explorations]
+        bare = [each for each in explorations if not each.environment.turns]
+        k = max((each.config.answer_size for each in bare), default=0)
+        lists = iter(self._retrieve(queries_of([each.environment.task for each in bare]), k))
+        return [[] if each.environment.turns else next(lists)[: each.config.answer_size] for each in explorations]
 
 
 def seed_of(seed: int, task: str, occurrence: int) -> int:

@@ -23,10 +23,9 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """Between `opening` and `closing` a segment holds nothing but lines `1. title`, `2. title` and so on.
+    """Between `opening` and `closing` a segment holds nothing but `lines` lines `1. title`, `2. title` and so on.
 
-    Each entry of `titles` is written at most once: `lines` of them, or all if there are fewer. The text before
-    `opening` is free.
+    Each of `titles` stands there at most once, and all if they are fewer. The text before `opening` is free.
 
     Attributes:
         begun: what the context already has of the first line, if the answer is open.
@@ -49,7 +48,6 @@ class Request:
         stops: the segment ends with the token that completes one of these strings.
         temperature: 0 is greedy.
         seed: of this segment alone, so that a sample does not depend on the rest of the batch.
-        constraint: on the answer.
     """
 
     key: str
@@ -120,20 +118,15 @@ class Policy(Protocol):
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         """Tokens of a text; `first` for the one that opens a context (it may get a start token)."""
-        ...
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones included."""
-        ...
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Accept requests; more may be submitted while others are being written."""
-        ...
 
     def step(self) -> list[Chunk]:
         """Write on, and return what is new: at least one chunk while any request is open, else none."""
-        ...
 
     def release(self, keys: Sequence[str]) -> None:
         """Drop the open requests of explorations and free their state. Unknown keys are fine."""
-        ...

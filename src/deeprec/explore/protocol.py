@@ -1,7 +1,6 @@
 """The text protocol: every prompt, tag and parsing rule, and nothing else.
 
-The tags are those of the paper's published code, so models trained with it work here. They are plain text, written
-token by token like everything else.
+The tags are those of the paper's published code, so models trained with it work here; they are plain text.
 """
 
 from __future__ import annotations
@@ -134,12 +133,10 @@ class Stray:
 
 def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> str:
     """Numbered items as the history and the tool show them; ends with a newline unless empty."""
-    lines = []
-    for number, (title, names) in enumerate(zip(titles, categories, strict=True), start=1):
-        lines.append(f"{number}. {title}\n")
-        if names:
-            lines.append(f"  - categories: {', '.join(names)}\n")
-    return "".join(lines)
+    return "".join(
+        answer_line(number, title) + (f"  - categories: {', '.join(names)}\n" if names else "")
+        for number, (title, names) in enumerate(zip(titles, categories, strict=True), start=1)
+    )
 
 
 def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int, guidance: Guidance = "rules") -> str:
@@ -184,7 +181,7 @@ def call_text(thought: str, preference: str) -> str:
 
 def answer_text(thought: str, titles: Sequence[str]) -> str:
     """An answer as a policy should write it."""
-    lines = "".join(answer_line(number, title) for number, title in enumerate(titles, start=1))
+    lines = "".join(answer_line(*numbered) for numbered in enumerate(titles, start=1))
     return f"{thought.strip()}\n{END_THINK}\n{ANSWER}\n{lines}{END_ANSWER}"
 
 
@@ -194,21 +191,17 @@ def answer_line(number: int, title: str) -> str:
 
 def _demonstration(answer_size: int) -> str:
     """An exploration with two calls and three titles, written by the functions that write real ones."""
-    dramas = (("Harbour Lights (1995)", "Drama, Romance"), ("A Quiet Verdict (1993)", "Crime, Drama"))
-    crimes = (("The Glass Alibi (1997)", "Crime, Mystery"), ("Cold Receipt (1994)", "Thriller"))
-    history = (("Paper Boats (1994)", "Drama, Romance"), ("Midnight Ledger (1995)", "Crime, Thriller"))
-
-    def lines(items: Sequence[tuple[str, str]]) -> str:
-        return item_lines([title for title, _ in items], [(names,) for _, names in items])
-
+    history = item_lines(("Paper Boats (1994)", "Midnight Ledger (1995)"), (("Drama, Romance",), ("Crime, Thriller",)))
+    dramas = item_lines(("Harbour Lights (1995)", "A Quiet Verdict (1993)"), (("Drama, Romance",), ("Crime, Drama",)))
+    crimes = item_lines(("The Glass Alibi (1997)", "Cold Receipt (1994)"), (("Crime, Mystery",), ("Thriller",)))
     first = "The user likes dramas of the 1990s, some with romance. I ask for those first."
     second = "The last title was a crime thriller, so I look in that direction too."
     last = "The Glass Alibi fits the latest title best, then Harbour Lights and A Quiet Verdict."
     picks = ("The Glass Alibi (1997)", "Harbour Lights (1995)", "A Quiet Verdict (1993)")
     return (
-        f"\nA short example, with 3 titles in the answer:\n\nUser:\n{lines(history)}\nAssistant:\n{THINK}\n"
-        f"{call_text(first, 'Drama; Romance; 1990s')}{tool_result(lines(dramas))}"
-        f"{call_text(second, 'Crime; Thriller')}{tool_result(lines(crimes))}"
+        f"\nA short example, with 3 titles in the answer:\n\nUser:\n{history}\nAssistant:\n{THINK}\n"
+        f"{call_text(first, 'Drama; Romance; 1990s')}{tool_result(dramas)}"
+        f"{call_text(second, 'Crime; Thriller')}{tool_result(crimes)}"
         f"{answer_text(last, picks)}\n\nThe real user, with {answer_size} titles in the answer:\n"
     )
 
@@ -240,14 +233,12 @@ def parse(text: str, *, answer_size: int, after_items: bool) -> Call | Answer | 
 
 
 def _common_faults(text: str) -> list[Fault]:
-    faults = []
-    if ITEMS in text or END_ITEMS in text:
-        faults.append(Fault.FORGED_ITEMS)
-    if _ROLE_LINE.search(text):
-        faults.append(Fault.ECHO)
-    if THINK in text:
-        faults.append(Fault.THINK)
-    return faults
+    found = {
+        Fault.FORGED_ITEMS: ITEMS in text or END_ITEMS in text,
+        Fault.ECHO: _ROLE_LINE.search(text),
+        Fault.THINK: THINK in text,
+    }
+    return [fault for fault, there in found.items() if there]
 
 
 def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items: bool) -> Answer | Stray:
@@ -276,11 +267,9 @@ def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items:
 
 def parse_lines(body: str, *, answer_size: int) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
     """The titles of `n. title` lines, in order, and the faults of the lines; blank lines are skipped."""
-    faults = []
-    titles = []
     lines = [line for line in body.split("\n") if line.strip()]
-    if len(lines) != answer_size:
-        faults.append(Fault.LINES)
+    faults = [Fault.LINES] if len(lines) != answer_size else []
+    titles = []
     for position, line in enumerate(lines, start=1):
         match = _ANSWER_LINE.fullmatch(line.strip())
         if match is None or int(match[1]) != position:

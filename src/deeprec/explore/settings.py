@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, ExploreConfig, Guidance, items_of
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, ExploreConfig, Guidance
 from deeprec.data.catalog import Catalog
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import PromptDefaults
@@ -20,12 +20,14 @@ class ExploreSettings(ExploreConfig):
     Attributes:
         items_per_call: at least so many that all calls together can fill the answer.
         request_weight: preference weight of people's requests: the configured one, else the default for people.
+        top_p: sample from the smallest set of tokens that holds this probability.
     """
 
     segment_tokens: int
     guidance: Guidance
     preference_weight: float
     request_weight: float
+    top_p: float = 1.0
 
 
 def resolve_defaults(
@@ -42,25 +44,29 @@ def resolve_defaults(
     if isinstance(config, ExploreSettings):
         return config
     defaults = prompt_defaults or PromptDefaults()
-    weights = (config.preference_weight, defaults.preference_weight, retriever.preference_weight)
-    requested = DEFAULT_PREFERENCE_WEIGHT if config.preference_weight is None else config.preference_weight
-    resolved = {
+    weight = config.preference_weight
+    resolved = limits_of(config, catalog or catalog_of(retriever)) | {
         "guidance": config.guidance or defaults.guidance,
-        "preference_weight": next((weight for weight in weights if weight is not None), DEFAULT_PREFERENCE_WEIGHT),
-        "request_weight": requested,
-        "segment_tokens": segment_tokens_of(config, catalog or catalog_of(retriever)),
-        "items_per_call": items_of(config),
+        "preference_weight": first_weight(weight, defaults.preference_weight, retriever.preference_weight),
+        "request_weight": first_weight(weight),
     }
     # Not validated again: a training's seeds are larger than those that a configuration may have.
     return ExploreSettings.model_construct(**(dict(config) | resolved))
 
 
-def segment_tokens_of(config: ExploreConfig, catalog: Catalog) -> int:
-    """New tokens between two tool results: the configured limit, or room for a thought and an answer of long titles."""
-    if config.segment_tokens is not None:
-        return config.segment_tokens
+def first_weight(*weights: float | None) -> float:
+    """The first preference weight that is set, else the default for what people ask for."""
+    return next((weight for weight in weights if weight is not None), DEFAULT_PREFERENCE_WEIGHT)
+
+
+def limits_of(config: ExploreConfig, catalog: Catalog) -> dict[str, int]:
+    """`items_per_call`, enough for all calls to fill the answer, and `segment_tokens`: by default a thought and an
+    answer of long titles."""
     line = 4 + catalog.long_title // _TOKEN  # a number, a point, an end of line
-    return max(_SEGMENT, _THOUGHT + config.answer_size * line)
+    return {
+        "items_per_call": max(config.items_per_call, -(-config.answer_size // config.max_calls)),
+        "segment_tokens": config.segment_tokens or max(_SEGMENT, _THOUGHT + config.answer_size * line),
+    }
 
 
 def catalog_of(retriever: Retriever) -> Catalog:

@@ -109,7 +109,7 @@ class Trace:
 
     @property
     def pool(self) -> tuple[ItemIdx, ...]:
-        """Distinct retrieved items in the order in which they were first seen."""
+        """Distinct retrieved items, first seen first."""
         return tuple(self.first_found())
 
     def first_found(self) -> dict[ItemIdx, tuple[int, Turn]]:
@@ -130,9 +130,8 @@ class Trace:
     def ranking(self) -> tuple[ItemIdx, ...]:
         """The ranking with fallback, best first; at most `answer_size` items.
 
-        Other retrieved items fill the positions that the answer leaves empty, in the order in which they were found;
-        if nothing was retrieved, items of `fallback` do. Faulty lines are filled first, so a policy that copies the
-        lists and inserts an invented title loses that one position and not all after it.
+        Other retrieved items, or those of `fallback` if there are none, fill the positions that the answer leaves
+        empty. Faulty lines are filled first, so an invented title between copied ones costs one position alone.
         """
         answer = self.raw_ranking
         if len(answer) == self.answer_size:

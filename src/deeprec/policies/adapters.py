@@ -16,7 +16,6 @@ from deeprec.explore.policy import PromptDefaults
 SHIPPED = Path(assets.__file__).with_name("adapters")
 """Adapters in the package, in folders named after the asset that is their model."""
 _PROMPT_DEFAULTS = "deeprec.json"
-"""Beside an adapter's weights."""
 _DECIDING = ("*.safetensors", "*.gguf", "*.bin", _PROMPT_DEFAULTS)
 """Files that decide what a folder's model writes."""
 
@@ -28,11 +27,7 @@ def model_source(config: PolicyConfig, *, offline: bool) -> str:
 
 
 def adapter_folder(config: PolicyConfig) -> Path | None:
-    """The folder of the configured adapter, or of the shipped one for the model; None without one.
-
-    Raises:
-        DeepRecError: the configured folder holds no adapter.
-    """
+    """The folder of the configured adapter, or of the shipped one for the model; None without one."""
     if config.adapter == "none" or config.kind not in ("transformers", "openvino", "vllm"):
         return None
     if config.adapter == "shipped":
@@ -67,7 +62,7 @@ def read_prompt_defaults(adapter: Path | None) -> PromptDefaults | None:
     if adapter is None or not (path := adapter / _PROMPT_DEFAULTS).is_file():
         return None
     try:
-        return _defaults_of(ExploreConfig.model_validate(json.loads(path.read_bytes()), strict=True))
+        return _defaults_of(ExploreConfig.model_validate_json(path.read_bytes(), strict=True))
     except ValueError:
         raise DeepRecError(f"{path} is damaged: restore the adapter's folder, or remove this file.") from None
 

@@ -12,32 +12,24 @@ from torch import Tensor
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Constraint
 from deeprec.policies.grammar import AnswerGrammar, alternatives
-from deeprec.policies.tokenizer import TokenizerCodec, brief
+from deeprec.policies.tokenizer import TokenizerCodec, explain_errors, refuse_missing
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 
 class TokenMatchers:
-    """Makes matchers over one tokenizer's tokens. Keep it: reading a vocabulary takes half a second.
-
-    Raises:
-        DeepRecError: llguidance is missing, or does not know such a tokenizer.
-    """
+    """Makes matchers over one tokenizer's tokens. Keep it: reading a vocabulary takes half a second."""
 
     def __init__(self, codec: TokenizerCodec) -> None:
         try:
             from llguidance import hf
         except ImportError:
-            raise DeepRecError(
-                "explore.answer='pool' needs llguidance: pip install --editable '.[constrained]'."
-            ) from None
+            refuse_missing("explore.answer='pool'", "llguidance", "--editable '.[constrained]'")
         self.codec = codec
-        try:
+        with explain_errors("explore.answer='pool': this tokenizer can't be constrained"):
             # Its slices speed up the masks of wide grammars; ours are narrow.
             self.tokenizer = hf.from_tokenizer(codec.tokenizer, slices=[])
-        except Exception as error:  # noqa: BLE001 (whatever a foreign tokenizer makes it raise)
-            raise DeepRecError(f"explore.answer='pool': this tokenizer can't be constrained: {brief(error)}") from None
 
     def matcher(self, texts: Iterable[str]) -> LLMatcher:
         """Matches one of the texts, none of which begins another."""
@@ -54,8 +46,7 @@ class ConstrainedSampler:
         self.grammar = AnswerGrammar(constraint, matchers.codec)
         self.matchers = matchers
         self._choices: dict[str, str | None] = {}
-        self._matcher: LLMatcher | None = None
-        """Of these choices."""
+        self._matcher: LLMatcher | None = None  # of these choices
 
     def pick(self, scores_V: Tensor, draw: Callable[[Tensor], int]) -> int:
         """The next allowed token, drawn by log-probabilities (V,) or, greedily, by any scores."""

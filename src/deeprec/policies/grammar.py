@@ -23,8 +23,8 @@ class AnswerGrammar:
     """A segment under a constraint: free until the answer opens, then nothing but lines of titles, then free again.
 
     Attributes:
-        choices: the next tokens write one of these texts, none of which begins another. Each has its title; None
-            stands for the end of the answer. If it is empty, tokens are free.
+        choices: the texts, none of which begins another, that the next tokens may write, each with its title (None:
+            the end of the answer). If it is empty, tokens are free.
     """
 
     def __init__(self, constraint: Constraint, codec: TokenizerCodec) -> None:
@@ -33,10 +33,8 @@ class AnswerGrammar:
         self._left: list[str] = []
         self._count = 0
         self._closed = False
-        self._tokens: list[int] = []
-        """Before the answer the last ones, in the answer those of the line."""
-        self._begun = constraint.begun or ""
-        """The part of the line that the context already has."""
+        self._tokens: list[int] = []  # before the answer the last ones, in the answer those of the line
+        self._begun = constraint.begun or ""  # the part of the line that the context already has
         if self._begun:
             self._open_answer()
             # With its own tokens before them: some decoders drop a space at the very beginning.
@@ -44,8 +42,8 @@ class AnswerGrammar:
             self.choices = {text.removeprefix(self._begun): title for text, title in self.choices.items()}
 
     def take(self, token: int) -> bool:
-        """Advance by a token. False: the token opens the answer but also holds text that does not belong there (as
-        `></` would), so it is rejected, and `choices` has what may stand in its position."""
+        """Advance by a token. False rejects one that opens the answer but holds more text (as `></`): `choices` has
+        what may stand in its position."""
         tokens = [*self._tokens, token]
         text = self.codec.decode(tokens)
         if self.choices:
@@ -69,12 +67,11 @@ class AnswerGrammar:
         self._begin_line(before)
 
     def _begin_line(self, before: str = "") -> None:
-        ended = self._count == self.constraint.lines or not self._left
-        lines = {protocol.answer_line(self._count + 1, title): title for title in self._left}
-        self.choices = {
-            before + text: title for text, title in ({self.constraint.closing: None} if ended else lines).items()
-        }
         self._tokens = []
+        if self._count == self.constraint.lines or not self._left:
+            self.choices = {before + self.constraint.closing: None}
+        else:
+            self.choices = {before + protocol.answer_line(self._count + 1, title): title for title in self._left}
 
     def _end_line(self, title: str | None) -> None:
         if title is None:

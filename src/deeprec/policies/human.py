@@ -13,9 +13,7 @@ from deeprec.policies.scripted import list_titles
 class HumanWriter:
     """Asks for a preference until an empty line or the last call, then for a ranking of the retrieved titles.
 
-    Attributes:
-        ask: shows a question and returns a line, as `input` does.
-        show: prints a line.
+    `ask` shows a question and returns a line, as `input` does; `show` prints a line.
     """
 
     ask: Callable[[str], str]

@@ -21,19 +21,18 @@ class _SlottedLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = self._room(key_states), self._room(value_states)
+        self.keys, self.values = self._room(key_states[:0]), self._room(value_states[:0])
         self.is_initialized = True
 
     def grow(self) -> None:
         if self.is_initialized:
-            self.keys, self.values = self._room(self.keys, keep=True), self._room(self.values, keep=True)
+            self.keys, self.values = self._room(self.keys), self._room(self.values)
 
-    def _room(self, states_BHTD: Tensor, *, keep: bool = False) -> Tensor:
+    def _room(self, states_BHTD: Tensor) -> Tensor:
         rows, length = self.cache.capacity
         used, heads, filled, width = states_BHTD.shape
         room = states_BHTD.new_zeros((rows, heads, length, width))
-        if keep:
-            room[:used, :, :filled] = states_BHTD
+        room[:used, :, :filled] = states_BHTD
         return room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -45,16 +44,6 @@ class _SlottedLayer(CacheLayerMixin):
         keys[index_B1, :, positions_BT] = key_states.transpose(1, 2)
         values[index_B1, :, positions_BT] = value_states.transpose(1, 2)
         return keys, values
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        for states in (self.keys, self.values):
-            states[target, :, :length] = states[source, :, :length]
-
-    def swap(self, a: int, b: int, length: int) -> None:
-        for states in (self.keys, self.values):
-            saved = states[a, :, :length].clone()
-            states[a, :, :length] = states[b, :, :length]
-            states[b, :, :length] = saved
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.length, 0
@@ -95,9 +84,14 @@ class SlottedKVCache(Cache):
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` to row `target`."""
-        for layer in self.states:
-            layer.copy(source, target, length)
+        for states in self._tensors():
+            states[target, :, :length] = states[source, :, :length]
 
     def swap(self, a: int, b: int, length: int) -> None:
-        for layer in self.states:
-            layer.swap(a, b, length)
+        for states in self._tensors():
+            saved = states[a, :, :length].clone()
+            states[a, :, :length] = states[b, :, :length]
+            states[b, :, :length] = saved
+
+    def _tensors(self) -> list[Tensor]:
+        return [states for layer in self.states for states in (layer.keys, layer.values)]

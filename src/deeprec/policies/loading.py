@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deeprec.config import Config, PolicyConfig
 from deeprec.errors import DeepRecError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # each imports an engine
     from deeprec.explore.policy import Policy
     from deeprec.policies.transformers import TransformersPolicy
     from deeprec.policies.vllm import VllmPolicy
+
+P = TypeVar("P", bound="Policy")
 
 
 def load_policy(
@@ -34,40 +36,34 @@ def load_policy(
     if isinstance(source, str | Path):
         source = _named(str(source))
     config = source if isinstance(source, Config) else Config(policy=source)
-    kind = config.policy.kind
-    policy: Policy
-    if kind == "scripted":
-        return ScriptedPolicy()
-    if kind == "vllm":
-        return load_vllm(config, offline=offline)
-    if kind == "transformers":
-        return load_transformers(config, offline=offline)
-    if kind == "openai":
-        from deeprec.policies.openai import OpenAIPolicy
+    match config.policy.kind:
+        case "scripted":
+            return ScriptedPolicy()
+        case "vllm":
+            return load_vllm(config, offline=offline)
+        case "transformers":
+            return load_transformers(config, offline=offline)
+        case "openai":
+            from deeprec.policies.openai import OpenAIPolicy
 
-        _check_support(OpenAIPolicy, config)
-        policy = OpenAIPolicy.load(config.policy)
-    else:
-        from deeprec.policies.openvino import OpenVinoPolicy
+            _check_support(OpenAIPolicy, config)
+            return _checked(OpenAIPolicy.load(config.policy), config)
+        case "openvino":
+            from deeprec.policies.openvino import OpenVinoPolicy
 
-        _check_support(OpenVinoPolicy, config)
-        rows, tokens = rows or config.explore.batch_size, config.explore.context_tokens
-        policy = OpenVinoPolicy.load(config.policy, offline=offline, rows=rows, tokens=tokens)
-    _check_context(policy, config)
-    return policy
+            _check_support(OpenVinoPolicy, config)
+            rows, tokens = rows or config.explore.batch_size, config.explore.context_tokens
+            return _checked(OpenVinoPolicy.load(config.policy, offline=offline, rows=rows, tokens=tokens), config)
 
 
 def load_transformers(config: Config, *, offline: bool = False, training: bool = False) -> TransformersPolicy:
-    """The policy of a configuration; without the adapter for a training."""
     from deeprec.policies.transformers import TransformersPolicy
 
     policy = TransformersPolicy.load(bare(config.policy) if training else config.policy, offline=offline)
-    _check_context(policy, config)
-    return policy
+    return _checked(policy, config)
 
 
 def load_vllm(config: Config, *, offline: bool = False, training: bool = False) -> VllmPolicy:
-    """The policy of a configuration; for a training without the adapter, and with room for the trained one."""
     from deeprec.policies.vllm import VllmPolicy
 
     _check_support(VllmPolicy, config)
@@ -99,13 +95,11 @@ def _check_support(policy: type[Policy], config: Config) -> None:
     refuse_unsupported(policy, kind, constrained=explore.answer == "pool", sampled=explore.temperature > 0)
 
 
-def _check_context(policy: Policy, config: Config) -> None:
-    """
-    Raises:
-        DeepRecError: contexts may become longer than the model reads.
-    """
+def _checked(policy: P, config: Config) -> P:
+    """The policy, if it reads contexts as long as the configuration allows."""
     if policy.context_limit < config.explore.context_tokens:
         raise DeepRecError(
             f"explore.context_tokens={config.explore.context_tokens} is more than the {policy.context_limit} tokens "
             f"that {config.policy.model or 'the model'} reads: lower it."
         )
+    return policy

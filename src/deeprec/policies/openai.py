@@ -1,8 +1,8 @@
 """A language model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, or a hosted one.
 
-Each segment is a streamed request. Stop strings are found here: servers leave them out of the text, seldom say which
-came, and some know none. At a stop string or the limit the stream is closed, and the server stops. A released request
-is closed the same way, whatever it waits for: requests are tasks of one event loop, which can be cancelled anywhere.
+Each segment is a streamed request, a task of one event loop, which can be cancelled whatever it waits for. Stop strings
+are found here: servers leave them out of the text, seldom say which came, and some know none. At a stop string or the
+limit the stream is closed, and the server stops.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
-from deeprec.policies.text import WordTokenizer
-from deeprec.policies.tokenizer import brief, refuse_unsupported
+from deeprec.policies.text import WordTokenizer, cut_at_stop
+from deeprec.policies.tokenizer import brief, refuse_missing, refuse_unsupported
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -42,16 +42,6 @@ _GLANCE = 0.1
 """Seconds that `step` waits for a silent server."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """A piece of a segment, and at the end why it ended."""
-
-    piece: str = ""
-    finish: Finish | None = None
-    usage: Usage | None = None
-    error: str | None = None
-
-
 @dataclass(eq=False)
 class _Job:
     """A segment that the server is writing."""
@@ -65,10 +55,7 @@ class OpenAIPolicy(WordTokenizer, Policy):
     """See the module. The server's tokenizer is unknown here, so each piece that it sends counts as one token.
 
     Args:
-        client: has the address, the timeout and the number of retries.
-        model: the server's name for it.
-        chat: use messages (the assistant's are those that the policy wrote, all others the user's) instead of
-            continuing one text.
+        chat: use messages (the assistant's are those that the policy wrote) instead of continuing one text.
     """
 
     def __init__(
@@ -80,24 +67,20 @@ class OpenAIPolicy(WordTokenizer, Policy):
         self.context_limit = context_limit
         self.seconds = {"wait": 0.0}
         self._jobs: dict[str, _Job] = {}
-        self._events: queue.SimpleQueue[tuple[_Job, _Event]] = queue.SimpleQueue()
+        self._chunks: queue.SimpleQueue[tuple[_Job, Chunk]] = queue.SimpleQueue()
+        # By key, the ranges of the context that this policy wrote.
         self._written: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        """By key, the ranges of the context that this policy wrote."""
         self._counts = 0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
 
     @classmethod
     def load(cls, config: PolicyConfig) -> OpenAIPolicy:
-        """The policy of a configuration, whose model the server must list. An empty name stands for its only model.
-
-        Raises:
-            DeepRecError: there is no server, or it has no such model.
-        """
+        """The policy of a configuration, whose model the server must list; an empty name stands for its only model."""
         try:
             from openai import APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
         except ImportError:
-            raise DeepRecError("policy.kind='openai' needs the client: pip install --editable '.[openai]'.") from None
+            refuse_missing("policy.kind='openai'", "the client", "--editable '.[openai]'")
         if config.adapter not in ("shipped", "none"):
             raise DeepRecError("policy.adapter is for models in this process: let the server of policy.url load it.")
         if config.url is None:
@@ -134,14 +117,19 @@ class OpenAIPolicy(WordTokenizer, Policy):
         """See `Policy`. While the server is silent, an empty chunk, so that callers may start and stop explorations."""
         started = time.perf_counter()
         chunks: list[Chunk] = []
-        while self._jobs and not (chunks and self._events.empty()):
+        while self._jobs and not (chunks and self._chunks.empty()):
             try:
-                job, event = self._events.get(timeout=_GLANCE)
+                job, chunk = self._chunks.get(timeout=_GLANCE)
             except queue.Empty:
                 chunks = [Chunk(next(iter(self._jobs)), (), ())]
                 break
-            if self._jobs.get(job.request.key) is job:
-                chunks.append(self._chunk(job, event))
+            if self._jobs.get(chunk.key) is job:
+                chunks.append(chunk)
+                job.written += len(chunk.tokens)
+                if chunk.finish is not None:
+                    del self._jobs[chunk.key]
+                    start = len(job.request.context)
+                    self._written[chunk.key].append((start, start + job.written))
         self.seconds["wait"] += time.perf_counter() - started
         return chunks
 
@@ -151,19 +139,8 @@ class OpenAIPolicy(WordTokenizer, Policy):
             self._written.pop(key, None)
 
     def _drop(self, key: str) -> None:
-        job = self._jobs.pop(key, None)
-        if job is not None and job.work is not None:
+        if (job := self._jobs.pop(key, None)) is not None and job.work is not None:
             job.work.cancel()
-
-    def _chunk(self, job: _Job, event: _Event) -> Chunk:
-        key = job.request.key
-        tokens = tuple(self.piece(event.piece))
-        job.written += len(tokens)
-        if event.finish is not None:
-            del self._jobs[key]
-            start = len(job.request.context)
-            self._written[key].append((start, start + job.written))
-        return Chunk(key, tokens, (), event.finish, event.error, event.usage)
 
     def _body(self, request: Request) -> dict[str, Any]:
         """The request as the server reads it."""
@@ -186,14 +163,15 @@ class OpenAIPolicy(WordTokenizer, Policy):
         return body | {"messages": messages}
 
     async def _work(self, job: _Job, body: dict[str, Any]) -> None:
-        """Queue what the server sends, in the loop's thread. The last event always has a finish."""
+        """Queue what the server sends, in the loop's thread. The last chunk always has a finish."""
         try:
-            async for event in self._segment(job.request, body):
-                self._events.put((job, event))
+            async for chunk in self._segment(job.request, body):
+                self._chunks.put((job, chunk))
         except Exception as error:  # noqa: BLE001 (whatever a foreign server makes the client raise)
-            self._events.put((job, _Event(finish=Finish.FAILED, error=f"{self.client.base_url}: {brief(error)}")))
+            problem = f"{self.client.base_url}: {brief(error)}"
+            self._chunks.put((job, Chunk(job.request.key, (), (), Finish.FAILED, problem)))
 
-    async def _segment(self, request: Request, body: dict[str, Any]) -> AsyncIterator[_Event]:
+    async def _segment(self, request: Request, body: dict[str, Any]) -> AsyncIterator[Chunk]:
         text, written = "", 0
         finish: Finish | None = None
         usage: Any = None
@@ -203,29 +181,24 @@ class OpenAIPolicy(WordTokenizer, Policy):
                 if not sent.choices:
                     continue
                 choice = sent.choices[0]
-                piece, hidden = self._piece(choice)
+                piece = (choice.delta.content if self.chat else choice.text) or ""
+                hidden = self.chat and getattr(choice.delta, "reasoning_content", None)
                 if choice.finish_reason is not None:
                     finish = Finish.LENGTH if choice.finish_reason == "length" else Finish.END
                 written += bool(piece or hidden)
                 if written == request.max_new_tokens:
                     finish = Finish.LENGTH
-                if ends := _ends_of_stops(text + piece, request.stops):
-                    piece, finish = piece[: min(ends) - len(text)], Finish.STOP
-                text += piece
+                start = len(text)
+                text, stopped = cut_at_stop(text + piece, request.stops)
+                finish = Finish.STOP if stopped else finish
                 if piece:
-                    yield _Event(piece)
-                if ends or written == request.max_new_tokens:
+                    yield Chunk(request.key, tuple(self.piece(text[start:])), ())
+                if stopped or written == request.max_new_tokens:
                     break
         if finish is None:
             raise ConnectionError("the stream broke off")
         read, written = (usage.prompt_tokens, usage.completion_tokens) if usage else (len(request.context), written)
-        yield _Event(finish=finish, usage=Usage(read, written))
-
-    def _piece(self, choice: Any) -> tuple[str, bool]:
-        """The text that a server sent, and whether it sent thoughts that stay hidden."""
-        if not self.chat:
-            return choice.text or "", False
-        return choice.delta.content or "", bool(getattr(choice.delta, "reasoning_content", None))
+        yield Chunk(request.key, (), (), finish, usage=Usage(read, written))
 
     async def _open(self, body: dict[str, Any]) -> Any:
         from openai import BadRequestError, UnprocessableEntityError
@@ -239,7 +212,3 @@ class OpenAIPolicy(WordTokenizer, Policy):
                     raise
                 self._counts = max(self._counts, position + 1)  # of several requests the furthest counts
         raise ValueError("the server refuses stream_options that were not sent")
-
-
-def _ends_of_stops(text: str, stops: Sequence[str]) -> list[int]:
-    return [position + len(stop) for stop in stops if (position := text.find(stop)) >= 0]

@@ -22,34 +22,28 @@ from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
 from deeprec.policies.grammar import AnswerGrammar, alternatives
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
-from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, refuse_unsupported, unloadable
+from deeprec.policies.tokenizer import (
+    StopChecker,
+    TokenizerCodec,
+    ends_of,
+    explain_errors,
+    explain_loading,
+    refuse_missing,
+    refuse_unsupported,
+)
 
 _BATCHED_TOKENS = 2048
 """At most this many tokens are encoded in one step."""
 _BLOCK = 32
 """Tokens in a block of OpenVINO's cache on a processor."""
-_UNUSUAL = (
-    "use_dora",
-    "lora_bias",
-    "rank_pattern",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-)
+_UNUSUAL = {"use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save"}
+_UNUSUAL |= {"trainable_token_indices", "target_parameters", "layer_replication"}
 """Settings of peft's LoRA that OpenVINO does not support."""
 
 
 @dataclass
 class _Open:
-    """A request in flight.
-
-    Attributes:
-        handle: OpenVINO's, for the part that is being written.
-        tokens: of the segment so far.
-    """
+    """A segment that is being written; `handle` is OpenVINO's, for its present part."""
 
     stop_checker: StopChecker
     grammar: AnswerGrammar | None
@@ -58,13 +52,7 @@ class _Open:
 
 
 class OpenVinoPolicy(TokenizerCodec, Policy):
-    """See the module.
-
-    Args:
-        pipeline: an `openvino_genai.ContinuousBatchingPipeline`.
-        context_limit: tokens that the model reads.
-        ends: tokens that end any text.
-    """
+    """See the module. `pipeline` is an `openvino_genai.ContinuousBatchingPipeline`; `ends` end any text."""
 
     supports_sampling = False
     supports_constraints = True
@@ -83,8 +71,7 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
         """Load an asset, a folder with an OpenVINO model, or one with a GGUF file, which is converted.
 
         Args:
-            rows: explorations in flight at once, at most; the cache has room for so many.
-            tokens: of each.
+            rows: explorations in flight at once, at most; the cache has room for so many, of `tokens` tokens each.
 
         Raises:
             DeepRecError: OpenVINO is missing, or the model or its adapter can't be loaded.
@@ -92,11 +79,9 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
         try:
             import openvino_genai as genai
         except ImportError:
-            raise DeepRecError(
-                "policy.kind='openvino' needs OpenVINO GenAI: pip install --editable '.[openvino]'."
-            ) from None
+            refuse_missing("policy.kind='openvino'", "OpenVINO GenAI", "--editable '.[openvino]'")
         import torch
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
         from deeprec.policies.transformers import pick_dtype
 
@@ -116,27 +101,22 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
         scheduler.max_num_batched_tokens = _BATCHED_TOKENS
         # With so many requests a cache that grows on demand hangs in 2026.4.
         scheduler.num_kv_blocks = rows * (-(-tokens // _BLOCK) + 1)
-        try:
+        with explain_loading(config):
             folder = openvino_folder(Path(model_source(config, offline=offline)))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            ends = ends_of(_generation_config(folder, model_config), tokenizer)
+            generation = GenerationConfig.from_model_config(model_config)
+            if (folder / "generation_config.json").is_file():
+                generation = GenerationConfig.from_pretrained(folder)
             if adapter:
                 properties["adapters"] = _adapter_config(adapter, config, folder)
             pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
-        except DeepRecError:
-            raise
-        except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-            raise unloadable(config, error) from None
-        policy = cls(pipeline, tokenizer, getattr(model_config, "max_position_embeddings", None) or sys.maxsize, ends)
+        limit = getattr(model_config, "max_position_embeddings", None) or sys.maxsize
+        policy = cls(pipeline, tokenizer, limit, ends_of(generation, tokenizer))
         policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """
-        Raises:
-            DeepRecError: a request has a temperature above 0.
-        """
         refuse_unsupported(self, "openvino", sampled=any(request.temperature > 0 for request in requests))
         for request in requests:
             self.release([request.key])
@@ -149,8 +129,7 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
         chunks: list[Chunk] = []
         while self._open and not chunks:
             self.pipeline.step()
-            found = [self._read(key) for key in list(self._open)]
-            chunks = [chunk for chunk in found if chunk is not None]
+            chunks = [chunk for key in list(self._open) if (chunk := self._read(key)) is not None]
         self.seconds["generate"] += time.perf_counter() - started
         return chunks
 
@@ -211,18 +190,9 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
 
 
 def _new_tokens(handle: Any) -> Iterator[tuple[int, float]]:
-    """Unread tokens of a request, and their log-probabilities."""
     while handle.can_read():
         for output in handle.read().values():  # one, or none if the request was refused
             yield from zip(output.generated_ids, output.generated_log_probs, strict=True)
-
-
-def _generation_config(folder: Path, model_config: Any) -> Any:
-    from transformers import GenerationConfig
-
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(model_config)
 
 
 def _adapter_config(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
@@ -232,13 +202,11 @@ def _adapter_config(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
     from safetensors import safe_open
 
     weights = adapter / "adapter_model.safetensors"
-    try:
+    with explain_errors(f"policy.adapter={config.adapter!r} can't be loaded"):
         found = LoraConfig.from_pretrained(str(adapter))
         with safe_open(weights, framework="np") as file:
             names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
         lora = genai.Adapter(str(weights))
-    except Exception as error:  # noqa: BLE001 (whatever a damaged folder makes the loaders raise)
-        raise DeepRecError(f"policy.adapter={config.adapter!r} can't be loaded: {brief(error)}") from None
     if found.bias != "none" or any(getattr(found, each, None) for each in _UNUSUAL):
         raise DeepRecError(
             f"policy.adapter={config.adapter!r} is no plain LoRA, which OpenVINO needs: use policy.kind=transformers."

@@ -1,8 +1,7 @@
 """Converts a GGUF language model to OpenVINO, once, into a folder `openvino` beside the file.
 
 OpenVINO's own exporter (optimum-intel) pins an older transformers, so OpenVINO GenAI builds the graph, from the weights
-in 16 bits. In that graph weights have the names that transformers gives them, but the products with them have none.
-An adapter finds its layers by the names of products, so this module sets them.
+in 16 bits. An adapter finds its layers by the names of products, which that graph lacks, so this module sets them.
 """
 
 from __future__ import annotations
@@ -29,17 +28,15 @@ def openvino_folder(source: Path) -> Path:
     Raises:
         DeepRecError: there is no model, or the folder can't be written.
     """
-    if (source / MODEL_FILE).is_file():
-        return source
     target = source / "openvino"
-    if (target / MODEL_FILE).is_file():
-        return target
+    for folder in (source, target):
+        if (folder / MODEL_FILE).is_file():
+            return folder
     found = sorted(source.glob("*.gguf")) if source.is_dir() else []
     if len(found) != 1 or not all((source / name).is_file() for name in _COMPANIONS[:2]):
         raise DeepRecError(
-            f"policy.kind='openvino' needs a folder with {MODEL_FILE}, or with one GGUF file beside "
-            f"{' and '.join(_COMPANIONS[:2])}, and {source} has neither: "
-            "export the model (optimum-cli export openvino), or use policy.kind=transformers."
+            f"policy.kind='openvino' needs a folder with {MODEL_FILE}, or a GGUF file, config.json and tokenizer.json; "
+            f"{source} has neither: export the model (optimum-cli export openvino), or use policy.kind=transformers."
         )
     try:
         with tempfile.TemporaryDirectory(dir=source, prefix=".openvino-") as scratch:
@@ -58,7 +55,6 @@ def openvino_folder(source: Path) -> Path:
 
 
 def _convert(file: Path, scratch: Path) -> Path:
-    """The folder in `scratch` that holds the model."""
     import openvino
     import openvino_genai
 

@@ -20,6 +20,12 @@ _SIZE = re.compile(r"Recommend (?:the )?(\d+) items")
 _BUDGET = re.compile(r"up to (\d+) (?:calls|times)")
 _YEAR = re.compile(r"\((\d{3})\d\)$")
 _RECENT = 5
+_THOUGHTS = (
+    "I start with what most of the history shares.",
+    "The latest items may show a new direction, so I look there.",
+    "Now I look at what the best answers and the history have in common.",
+)
+"""One before each call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,55 +36,27 @@ class _Item:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedWriter:
-    """Writes the segments of the scripted explorer; see the module.
-
-    Attributes:
-        answer_size: the number of titles to recommend; default: what the prompt asks for.
-        calls: tool calls before the answer, at most 3, and no more than the prompt allows.
-    """
+    """Writes the segments of the scripted explorer. `answer_size` titles; default: as many as the prompt asks for."""
 
     answer_size: int | None = None
-    calls: int = 3
 
     def __call__(self, conversation: str) -> str:
         history_text, rest = _split(conversation)
         history, lists = _items(history_text), _lists(rest)
         asked = {part.partition(protocol.END_PREFERENCE)[0] for part in rest.split(protocol.PREFERENCE)[1:]}
         allowed = _BUDGET.search(conversation)
-        if len(lists) < min(self.calls, int(allowed[1]) if allowed else self.calls):
-            preference = self._preference(history, lists)
+        if len(lists) < min(len(_THOUGHTS), int(allowed[1]) if allowed else len(_THOUGHTS)):
+            preference = _preference(history, lists)
             if preference not in asked:
-                return protocol.call_text(self._thought(len(lists)), preference)
+                return protocol.call_text(_THOUGHTS[len(lists)], preference)
         size = self.answer_size
         if size is None and (asked_for := _SIZE.search(conversation)):
             size = int(asked_for[1])
         titles = [item.title for items in lists for item in items][:size]
         return protocol.answer_text("What fits the whole history comes first, then what fits a part of it.", titles)
 
-    def _preference(self, history: Sequence[_Item], lists: Sequence[Sequence[_Item]]) -> str:
-        if not lists:
-            counts = _count(history)
-        elif len(lists) == 1:
-            counts = _count(history[-_RECENT:])
-            for phrase in _top(_count(history), 2):
-                counts[phrase] = 0  # asked for already
-        else:
-            counts = _count([item for items in lists for item in items[:_RECENT]])
-            liked = _count(history)
-            counts = Counter({phrase: count * liked[phrase] for phrase, count in counts.items()})
-        return "; ".join(_top(counts, 3 if len(lists) == 1 else 2)) or "something new"
-
-    def _thought(self, calls: int) -> str:
-        return (
-            "I start with what most of the history shares.",
-            "The latest items may show a new direction, so I look there.",
-            "Now I look at what the best answers and the history have in common.",
-        )[calls]
-
 
 class ScriptedPolicy(TextPolicy):
-    """The scripted explorer as a policy. See `ScriptedWriter` for `answer_size`."""
-
     def __init__(self, answer_size: int | None = None) -> None:
         super().__init__(ScriptedWriter(answer_size))
 
@@ -86,6 +64,19 @@ class ScriptedPolicy(TextPolicy):
 def list_titles(conversation: str) -> list[list[str]]:
     """The titles of each item list that came back, in order."""
     return [[item.title for item in items] for items in _lists(_split(conversation)[1])]
+
+
+def _preference(history: Sequence[_Item], lists: Sequence[Sequence[_Item]]) -> str:
+    """What to ask for after so many calls; see the module."""
+    liked = counts = _count(history)
+    if len(lists) == 1:
+        counts = _count(history[-_RECENT:])
+        for phrase in _top(liked, 2):
+            counts[phrase] = 0  # asked for already
+    elif lists:
+        counts = _count([item for items in lists for item in items[:_RECENT]])
+        counts = Counter({phrase: count * liked[phrase] for phrase, count in counts.items()})
+    return "; ".join(_top(counts, 3 if len(lists) == 1 else 2)) or "something new"
 
 
 def _split(conversation: str) -> tuple[str, str]:

@@ -16,6 +16,12 @@ Writer = Callable[[str], str]
 """Reads the whole conversation so far and returns the next segment."""
 
 
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text up to the end of the stop that ends first, and whether there is one."""
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends, default=len(text))], bool(ends)
+
+
 class Codec(Protocol):
     def encode(self, text: str, *, first: bool = False) -> list[int]: ...
 
@@ -90,9 +96,9 @@ class TextPolicy(SegmentPolicy):
         return self.writer(self.decode(request.context))
 
     def _chunk(self, request: Request, text: str) -> Chunk:
-        ends = [text.index(stop) + len(stop) for stop in request.stops if stop in text]
-        finish = Finish.STOP if ends else Finish.END
-        tokens = self.encode(text[: min(ends)] if ends else text)
+        text, stopped = cut_at_stop(text, request.stops)
+        finish = Finish.STOP if stopped else Finish.END
+        tokens = self.encode(text)
         if len(tokens) > request.max_new_tokens:
             tokens, finish = tokens[: request.max_new_tokens], Finish.LENGTH
         return Chunk(request.key, tuple(tokens), (), finish)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NoReturn
 
 from deeprec.assets import ASSETS
 from deeprec.config import PolicyConfig
@@ -32,16 +33,12 @@ class TokenizerCodec:
 def ends_of(generation: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end any text, by a `GenerationConfig` of transformers (None without one) and a tokenizer."""
     ends = generation.eos_token_id if generation is not None else None
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    return frozenset([*ends, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+    ends = ends if isinstance(ends, list) else [ends]
+    return frozenset({*ends, tokenizer.eos_token_id} - {None})
 
 
 class StopChecker:
-    """Finds the end of a segment, token by token.
-
-    Args:
-        ends: tokens that end any text.
-    """
+    """Finds the end of a segment, token by token. `ends` are tokens that end any text."""
 
     def __init__(self, codec: TokenizerCodec, request: Request, ends: Collection[int]) -> None:
         self.codec, self.request, self.ends = codec, request, ends
@@ -65,25 +62,31 @@ class StopChecker:
 def refuse_unsupported(
     policy: Policy | type[Policy], kind: str, *, constrained: bool = False, sampled: bool = False
 ) -> None:
-    """
-    Raises:
-        DeepRecError: the policy lacks support for a constraint or for sampling, and a request needs it.
-    """
     if constrained and not policy.supports_constraints:
-        raise DeepRecError(
-            f"policy.kind={kind!r} can't restrict answers to retrieved titles: use transformers or openvino, or "
-            "explore.answer='free'."
-        )
+        remedy = "use transformers or openvino, or explore.answer='free'"
+        raise DeepRecError(f"policy.kind={kind!r} can't restrict answers to retrieved titles: {remedy}.")
     if sampled and not policy.supports_sampling:
         raise DeepRecError(f"policy.kind={kind!r} is greedy: set explore.temperature=0, or use transformers.")
 
 
-def unloadable(config: PolicyConfig, error: Exception) -> DeepRecError:
-    known = ", ".join(ASSETS)
-    return DeepRecError(
-        f"policy.model={config.model!r} can't be loaded (assets: {known}; or a model folder, or a hub id): "
-        f"{brief(error)}"
-    )
+def refuse_missing(setting: str, package: str, install: str) -> NoReturn:
+    raise DeepRecError(f"{setting} needs {package}: pip install {install}.") from None
+
+
+@contextmanager
+def explain_errors(problem: str) -> Iterator[None]:
+    """Whatever a damaged or foreign folder makes loaders raise becomes a DeepRecError that begins with the problem."""
+    try:
+        yield
+    except DeepRecError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever foreign code raises)
+        raise DeepRecError(f"{problem}: {brief(error)}") from None
+
+
+def explain_loading(config: PolicyConfig) -> AbstractContextManager[None]:
+    known = f"assets: {', '.join(ASSETS)}; or a model folder, or a hub id"
+    return explain_errors(f"policy.model={config.model!r} can't be loaded ({known})")
 
 
 def brief(error: Exception) -> str:

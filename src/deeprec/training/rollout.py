@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from deeprec.config import Config
 from deeprec.data.dataset import Task
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Line, Stop, Trace
 from deeprec.retrieval.retriever import Query
 from deeprec.rewards.rubric import Rubric, Scored
@@ -51,9 +52,10 @@ class Rollout:
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         policy = self.sampler(model.eval(), trainer.processing_class)
+        retriever, catalog = self.task_sets.retriever, self.task_sets.catalog
+        explore = resolve_defaults(self.config.explore, policy.prompt_defaults, retriever, catalog)
         sampling = {"temperature": train.temperature, "top_p": TOP_P, "seed": (train.seed << 20) + step}
-        explore = self.config.explore.model_copy(update=sampling)
-        explorer = Explorer(policy, self.task_sets.retriever, self.task_sets.catalog, explore)
+        explorer = Explorer(policy, retriever, catalog, explore.model_copy(update=sampling))
         by_id = {task.id: task for task in self.tasks}
         tasks = [by_id[prompt] for prompt in prompts[:: train.group_size]]
         substitutes = self._substitutes(step, gather_object([task.id for task in tasks]))
