@@ -34,7 +34,7 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
     config = options.config()
     view, task = _prepare(options, config, user, item)
-    from deeprec.config import preference_weight_of
+    from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
     from deeprec.policies.text import TextPolicy
@@ -43,7 +43,7 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
     human = HumanWriter(
         console.input, lambda line: console.print(line, markup=False), limits.answer_size, limits.max_calls
     )
-    weight = preference_weight_of(limits)  # a person knows what to ask for
+    weight = first_weight(limits.preference_weight)  # a person knows what to ask for
     try:
         view.watch(TextPolicy(human), task, limits.model_copy(update={"preference_weight": weight}))
     except EOFError:

@@ -33,11 +33,11 @@ def recommend(
 ) -> None:
     """Recommend for any history, also a new user's, from a saved TRM; no data set is needed."""
     from deeprec.cli.console import show_table
-    from deeprec.config import preference_weight_of
+    from deeprec.explore.settings import first_weight
     from deeprec.retrieval.retriever import Query
     from deeprec.trm.trm import TRM
 
-    weight = preference_weight_of(options.config().explore)
+    weight = first_weight(options.config(.preference_weight).explore)
     trm = TRM.load(folder, offline=options.offline)
     catalog = trm.catalog
     history = tuple(map(catalog.find, item or []))
