@@ -11,10 +11,8 @@ from scipy.sparse import csr_array
 
 from deeprec.data.catalog import Catalog, ItemIdx
 
-MAX_ITEM_SHARE = 0.1
-"""Words in a larger share of the items are ignored: they hardly tell items apart, and cost time."""
-MAX_ITEMS = 10_000
-"""Words in more items than this are ignored, so that a preference is quick in a large catalogue."""
+MAX_ITEM_SHARE = 0.1  # words in a larger share of the items are ignored: they hardly tell items apart, and cost time
+MAX_ITEMS = 10_000  # words in more items than this are ignored, so that a preference is quick in a large catalogue
 _K1, _B = 1.5, 0.75
 # Lucene's English stop words.
 _STOP = (

@@ -12,20 +12,13 @@ from scipy.sparse import csr_array, vstack
 from deeprec.data.dataset import Sequences
 from deeprec.retrieval.retriever import flatten
 
-WINDOW = 20
-"""Steps of a sequence within which two items co-occur, and last items of a history that are looked up."""
-MAX_PARTNERS = 100
-"""Co-occurring items that are kept of each item, the nearest."""
-_BLOCK = 50_000
-"""Interactions that are counted at once."""
-_STEP_DECAY = 0.7
-"""Weight of each further step between two items."""
-_POSITION_DECAY = 0.85
-"""Weight of each earlier item of a history."""
-_SMOOTHING = 5.0
-"""Added to each item's total, so that items seen once or twice get small shares."""
-_SCALE = 400.0
-"""A sum of shares becomes the score offset log(1 + 400 * sum)."""
+WINDOW = 20  # steps of a sequence within which two items co-occur, and last items of a history that are looked up
+MAX_PARTNERS = 100  # co-occurring items that are kept of each item, the nearest
+_BLOCK = 50_000  # interactions that are counted at once
+_STEP_DECAY = 0.7  # weight of each further step between two items
+_POSITION_DECAY = 0.85  # weight of each earlier item of a history
+_SMOOTHING = 5.0  # added to each item's total, so that items seen once or twice get small shares
+_SCALE = 400.0  # a sum of shares becomes the score offset log(1 + 400 * sum)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from deeprec.explore.trace import Trace
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts to unit vectors (len, width)."""
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # texts to unit vectors (len, width)
 
 SAME = 0.85
 """From this cosine on, preferences count as the same: other order, case, punctuation or endings (MiniLM: from 0.87)."""

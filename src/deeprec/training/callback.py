@@ -22,11 +22,9 @@ from deeprec.training.time_budget import TimeBudget
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 """Receives the part, the step's number from 1, the part's steps (those expected within a time limit), and metrics."""
 
-_SPARE_BYTES = 1 << 29
-"""Disk space that a checkpoint needs in addition to the trained weights and Adam's two moments."""
+_SPARE_BYTES = 1 << 29  # disk space that a checkpoint needs in addition to the trained weights and Adam's two moments
 _FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
-_PAID_CALLS = 3
-"""The cold start pays for this many calls, so making them all is no sign of collapse."""
+_PAID_CALLS = 3  # the cold start pays for this many calls, so making them all is no sign of collapse
 
 
 class StageCallback(TrainerCallback):

@@ -35,12 +35,9 @@ from deeprec.training.schedule import SFT
 from deeprec.training.task_sets import TaskSets
 from deeprec.trm.preferences import TITLES, frequent_phrases, item_phrases
 
-AHEAD = 5
-"""Next items that a later preference may anticipate."""
-_NAMES = 2
-"""Most titles of the history in a later preference."""
-_NAME_WORDS = 6
-"""Words of a title that name it; in long titles, sizes and packs follow."""
+AHEAD = 5  # next items that a later preference may anticipate
+_NAMES = 2  # most titles of the history in a later preference
+_NAME_WORDS = 6  # words of a title that name it; in long titles, sizes and packs follow
 
 _FIRST = (
     "After {last}, the history turns to",

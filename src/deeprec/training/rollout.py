@@ -21,10 +21,8 @@ from deeprec.training.task_sets import TaskSets
 OnRollout = Callable[[Sequence[Trace], Sequence[Scored], Mapping[str, float]], None]
 """Receives each step's traces, their rewards, and seconds by activity."""
 
-TOP_P = 0.95
-"""Of the explorations' sampling."""
-RESAMPLING_ROUNDS = 1
-"""Rounds in which other tasks replace groups of equal rewards (dynamic sampling)."""
+TOP_P = 0.95  # of the explorations' sampling
+RESAMPLING_ROUNDS = 1  # rounds in which other tasks replace groups of equal rewards (dynamic sampling)
 
 
 @dataclass

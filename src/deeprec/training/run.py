@@ -30,8 +30,7 @@ from deeprec.trm.run import load_or_train_trm, trm_origin
 
 SECTIONS = ("data", "trm", "policy", "explore", "train")
 """Sections of the configuration that decide the outcome of a training."""
-_SHOWN = ("reward", "well-formed", "turns", "loss")
-"""Metrics that the progress bar shows."""
+_SHOWN = ("reward", "well-formed", "turns", "loss")  # metrics that the progress bar shows
 
 
 def train_policy(

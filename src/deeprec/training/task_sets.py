@@ -14,10 +14,8 @@ from deeprec.retrieval.retriever import queries_of
 from deeprec.training.schedule import SFT
 from deeprec.trm.trm import TRM
 
-TARGETS_PER_USER = 20
-"""A training user's last items that serve as targets."""
-_RANKED = 4096
-"""Tasks ranked at once: their queries take several times the memory of the tasks."""
+TARGETS_PER_USER = 20  # a training user's last items that serve as targets
+_RANKED = 4096  # tasks ranked at once: their queries take several times the memory of the tasks
 _SHUFFLE_NAMES = {SFT: "warm-start"}
 """The part's name when the shipped adapters were trained; it seeds the order of tasks, which stays the same."""
 

@@ -15,10 +15,8 @@ from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
 from deeprec.trm.preferences import PhraseTable, PreferenceSampler
 
-BATCH_POSITIONS = 2048
-"""Training positions in a step."""
-_ALIKE = 8
-"""Windows whose lengths differ by less than this may share a batch, so that little of it is padding."""
+BATCH_POSITIONS = 2048  # training positions in a step
+_ALIKE = 8  # windows whose lengths differ by less than this may share a batch, so that little of it is padding
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -15,8 +15,7 @@ from deeprec.trm.preferences import recent_titles
 
 CANDIDATE_WEIGHTS = (0.02, 0.1, 0.4)
 _MAX_USERS = 4000
-_ROUNDING = 1e-12
-"""A gain of one user alone is exactly one standard error, but for rounding."""
+_ROUNDING = 1e-12  # a gain of one user alone is exactly one standard error, but for rounding
 
 Ranks = Callable[[Sequence[Query], NDArray[np.int64]], NDArray[np.int64]]
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_ROWS = 256
-"""Users whose logits over the catalogue are held at once, so that they stay in the processor's cache."""
+_ROWS = 256  # users whose logits over the catalogue are held at once, so that they stay in the processor's cache
 
 
 class Dropout(nn.Module):

@@ -20,24 +20,15 @@ from deeprec.data.dataset import Sequences
 from deeprec.retrieval.retriever import phrases_of
 from deeprec.trm.text_encoder import TextEncoder
 
-PHRASES = 6
-"""Phrases of an item that training may use, and that a training preference holds at most."""
-RECENT = 20
-"""Last items of a history that its frequent phrases are counted in."""
-FREQUENT_PHRASES = 3
-"""Frequent phrases of a history, at most."""
-TITLES = 3
-"""Latest titles that stand for a history."""
-PREFERENCE_DROPOUT = 0.3
-"""Share of training positions without a preference."""
-FREQUENT_SHARE = 0.3
-"""Share of training positions whose preference is the history's frequent phrases."""
-LOOKAHEAD = 5
-"""The other positions take the phrases of one of this many next items."""
-EXACT_SHARE = 0.3
-"""Share of these that take the very next item."""
-_BLOCK = 8192
-"""Positions whose frequent phrases are counted at once."""
+PHRASES = 6  # phrases of an item that training may use, and that a training preference holds at most
+RECENT = 20  # last items of a history that its frequent phrases are counted in
+FREQUENT_PHRASES = 3  # frequent phrases of a history, at most
+TITLES = 3  # latest titles that stand for a history
+PREFERENCE_DROPOUT = 0.3  # share of training positions without a preference
+FREQUENT_SHARE = 0.3  # share of training positions whose preference is the history's frequent phrases
+LOOKAHEAD = 5  # the other positions take the phrases of one of this many next items
+EXACT_SHARE = 0.3  # share of these that take the very next item
+_BLOCK = 8192  # positions whose frequent phrases are counted at once
 
 
 @lru_cache(maxsize=1 << 16)

@@ -27,24 +27,18 @@ from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.preferences import PhraseTable
 from deeprec.trm.text_encoder import TextEncoder
 
-AVERAGED_EPOCHS = 3.0
-"""Epochs that the moving average of the weights spans."""
-PATIENCE = 5
-"""Epochs without a better validation NDCG@10 before training stops."""
+AVERAGED_EPOCHS = 3.0  # epochs that the moving average of the weights spans
+PATIENCE = 5  # epochs without a better validation NDCG@10 before training stops
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """A point of the training curve."""
 
-    epoch: int
-    """Counted from 1."""
-    loss: float
-    """Mean cross-entropy of the next items, in nats."""
-    ndcg: float
-    """Validation NDCG@10."""
-    seconds: float
-    """Of training alone."""
+    epoch: int  # counted from 1
+    loss: float  # mean cross-entropy of the next items, in nats
+    ndcg: float  # validation NDCG@10
+    seconds: float  # of training alone
     validation_seconds: float
 
 

@@ -33,17 +33,13 @@ from deeprec.trm.preferences import encode_preferences, frequent_phrases
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
 
-FORMAT_VERSION = 6
-"""Of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed."""
+FORMAT_VERSION = 6  # of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed
 _BATCH = 256
 _IDS = "ids.weight"
-_MAX_REDUCTION = 0.5
-"""Share of the co-occurrence offset that a fully applied preference removes."""
-_FULL_BM25_WEIGHT = 0.1
-"""Preference weight from which on BM25 counts in full: a shared word is a fact, not a guess."""
+_MAX_REDUCTION = 0.5  # share of the co-occurrence offset that a fully applied preference removes
+_FULL_BM25_WEIGHT = 0.1  # preference weight from which on BM25 counts in full: a shared word is a fact, not a guess
 
-History = Sequence[str | ItemIdx]
-"""Items by title, id or position in the catalogue, oldest first."""
+History = Sequence[str | ItemIdx]  # items by title, id or position in the catalogue, oldest first
 
 
 class TRM(Retriever):
