@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
-from deeprec.trm.preferences import PhraseTable, PreferenceSampler
+from deeprec.trm.preferences import IntArray, PhraseTable, PreferenceSampler
 
 BATCH_POSITIONS = 2048  # training positions in a step
 _ALIKE = 8  # windows whose lengths differ by less than this may share a batch, so that little of it is padding
@@ -31,24 +30,20 @@ class Batch:
     inputs_BT: Tensor
     real_BT: Tensor
     targets_N: Tensor
-    phrases_NL: NDArray[np.int64]
-    frequent_NL: NDArray[np.int64]
+    phrases_NL: IntArray
+    frequent_NL: IntArray
 
 
 class Batches:
-    """The training batches of an epoch.
+    """The training batches of an epoch, of windows whose borders move from epoch to epoch.
 
-    Sequences are cut into windows at borders that move from epoch to epoch. All randomness follows from the seed and
-    the epoch's number, so that a resumed training sees what an unbroken one would.
-
-    Raises:
-        DeepRecError: no user has two training interactions.
+    All randomness follows from the seed and the epoch's number: a resumed training sees what an unbroken one would.
+    DeepRecError if no user has two training interactions.
     """
 
     def __init__(self, sequences: Sequences, phrase_table: PhraseTable, config: TRMConfig) -> None:
+        self.config, self.n_items = config, len(phrase_table.items_IL)
         self.starts_U1 = sequences.starts_U1
-        self.n_items = len(phrase_table.items_IL)
-        self.config = config
         self.users_U = np.flatnonzero(np.diff(self.starts_U1) >= 2)
         if not self.users_U.size:
             raise DeepRecError("The TRM has nothing to train on: no user has two training interactions.")
@@ -86,7 +81,7 @@ class Batches:
                 self.sampler.frequent_N3[positions_N],
             )
 
-    def _windows(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _windows(self, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray]:
         """First position, number of inputs and user of each window; windows hold at most `history` inputs."""
         T, users_U = self.config.history, self.users_U
         starts_U, inputs_U = self.starts_U1[users_U], np.diff(self.starts_U1)[users_U] - 1

@@ -30,9 +30,8 @@ class TextEncoder:
     """Texts in, unit vectors (len, width) in float32 out. Vectors do not depend on the batch beyond float rounding.
 
     The last 100,000 texts are cached in memory, but for those of calls with 512 new texts or more. These are encoded in
-    blocks of 4,096, and each block becomes a file of `cache`, named by the sha256 of its texts and of the encoder's
-    files. So an interrupted call resumes, and texts that are added at the end cost themselves only. The files can be
-    removed at any time.
+    blocks of 4,096, each of which becomes a file of `cache`, named by the sha256 of its texts and of the encoder's
+    files: an interrupted call resumes, and texts added at the end cost themselves only. Files can be removed any time.
     """
 
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
@@ -40,8 +39,7 @@ class TextEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         self.width: int = self.model.config.hidden_size
-        self.folder = folder
-        self.cache = cache
+        self.folder, self.cache = folder, cache
         self._known: dict[str, NDArray[np.float32]] = {}  # the most recently used comes last
         self._lock = threading.Lock()
 
@@ -82,28 +80,25 @@ class TextEncoder:
 
     def _encode_many(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            on_batch(done, len(texts))
-
         for start in range(0, len(texts), _BLOCK):
             block = texts[start : start + _BLOCK]
+
+            def advance(done: int, start: int = start) -> None:
+                on_batch(start + done, len(texts))
+
             file = self._file(block)
             kept_MD = _read(file, (len(block), self.width)) if file else None
-            if kept_MD is None:
+            if kept_MD is not None:
+                advance(len(block))
+            else:
                 kept_MD = self._run(block, advance)
                 if file:
                     _write(file, kept_MD)
-            else:
-                advance(len(block))
             vectors_ND[start : start + len(block)] = kept_MD
         return vectors_ND
 
     @torch.inference_mode()
-    def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda done: None) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
         ids = self.tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
         order = sorted(range(len(texts)), key=lambda position: len(ids[position]))
@@ -120,7 +115,7 @@ class TextEncoder:
             vectors_BD = torch.nn.functional.normalize((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1), dim=-1)
             vectors_ND[positions] = vectors_BD.numpy()
             start = end
-            on_batch(len(positions))
+            on_batch(end)
         return vectors_ND
 
     @cached_property
@@ -130,10 +125,8 @@ class TextEncoder:
         return [f"format {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
 
     def _file(self, texts: Sequence[str]) -> Path | None:
-        if self.cache is None:
-            return None
-        name = hashlib.sha256(json.dumps([self._origin, list(texts)]).encode()).hexdigest()
-        return self.cache / f"{name}.npy"
+        name = self.cache and hashlib.sha256(json.dumps([self._origin, texts]).encode()).hexdigest()
+        return self.cache and self.cache / f"{name}.npy"
 
 
 def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
@@ -148,11 +141,11 @@ def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 
 def _write(file: Path, vectors_ND: NDArray[np.float32]) -> None:
     part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as opened:
-            np.save(opened, vectors_ND)
-        os.replace(part, file)
-    except OSError:  # without the file the next start encodes again, so a full disk is no error
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError):  # without the file the next start encodes again, so a full disk is no error
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as opened:
+                np.save(opened, vectors_ND)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
