@@ -27,7 +27,7 @@ from deeprec.errors import DeepRecError
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.cooccurrence import WINDOW, CoOccurrence
 from deeprec.retrieval.index import Index
-from deeprec.retrieval.retriever import Query
+from deeprec.retrieval.retriever import Query, Retriever
 from deeprec.testing import GENRES, RetrieverContract, catalog_of, toy_dataset
 from deeprec.trm import training
 from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight

@@ -76,9 +76,8 @@ class EASERetriever(Retriever):
         """
         if n_items > MOST_ITEMS:
             raise DeepRecError(f"EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}: leave it out.")
-        users_N = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1))
-        ones_N, shape = np.ones(sequences.items_N.size), (len(sequences), n_items)
-        seen_UI = csr_array((ones_N, (users_N, sequences.items_N)), shape=shape)
+        pairs = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1)), sequences.items_N
+        seen_UI = csr_array((np.ones(sequences.items_N.size), pairs), shape=(len(sequences), n_items))
         seen_UI.data[:] = 1.0  # a repeated interaction counts once
         gram_II = (seen_UI.T @ seen_UI).toarray()
         gram_II[np.diag_indices(n_items)] += regularization
@@ -89,9 +88,7 @@ class EASERetriever(Retriever):
         return cls(weights_II.astype(np.float32))
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        scores_BI = np.zeros((len(queries), len(self.weights_II)), dtype=np.float32)
-        for row, query in enumerate(queries):
-            scores_BI[row] = self.scores(query.history)
+        scores_BI = np.array([self.scores(query.history) for query in queries]).reshape(-1, len(self.weights_II))
         return top_hits(scores_BI, queries, k)
 
     def scores(self, history: Sequence[int]) -> NDArray[np.float32]:

@@ -46,20 +46,18 @@ class CoOccurrence:
             near_MO[~inside_MO] = 0
             counts_MO = inside_MO & (users_N[near_MO] == users_N[positions_M, None])
             counts_MO &= items_N[near_MO] != items_N[positions_M, None]
-            rows_MO = np.broadcast_to(items_N[positions_M, None] - first, near_MO.shape)
-            weights_MO = np.broadcast_to(weights_O, near_MO.shape)
-            pairs_P = rows_MO[counts_MO], items_N[near_MO[counts_MO]]
-            blocks.append(_shares(csr_array((weights_MO[counts_MO], pairs_P), shape=(last - first, n_items))))
+            rows_P, offsets_P = counts_MO.nonzero()
+            pairs_P = items_N[positions_M[rows_P]] - first, items_N[near_MO[counts_MO]]
+            blocks.append(_shares(csr_array((weights_O[offsets_P], pairs_P), shape=(last - first, n_items))))
             first = last
         return cls(csr_array(vstack(blocks, format="csr")) if blocks else csr_array((0, 0), dtype=np.float32))
 
     def score_offsets(self, histories: Sequence[Sequence[int]]) -> csr_array:
         """For each history a score offset (Q, I), 0 to below 8, of the items that co-occur with its last ones."""
         recent = [history[: -WINDOW - 1 : -1] for history in histories]
-        rows_N, items_N = flatten(recent)
-        positions_N = np.concatenate([np.arange(len(items)) for items in recent]) if recent else rows_N
+        _, positions_N = flatten([range(len(items)) for items in recent])
         shape = (len(recent), self.shares_II.shape[0])
-        offsets_QI = csr_array((_POSITION_DECAY**positions_N, (rows_N, items_N)), shape=shape) @ self.shares_II
+        offsets_QI = csr_array((_POSITION_DECAY**positions_N, flatten(recent)), shape=shape) @ self.shares_II
         offsets_QI.sort_indices()
         offsets_QI.data = np.log1p(_SCALE * offsets_QI.data)
         return offsets_QI

@@ -37,9 +37,8 @@ def replacing(folder: Path, name: str, title: str) -> Iterator[tuple[Path, dict[
         shutil.rmtree(files, ignore_errors=True)
         if isinstance(error, DeepRecError):
             raise
-        raise DeepRecError(
-            f"The {title} can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
-        ) from None
+        fault = f"The {title} can't be written to {folder} ({one_line(error)})"
+        raise DeepRecError(f"{fault}: make room there or mend its permissions.") from None
     for old in folder.glob(f"{name}-{8 * '[0-9a-f]'}"):
         if old != files:
             shutil.rmtree(old, ignore_errors=True)  # a file that is mapped stays readable
