@@ -19,7 +19,7 @@ from deeprec.policies.adapters import adapter_folder, digests_of
 from deeprec.policies.loading import load_transformers, load_vllm
 from deeprec.runs import Run, matching_runs
 from deeprec.runs.progress import SILENT, Advance, Progress
-from deeprec.training.callback import alarms, step_summary, tensorboard_in
+from deeprec.training.callback import alarms
 from deeprec.training.processes import main_process_first
 from deeprec.training.sampling import VllmSampler, in_process
 from deeprec.training.schedule import SFT, active, shared_parts, shares
@@ -57,9 +57,7 @@ def train_policy(
     if kind not in TRAINABLE:
         raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
     if config.policy.adapter not in ("shipped", "none"):
-        raise DeepRecError(
-            "policy.adapter can't be trained on; name an adapter that a training continues from in train.adapter."
-        )
+        raise DeepRecError("policy.adapter can't be trained on; name what a training continues from in train.adapter.")
     if config.explore.answer == "pool":
         raise DeepRecError("explore.answer='pool' is not for training, which learns from freely sampled answers.")
     with main_process_first() as main:
@@ -75,7 +73,7 @@ def train_policy(
         run = _open_run(dataset, config, runs, offline, progress)
     with (
         run if main else nullcontext(),
-        tensorboard_in(run.path) if tensorboard and main else nullcontext() as writer,
+        _tensorboard(run.path) if tensorboard and main else nullcontext() as writer,
         progress.phase("train the policy", 1) as advance,
     ):
         on_step = _StepReport(run, config.explore, progress, advance, writer)
@@ -125,11 +123,22 @@ class _StepReport:
         shown = [f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics]
         self.advance(step, steps, f"{part}: {', '.join(shown)}; step")
         if "reward" in metrics:  # a step of reinforcement learning takes long enough for a line of its own
-            self.progress.message(f"{part} {step}/{steps}: {step_summary(metrics)}")
+            terms = {name: value for name, value in metrics.items() if name.startswith("reward/") and value}
+            terms |= {name: metrics[name] for name in ("turns", "tokens/s") if name in metrics}
+            summary = ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
+            self.progress.message(f"{part} {step}/{steps}: {summary}")
         for alarm in alarms(metrics, self.explore):
             if alarm not in self._raised:
                 self._raised.add(alarm)
                 self.progress.message(f"{part}, step {step}: {alarm}")
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DeepRecError("--tensorboard needs TensorBoard: pip install tensorboard.") from None
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
 
 def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progress: Progress) -> Run:
@@ -165,10 +174,8 @@ def _extra_configs(config: Config) -> list[Config]:
     """The configuration on each extra data set of SFT."""
     sources = config.train.sft.extra_datasets if SFT in active(config.train) else ()
     own = {"items": None, "format": "auto", "columns": Columns()}
-    return [
-        config.model_copy(update={"data": config.data.model_copy(update=own | {"source": source})})
-        for source in sources
-    ]
+    all_data = [config.data.model_copy(update=own | {"source": source}) for source in sources]
+    return [config.model_copy(update={"data": data}) for data in all_data]
 
 
 def _origin(dataset: Dataset, config: Config, *, offline: bool) -> dict[str, Any]:
