@@ -80,7 +80,7 @@ class Index:
             kind = "hnsw" if n_items > exact_limit and importlib.util.find_spec("faiss") else "exact"
         index = None
         if kind != "exact":
-            index = _hnsw(width) if kind == "hnsw" else _ivfpq(n_items, width)
+            index = _empty(kind, n_items, width)
             index.train(vectors_ID)
             index.add(vectors_ID)
         return cls(kind, vectors_ID, _max_norm(vectors_ID), index)
@@ -270,17 +270,13 @@ def _max_norm(vectors_ND: Vectors) -> float:
     return float(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND).max(initial=0)))
 
 
-def _hnsw(width: int) -> Any:
-    """In half precision, which is smaller and faster; candidates are scored in full precision anyway."""
-    faiss = import_faiss("hnsw")
-    index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
-    return index
-
-
-def _ivfpq(n_items: int, width: int) -> Any:
-    """Lists by spherical k-means; a byte codes four components, or more if the width is no multiple of four."""
-    faiss = import_faiss("ivfpq")
+def _empty(kind: Kind, n_items: int, width: int) -> Any:
+    faiss = import_faiss(kind)
+    if kind == "hnsw":  # in half precision, which is smaller and faster; candidates are scored in full anyway
+        index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
+        return index
+    # Lists by spherical k-means; a byte codes four components, or more if the width is no multiple of four.
     if n_items < _MIN_TRAINING:
         least = f"at least {_MIN_TRAINING} vectors and was given {n_items}"
         raise DeepRecError(f"An ivfpq index learns its codes from {least}: choose the kind exact.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,8 @@ def train_policy(
             policy = load_transformers(config, offline=offline, training=True)
             sampler = VllmSampler(load_vllm(config, offline=offline, training=True)) if kind == "vllm" else in_process
         task_sets = prepare_task_sets(dataset, config, runs, offline=offline, progress=progress)
-        extra = [
-            prepare_task_sets(load_dataset(other.data, offline=offline), other, runs, (SFT,), offline, progress)
-            for other in _extra_configs(config)
-        ]
+        others = _extra_datasets(config, offline)
+        extra = [prepare_task_sets(data, other, runs, (SFT,), offline, progress) for data, other in others]
         run = _open_run(dataset, config, runs, offline, progress)
     with (
         run if main else nullcontext(),
@@ -104,15 +103,16 @@ def prepare_task_sets(
         return TaskSets.prepare({name: parts[name] for name in names or parts}, trm, dataset.catalog, config.train)
 
 
+@dataclass
 class _StepReport:
     """Writes each step's metrics to the run, and shows them."""
 
-    def __init__(
-        self, run: Run, explore: ExploreConfig, progress: Progress, advance: Advance, writer: Any | None
-    ) -> None:
-        self.run, self.explore = run, explore
-        self.progress, self.advance, self.writer = progress, advance, writer
-        self._raised: set[str] = set()
+    run: Run
+    explore: ExploreConfig
+    progress: Progress
+    advance: Advance
+    writer: Any | None
+    raised: set[str] = field(default_factory=set)
 
     def __call__(self, part: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         named = {f"{part}/{name}": value for name, value in metrics.items()}
@@ -128,8 +128,8 @@ class _StepReport:
             summary = ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
             self.progress.message(f"{part} {step}/{steps}: {summary}")
         for alarm in alarms(metrics, self.explore):
-            if alarm not in self._raised:
-                self._raised.add(alarm)
+            if alarm not in self.raised:
+                self.raised.add(alarm)
                 self.progress.message(f"{part}, step {step}: {alarm}")
 
 
@@ -151,12 +151,9 @@ def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progr
     run = Run.create(runs, None, config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
     finished: list[Path] = []
     for other in _trainings(config, runs, SECTIONS[:-1], origin):
-        try:
-            theirs = other.config.train
-        except DeepRecError:  # an earlier version's keys
-            continue
-        done = [other.path / name for name in shared_parts(config.train, theirs)]
-        finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
+        with suppress(DeepRecError):  # an earlier version's keys
+            done = [other.path / name for name in shared_parts(config.train, other.config.train)]
+            finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
     for part in finished:
         shutil.copytree(part, run.path / part.name)
         progress.message(f"{part.name} is copied from {part.parent}, which has the same settings up to there")
@@ -170,22 +167,22 @@ def _trainings(config: Config, runs: Path, sections: Sequence[str], origin: Mapp
     return matching_runs(runs, "train", config, sections, origin, ignore="policy.adapter")
 
 
-def _extra_configs(config: Config) -> list[Config]:
-    """The configuration on each extra data set of SFT."""
+def _extra_datasets(config: Config, offline: bool) -> list[tuple[Dataset, Config]]:
+    """The extra data sets of SFT, each with the configuration on it."""
     sources = config.train.sft.extra_datasets if SFT in active(config.train) else ()
     own = {"items": None, "format": "auto", "columns": Columns()}
     all_data = [config.data.model_copy(update=own | {"source": source}) for source in sources]
-    return [config.model_copy(update={"data": data}) for data in all_data]
+    return [(load_dataset(data, offline=offline), config.model_copy(update={"data": data})) for data in all_data]
 
 
 def _origin(dataset: Dataset, config: Config, *, offline: bool) -> dict[str, Any]:
     """What decides a training in addition to the configuration: data, text, protocol, and the files behind names."""
     named = config.train.adapter
     folder = named and adapter_folder(config.policy.model_copy(update={"adapter": named}))
-    extra = [load_dataset(other.data, offline=offline) for other in _extra_configs(config)]
+    extra = [[each.fingerprint, each.text_digest] for each, _ in _extra_datasets(config, offline)]
     return trm_origin(dataset) | {
         "protocol": PROTOCOL,
         "model": digests_of(Path(config.policy.model).expanduser()) or None,
         "adapter": digests_of(folder or None) or None,
-        "extra_datasets": [[each.fingerprint, each.text_digest] for each in extra] or None,
+        "extra_datasets": extra or None,
     }

@@ -70,7 +70,7 @@ def train(
         if (found := len(task_sets.tasks[name])) < (needed := config.train.tasks_per_step):
             fault = f"Stage {name!r} has {found} tasks, and a step takes {needed}"
             raise DeepRecError(f"{fault}: raise its share, or lower train.tasks_per_step.")
-    planned = planned_explorations([task_sets, *extra_datasets], config.train)
+    planned = _planned_explorations([task_sets, *extra_datasets], config.train)
     time_budget = TimeBudget(folder, planned, config.train.minutes)
     torch.manual_seed(config.train.seed)
     model = adapted(policy.model, config.train.lora_rank)
@@ -97,8 +97,7 @@ def train(
     return folder / names[-1]
 
 
-def planned_explorations(all_task_sets: Sequence[TaskSets], config: TrainConfig) -> dict[str, int]:
-    """Explorations of each part: demonstrations of SFT, explorations of a stage."""
+def _planned_explorations(all_task_sets: Sequence[TaskSets], config: TrainConfig) -> dict[str, int]:
     planned = {stage.name: stage.steps * config.tasks_per_step * config.group_size for stage in config.stages}
     share = config.sft.demonstrations // len(all_task_sets)
     planned[SFT] = max(1, sum(min(share, len(each.tasks[SFT])) for each in all_task_sets))
