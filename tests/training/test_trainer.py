@@ -60,7 +60,7 @@ def test_tasks_are_those_whose_target_the_trm_ranks_high_enough(task_sets: TaskS
     near = config.model_copy(update={"max_target_rank": 10})
     parts, _ = DATA.divide(shares(config), config.seed)
     fewer = TaskSets.prepare(parts, task_sets.retriever, DATA.catalog, near)
-    targets = fewer.targets()
+    targets = {task: items[0] for task, items in fewer.followed.items()}
     for name, tasks in fewer.tasks.items():
         assert 0 < len(tasks) < len(task_sets.tasks[name])
         queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from deeprec.retrieval.retriever import Hit, Query, Retriever, top_hits
 MOST_ITEMS = 20_000  # EASE makes two dense matrices with a row and a column for each item
 
 
+@dataclass(eq=False, repr=False)
 class PopularityRetriever(Retriever):
     """Items by their number of training interactions (the score), whatever the query says."""
 
-    def __init__(self, counts_I: NDArray[np.floating]) -> None:
-        self.counts_I = counts_I
+    counts_I: NDArray[np.floating]
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int) -> PopularityRetriever:
@@ -58,21 +59,20 @@ class TransitionRetriever(Retriever):
         return top_hits(scores_BI, queries, k)
 
 
+@dataclass(eq=False, repr=False)
 class EASERetriever(Retriever):
     """EASE (Steck, WWW 2019): items by `weights_II[history].sum(0)`, each item of the history counted once.
 
     Order and preference have no effect.
     """
 
-    def __init__(self, weights_II: NDArray[np.float32]) -> None:
-        self.weights_II = weights_II
+    weights_II: NDArray[np.float32]
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int, regularization: float) -> EASERetriever:
         """Least squares with `regularization` times the squared weights, where no item predicts itself.
 
-        Raises:
-            DeepRecError: the catalogue has more than `MOST_ITEMS` items.
+        DeepRecError if the catalogue has more than `MOST_ITEMS` items.
         """
         if n_items > MOST_ITEMS:
             raise DeepRecError(f"EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}: leave it out.")

@@ -68,8 +68,7 @@ class Index:
 
         The kind "auto" is exact for at most `exact_limit` items, and hnsw for more if FAISS is installed.
 
-        Raises:
-            DeepRecError: the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
+        DeepRecError if the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
         """
         vectors_ID = _matrix(vectors_ID, "items")
         n_items, width = vectors_ID.shape
@@ -98,8 +97,7 @@ class Index:
         Fewer than `k` come back only if there are no more. A score is the inner product. `exclude` holds, for each
         query, the items that are not returned.
 
-        Raises:
-            DeepRecError: the queries are no finite matrix of the items' width, or an excluded item is not in the index.
+        DeepRecError if the queries are no finite matrix of the items' width, or an excluded item is not in the index.
         """
         queries_QD = _matrix(vectors_QD, "queries", self.width)
         exclude = exclude or [()] * len(queries_QD)
@@ -111,9 +109,7 @@ class Index:
         """Append items after the known ones. It copies all vectors, so add many at once.
 
         The lists and codes of `ivfpq` are not fitted again: build a new index when the catalogue has changed much.
-
-        Raises:
-            DeepRecError: the vectors are no finite matrix of the items' width.
+        DeepRecError if the vectors are no finite matrix of the items' width.
         """
         vectors_ND = _matrix(vectors_ND, "new items", self.width)
         if self.faiss is not None:
@@ -127,8 +123,7 @@ class Index:
     def save(self, folder: Path) -> None:
         """Write the index into a folder of its own and replace one that is there; a kill leaves the old or the new.
 
-        Raises:
-            DeepRecError: the folder can't be written.
+        DeepRecError if the folder can't be written.
         """
         with replacing(folder, "index", "index") as (files, record):
             np.save(files / _VECTORS, self.vectors_ID)
@@ -145,8 +140,7 @@ class Index:
 
         Sizes and shapes are checked, with `read_all` the sha256 sums too (about a second a GB).
 
-        Raises:
-            DeepRecError: the folder holds no index or a damaged one, or FAISS is needed and not installed.
+        DeepRecError if the folder holds no index or a damaged one, or FAISS is needed and not installed.
         """
         path = folder / "index.json"
         if not path.is_file():

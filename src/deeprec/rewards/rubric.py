@@ -28,12 +28,12 @@ class Scored:
     trm_total: float = 0.0  # the reward of answering the same task with the TRM's own list, without a call
 
 
+@dataclass(frozen=True, slots=True)
 class Rubric:
     """Named rewards with weights. A term of weight 0 is a metric: it is computed and reported, and changes nothing."""
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
-        self.rewards = rewards
-        self.weights = weights
+    rewards: Mapping[str, Reward]
+    weights: Mapping[str, float]
 
     @classmethod
     def build(cls, weights: Mapping[str, float], embed: Embed, text_ID: Vectors, collaborative_ID: Vectors) -> Rubric:

@@ -30,10 +30,8 @@ _PAID_CALLS = 3  # the cold start pays for this many calls, so making them all i
 class StageCallback(TrainerCallback):
     """Joins the rollout's metrics with the trainer's, reports every step, and ends the part when its time is up.
 
-    A step is one round of explorations. The trainer counts optimiser updates, and logs once a step.
-
-    Raises:
-        DeepRecError: a loss or gradient is not finite, or the disk has no room for a checkpoint.
+    A step is one round of explorations. The trainer counts optimiser updates, and logs once a step. DeepRecError if a
+    loss or gradient is not finite, or the disk has no room for a checkpoint.
     """
 
     def __init__(self, part: str, on_step: OnStep, time_budget: TimeBudget | None = None) -> None:

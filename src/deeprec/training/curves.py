@@ -45,8 +45,7 @@ def trend(values_T: NDArray[np.float64]) -> Trend:
 def read_curves(folder: Path) -> Curves:
     """The curves of a training's run. Of a step that was repeated after an interruption, the later record counts.
 
-    Raises:
-        DeepRecError: the folder is not a training's, or has no finished step.
+    DeepRecError if the folder is not a training's, or has no finished step.
     """
     run = Run.open(folder)
     parts: dict[str, dict[int, dict[str, float]]] = {}
@@ -80,8 +79,7 @@ def rows(curves: Curves) -> Iterator[tuple[str, ...]]:
 def plot_curves(curves: Curves, path: Path) -> None:
     """A row of panels for each stage of reinforcement learning: dots for the steps, a line for their running mean.
 
-    Raises:
-        DeepRecError: no stage has a step, matplotlib is missing, or it does not know the file's ending.
+    DeepRecError if no stage has a step, matplotlib is missing, or it does not know the file's ending.
     """
     try:
         from matplotlib.figure import Figure

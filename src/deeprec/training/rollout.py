@@ -40,9 +40,6 @@ class Rollout:
     on_rollout: OnRollout
     sampler: Sampler = in_process
 
-    def __post_init__(self) -> None:
-        self._targets = self.task_sets.targets()
-
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """What TRL asks for (tokens, logprobs, who wrote each token), and the reward of each exploration."""
         train, step = self.config.train, trainer.state.global_step
@@ -86,7 +83,7 @@ class Rollout:
         return groups
 
     def _score(self, trace: Trace) -> Scored:
-        return self.rubric.score(trace, self._targets[trace.task])
+        return self.rubric.score(trace, self.task_sets.followed[trace.task][0])
 
     def _substitutes(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
         """Tasks that are not among the step's own, in an order that depends on the step."""

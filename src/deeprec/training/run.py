@@ -143,7 +143,7 @@ def _tensorboard(folder: Path) -> Any:
 
 def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progress: Progress) -> Run:
     """The run to continue, or a new one with copies of the leading parts that another training has finished."""
-    start = "the bare model" if config.train.adapter is None else f"adapter {config.train.adapter}"
+    start = f"adapter {config.train.adapter}" if config.train.adapter else "the bare model"
     origin = _origin(dataset, config, offline=offline)
     if known := next(_trainings(config, runs, SECTIONS, origin), None):
         progress.message(f"Continuing in {known.path}, from {start} (Ctrl-C is safe)")

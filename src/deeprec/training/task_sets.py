@@ -53,6 +53,3 @@ class TaskSets:
             tasks[name] = kept
             followed |= {task.id: after[task.id] for task in kept}
         return cls(catalog, retriever, tasks, followed)
-
-    def targets(self) -> dict[str, ItemIdx]:
-        return {task: items[0] for task, items in self.followed.items()}

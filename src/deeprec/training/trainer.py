@@ -52,12 +52,8 @@ def train(
     trained again, and an unfinished one continues from its last checkpoint: after an interruption, call this again.
     Within `train.minutes` each part ends when its time is up; one that has no time left changes nothing.
 
-    Args:
-        sampler: explores in the stages.
-        extra_datasets: they share the demonstrations of SFT equally with `task_sets`.
-
-    Raises:
-        DeepRecError: a part has too few tasks, or diverged, or the disk is full.
+    The sampler explores in the stages. The `extra_datasets` share the demonstrations of SFT equally with `task_sets`.
+    DeepRecError if a part has too few tasks, or diverged, or the disk is full.
     """
     names = active(config.train)
     if not names:

@@ -47,13 +47,9 @@ class Batches:
         self.users_U = np.flatnonzero(np.diff(self.starts_U1) >= 2)
         if not self.users_U.size:
             raise DeepRecError("The TRM has nothing to train on: no user has two training interactions.")
-        self.sampler = PreferenceSampler(phrase_table, sequences, config)
-
-    @property
-    def steps(self) -> int:
-        """About how many batches an epoch has."""
         inputs = int((np.diff(self.starts_U1)[self.users_U] - 1).sum())
-        return max(1, round(inputs / BATCH_POSITIONS))
+        self.steps = max(1, round(inputs / BATCH_POSITIONS))  # about how many batches an epoch has
+        self.sampler = PreferenceSampler(phrase_table, sequences, config)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0: every item but each sequence's first is a target once."""

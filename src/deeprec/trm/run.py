@@ -29,14 +29,9 @@ def load_or_train_trm(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[TRM, Path]:
-    """The TRM of `config.data` and `config.trm`, and the folder of its run.
+    """The TRM of `config.data` and `config.trm`, and the folder of its run, one of those in `runs`.
 
-    Args:
-        runs: folder of the run folders.
-        again: train even if a finished run exists.
-
-    Raises:
-        DeepRecError: the training failed, or the encoder can't be fetched.
+    `again` trains even if a finished run exists. DeepRecError if training fails or the encoder can't be fetched.
     """
     origin, texts = trm_origin(dataset), dataset.catalog.texts()
     known = None if again else next(matching_runs(runs, "trm", config, ("data", "trm"), origin), None)

@@ -45,11 +45,7 @@ class TextEncoder:
 
     @classmethod
     def load(cls, *, offline: bool = False) -> TextEncoder:
-        """The MiniLM asset, fetched if the cache lacks it; vectors are cached beside it in `text-vectors`.
-
-        Raises:
-            DeepRecError: it can't be fetched.
-        """
+        """The MiniLM asset, fetched if the cache lacks it (or DeepRecError); vectors are cached in `text-vectors`."""
         from deeprec import assets
 
         return cls(assets.fetch("minilm-l6", offline=offline), assets.cache_folder() / "text-vectors")
@@ -59,8 +55,7 @@ class TextEncoder:
     ) -> NDArray[np.float32]:
         """Unit vectors (len, width), a copy.
 
-        Args:
-            on_batch: called with the number of distinct texts done, and of all, while many new ones are encoded.
+        While many new ones are encoded, `on_batch` is called with the number of distinct texts done, and of all.
         """
         with self._lock:  # threads of a server share the encoder
             distinct = dict.fromkeys(texts)
@@ -86,16 +81,23 @@ class TextEncoder:
             def advance(done: int, start: int = start) -> None:
                 on_batch(start + done, len(texts))
 
-            file = self._file(block)
-            kept_MD = _read(file, (len(block), self.width)) if file else None
-            if kept_MD is not None:
-                advance(len(block))
-            else:
-                kept_MD = self._run(block, advance)
-                if file:
-                    _write(file, kept_MD)
-            vectors_ND[start : start + len(block)] = kept_MD
+            vectors_ND[start : start + len(block)] = self._block(block, advance)
         return vectors_ND
+
+    def _block(self, texts: Sequence[str], advance: Callable[[int], None]) -> NDArray[np.float32]:
+        if self.cache is None:
+            return self._run(texts, advance)
+        name = hashlib.sha256(json.dumps([self._origin, texts]).encode()).hexdigest()
+        file = self.cache / f"{name}.npy"
+        with suppress(OSError, ValueError, EOFError):  # missing or damaged
+            kept_MD: NDArray[np.float32] = np.load(file, mmap_mode="r")
+            whole = (kept_MD.shape, kept_MD.dtype) == ((len(texts), self.width), np.float32)
+            if whole and (abs(np.linalg.norm(kept_MD, axis=1) - 1) < 1e-3).all():
+                advance(len(texts))
+                return kept_MD
+        vectors_MD = self._run(texts, advance)
+        _write(file, vectors_MD)
+        return vectors_MD
 
     @torch.inference_mode()
     def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda done: None) -> NDArray[np.float32]:
@@ -123,20 +125,6 @@ class TextEncoder:
         """What decides the vectors besides the texts."""
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
         return [f"format {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
-
-    def _file(self, texts: Sequence[str]) -> Path | None:
-        name = self.cache and hashlib.sha256(json.dumps([self._origin, texts]).encode()).hexdigest()
-        return self.cache and self.cache / f"{name}.npy"
-
-
-def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The vectors of a file, mapped; None if it is missing or damaged."""
-    try:
-        vectors_ND = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    whole = (vectors_ND.shape, vectors_ND.dtype) == (shape, np.float32)
-    return vectors_ND if whole and (abs(np.linalg.norm(vectors_ND, axis=1) - 1) < 1e-3).all() else None
 
 
 def _write(file: Path, vectors_ND: NDArray[np.float32]) -> None:

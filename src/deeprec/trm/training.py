@@ -102,12 +102,9 @@ def train(
 ) -> tuple[PreferenceSASRec, list[Epoch]]:
     """Train until validation stops improving, or epochs or minutes end; returns the best model and the curve.
 
-    Args:
-        validate: gives the NDCG@10 of a model; called after every epoch.
-        checkpoint: a file that is written after every epoch; a training that finds it resumes.
-
-    Raises:
-        DeepRecError: nothing to train on, the loss diverged, or the checkpoint does not fit.
+    `validate` gives the NDCG@10 of a model, after every epoch. `checkpoint` is a file that is written then; a training
+    that finds it resumes. DeepRecError if there is nothing to train on, the loss diverged, or the checkpoint does not
+    fit.
     """
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
     phrase_table = PhraseTable.build(catalog, encoder)
