@@ -69,12 +69,9 @@ class Example:
 class DemonstrationPolicy(TextPolicy):
     """Writes each task's exploration with hindsight; see the module.
 
-    Args:
-        followed: by task id, what the user chose next, the target first.
-        codec: of the model to train.
-        config: limits of the trained model's explorations. At least half of the demonstrations have its `max_calls`
-            and three quarters its `answer_size`; the others have less.
-        seed: of the limits, and of choices between equally good words.
+    `followed` says, by task id, what the user chose next, the target first. The codec is the trained model's, and
+    `config` has the limits of its explorations: at least half of the demonstrations have its `max_calls` and three
+    quarters its `answer_size`; the others have less. The seed decides limits and choices between equally good words.
     """
 
     def __init__(

@@ -65,11 +65,7 @@ class _SFTTrainer(Trainer):
         return scheduler
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels_BT = inputs["labels"]
         positions_N = (labels_BT[:, 1:] != _IGNORED).any(0).nonzero()[:, 0]

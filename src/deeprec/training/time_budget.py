@@ -20,11 +20,8 @@ class TimeBudget:
 
     A part's time limit is the remaining time × its share of the remaining planned explorations. Time that a part leaves
     over, or takes beyond its limit to end its last step, changes what later parts get.
-
-    Args:
-        folder: of the training. Seconds and steps are kept there, so time spent before an interruption counts.
-        planned: explorations of each part, in order: demonstrations of SFT, explorations of a stage.
-        minutes: for all parts; None is no limit.
+    Seconds and steps are kept in the training's folder, so time spent before an interruption counts. `planned` has the
+    explorations of each part, in order: demonstrations of SFT, explorations of a stage. None minutes are no limit.
     """
 
     def __init__(self, folder: Path, planned: Mapping[str, int], minutes: float | None) -> None:

@@ -20,18 +20,13 @@ _ALIKE = 8  # windows whose lengths differ by less than this may share a batch, 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """Training positions, N of them in B rows.
+    """Training positions, N of them in B rows, in the order of `real_BT`."""
 
-    inputs_BT: items, padded on the right with the number of items. real_BT: which are no padding. In the order of
-    `real_BT`, targets_N: the next items; phrases_NL: rows of the phrase table that make the preference; frequent_NL:
-    those of the history's frequent phrases.
-    """
-
-    inputs_BT: Tensor
-    real_BT: Tensor
-    targets_N: Tensor
-    phrases_NL: IntArray
-    frequent_NL: IntArray
+    inputs_BT: Tensor  # items, padded on the right with the number of items
+    real_BT: Tensor  # which are no padding
+    targets_N: Tensor  # the next items
+    phrases_NL: IntArray  # rows of the phrase table that make the preference
+    frequent_NL: IntArray  # those of the history's frequent phrases
 
 
 class Batches:

@@ -65,15 +65,11 @@ def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class PhraseTable:
-    """The vectors of all phrases of a catalogue, and which of them each item has (see `item_phrases`).
+    """The vectors of all phrases of a catalogue, and which of them each item has (see `item_phrases`)."""
 
-    vectors_PE: unit vectors and, last, a zero one for padding. items_IL: up to `PHRASES` rows of `vectors_PE` for each
-    item, padded. counts_I: their number.
-    """
-
-    vectors_PE: Tensor
-    items_IL: IntArray
-    counts_I: IntArray
+    vectors_PE: Tensor  # unit vectors and, last, a zero one for padding
+    items_IL: IntArray  # up to `PHRASES` rows of `vectors_PE` for each item, padded
+    counts_I: IntArray  # their number
 
     @classmethod
     def build(cls, catalog: Catalog, encoder: TextEncoder) -> PhraseTable:

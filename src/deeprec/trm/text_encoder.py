@@ -82,6 +82,7 @@ class TextEncoder:
                 on_batch(start + done, len(texts))
 
             vectors_ND[start : start + len(block)] = self._block(block, advance)
+            advance(len(block))
         return vectors_ND
 
     def _block(self, texts: Sequence[str], advance: Callable[[int], None]) -> NDArray[np.float32]:
@@ -91,9 +92,8 @@ class TextEncoder:
         file = self.cache / f"{name}.npy"
         with suppress(OSError, ValueError, EOFError):  # missing or damaged
             kept_MD: NDArray[np.float32] = np.load(file, mmap_mode="r")
-            whole = (kept_MD.shape, kept_MD.dtype) == ((len(texts), self.width), np.float32)
+            whole = kept_MD.shape == (len(texts), self.width) and kept_MD.dtype == np.float32
             if whole and (abs(np.linalg.norm(kept_MD, axis=1) - 1) < 1e-3).all():
-                advance(len(texts))
                 return kept_MD
         vectors_MD = self._run(texts, advance)
         _write(file, vectors_MD)
@@ -117,7 +117,8 @@ class TextEncoder:
             vectors_BD = torch.nn.functional.normalize((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1), dim=-1)
             vectors_ND[positions] = vectors_BD.numpy()
             start = end
-            on_batch(end)
+            if end < len(order):
+                on_batch(end)
         return vectors_ND
 
     @cached_property
