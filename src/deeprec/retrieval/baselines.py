@@ -43,12 +43,10 @@ class TransitionRetriever(Retriever):
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int) -> TransitionRetriever:
-        items_N, starts_U1 = sequences.items_N, sequences.starts_U1
-        follows_N = np.ones(items_N.size, dtype=bool)
-        follows_N[starts_U1[starts_U1 < items_N.size]] = False  # the first item of a sequence follows nothing
-        followers = np.flatnonzero(follows_N)
-        pairs = (items_N[followers - 1], items_N[followers])
-        counts_II = csr_array((np.ones(followers.size), pairs), shape=(n_items, n_items))
+        items_N, users_N = sequences.items_N, np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1))
+        same = users_N[1:] == users_N[:-1]  # the first item of a sequence follows nothing
+        pairs = items_N[:-1][same], items_N[1:][same]
+        counts_II = csr_array((np.ones(same.sum()), pairs), shape=(n_items, n_items))
         return cls(counts_II, np.bincount(items_N, minlength=n_items).astype(np.float64))
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:

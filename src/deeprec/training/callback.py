@@ -67,7 +67,8 @@ class StageCallback(TrainerCallback):
         free, needed = shutil.disk_usage(args.output_dir).free, 3 * trained + _SPARE_BYTES
         if free < needed:
             fault = f"{free >> 20} MiB left, and saving a step takes {needed >> 20}"
-            raise DeepRecError(f"The disk of {args.output_dir} has {fault}: free some space and start again.")
+            cure = "free some space and start the command again."
+            raise DeepRecError(f"The disk of {args.output_dir} has {fault}: {cure}")
         metrics = self.rollout_metrics | {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
         if "step_time" in metrics:
             metrics["step_time"] *= args.logging_steps  # the trainer logs the mean over the updates

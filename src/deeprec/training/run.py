@@ -29,8 +29,7 @@ from deeprec.training.time_budget import time_spent
 from deeprec.training.trainer import train
 from deeprec.trm.run import load_or_train_trm, trm_origin
 
-SECTIONS = ("data", "trm", "policy", "explore", "train")
-"""Sections of the configuration that decide the outcome of a training."""
+SECTIONS = ("data", "trm", "policy", "explore", "train")  # of the configuration, that decide a training's outcome
 _SHOWN = ("reward", "well-formed", "turns", "loss")  # metrics that the progress bar shows
 
 

@@ -20,6 +20,7 @@ class TimeBudget:
 
     A part's time limit is the remaining time × its share of the remaining planned explorations. Time that a part leaves
     over, or takes beyond its limit to end its last step, changes what later parts get.
+
     Seconds and steps are kept in the training's folder, so time spent before an interruption counts. `planned` has the
     explorations of each part, in order: demonstrations of SFT, explorations of a stage. None minutes are no limit.
     """

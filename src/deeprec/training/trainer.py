@@ -59,14 +59,15 @@ def train(
     if not names:
         raise DeepRecError("There is nothing to train: train.sft.demonstrations and all stages' steps are 0.")
     require_equal_shares(config.train)
-    task_sets, *extra_datasets = (_fitting(each, policy, config) for each in (task_sets, *extra_datasets))
+    all_task_sets = [_fitting(each, policy, config) for each in (task_sets, *extra_datasets)]
+    task_sets = all_task_sets[0]
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
     rubrics = rubrics_of(stages, task_sets, config)
     for name in stages:
         if (found := len(task_sets.tasks[name])) < (needed := config.train.tasks_per_step):
             fault = f"Stage {name!r} has {found} tasks, and a step takes {needed}"
             raise DeepRecError(f"{fault}: raise its share, or lower train.tasks_per_step.")
-    planned = _planned_explorations([task_sets, *extra_datasets], config.train)
+    planned = _planned_explorations(all_task_sets, config.train)
     time_budget = TimeBudget(folder, planned, config.train.minutes)
     torch.manual_seed(config.train.seed)
     model = adapted(policy.model, config.train.lora_rank)
@@ -80,7 +81,7 @@ def train(
         with explaining_full_disk(folder):
             if name == SFT:
                 time_budget.begin(SFT, -(-planned[SFT] // config.train.sft.batch_size))
-                examples = _examples([task_sets, *extra_datasets], policy, config)
+                examples = _examples(all_task_sets, policy, config)
                 sft(model, examples, config.train, checkpoints, callback)
             elif time_budget.begin(name, stages[name].steps):
                 tasks = task_sets.tasks[name]
