@@ -19,7 +19,7 @@ from deeprec.data.catalog import ItemIdx
 from deeprec.errors import DeepRecError
 from deeprec.retrieval import index as module
 from deeprec.retrieval.index import Index
-from deeprec.retrieval.retriever import Hit, Query, top_hits
+from deeprec.retrieval.retriever import Hit, Query, Retriever, top_hits
 from deeprec.testing import RetrieverContract
 
 KINDS = ["exact", "hnsw", "ivfpq"]
@@ -66,7 +66,7 @@ def recall(results, expected):
     return np.mean([len(set(found) & set(best)) / len(best) for found, best in pairs])
 
 
-class IndexRetriever:
+class IndexRetriever(Retriever):
     """Histories and words as hashed query vectors."""
 
     def __init__(self, index):

@@ -60,7 +60,7 @@ def test_tasks_are_those_whose_target_the_trm_ranks_high_enough(task_sets: TaskS
     near = config.model_copy(update={"max_target_rank": 10})
     parts, _ = DATA.divide(shares(config), config.seed)
     fewer = TaskSets.prepare(parts, task_sets.retriever, DATA.catalog, near)
-    targets = fewer.targets()
+    targets = {task: items[0] for task, items in fewer.followed.items()}
     for name, tasks in fewer.tasks.items():
         assert 0 < len(tasks) < len(task_sets.tasks[name])
         queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
@@ -393,7 +393,7 @@ def test_other_tasks_replace_groups_of_equal_rewards(task_sets: TaskSets, monkey
     monkeypatch.setattr(rollout_module, "RESAMPLING_ROUNDS", 0)
     rollout([task.id for task in tasks for _ in range(2)], Trainer)
     queries = [Query(task.history, exclude=frozenset(task.history)) for task in tasks]
-    ranks = task_sets.retriever.ranks(queries, [task_sets.targets()[task.id] for task in tasks])
+    ranks = task_sets.retriever.ranks(queries, [task_sets.followed[task.id][0] for task in tasks])
     hits = [float(0 <= rank < config.explore.answer_size) for rank in ranks for _ in range(2)]
     traces, scores, _ = steps[-1]
     assert [scored.trm_total for scored in scores] == hits

@@ -194,7 +194,7 @@ def test_a_killed_encoding_goes_on(folder, blocks, encoded, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         TextEncoder(folder, tmp_path).encode(MANY, kill)
     TextEncoder(folder, tmp_path).encode(MANY)
-    assert encoded == [8, 8, 8, 6]
+    assert encoded == [8, 8, 6]  # what was reported as done is kept
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(folder, blocks, tmp_path):

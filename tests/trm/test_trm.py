@@ -27,7 +27,7 @@ from deeprec.errors import DeepRecError
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.cooccurrence import WINDOW, CoOccurrence
 from deeprec.retrieval.index import Index
-from deeprec.retrieval.retriever import Query
+from deeprec.retrieval.retriever import Query, Retriever
 from deeprec.testing import RetrieverContract
 from deeprec.trm import training
 from deeprec.trm.calibration import CANDIDATE_WEIGHTS, calibrate_preference_weight
@@ -102,7 +102,7 @@ def new_items(first=40, genres=GENRES):
     return catalog_of([(genre,) for genre in genres], years=[1985] * len(genres), first=first)
 
 
-class Conditioned:
+class Conditioned(Retriever):
     """Every query with a preference of weight 0.5."""
 
     def __init__(self, trm):
@@ -842,8 +842,8 @@ def test_a_loss_of_nan_keeps_the_checkpoint(tmp_path, dataset, unbroken, monkeyp
     checkpoint = tmp_path / "last.safetensors"
     run_epoch, losses = training._run_epoch, iter([None, None, float("nan")])
 
-    def broken(model, *rest):
-        loss = run_epoch(model, *rest)
+    def broken(state, *rest):
+        loss = run_epoch(state, *rest)
         return loss if (forced := next(losses)) is None else forced
 
     with monkeypatch.context() as patch:
@@ -875,9 +875,9 @@ def test_the_average_of_the_weights_is_kept(dataset, monkeypatch, averaged_epoch
     """Which is the weights themselves if it spans no epoch."""
     run_epoch, last = training._run_epoch, {}
 
-    def spied(model, *rest):
-        loss = run_epoch(model, *rest)
-        last.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    def spied(state, *rest):
+        loss = run_epoch(state, *rest)
+        last.update({name: tensor.clone() for name, tensor in state.model.state_dict().items()})
         return loss
 
     monkeypatch.setattr(training, "_run_epoch", spied)

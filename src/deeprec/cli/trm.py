@@ -37,7 +37,7 @@ def recommend(
     from deeprec.retrieval.retriever import Query
     from deeprec.trm.trm import TRM
 
-    weight = first_weight(options.config(.preference_weight).explore)
+    weight = first_weight(options.config().explore.preference_weight)
     trm = TRM.load(folder, offline=options.offline)
     catalog = trm.catalog
     history = tuple(map(catalog.find, item or []))

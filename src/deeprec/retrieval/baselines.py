@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from deeprec.retrieval.retriever import Hit, Query, Retriever, top_hits
 MOST_ITEMS = 20_000  # EASE makes two dense matrices with a row and a column for each item
 
 
+@dataclass(eq=False, repr=False)
 class PopularityRetriever(Retriever):
     """Items by their number of training interactions (the score), whatever the query says."""
 
-    def __init__(self, counts_I: NDArray[np.floating]) -> None:
-        self.counts_I = counts_I
+    counts_I: NDArray[np.floating]
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int) -> PopularityRetriever:
@@ -42,12 +43,10 @@ class TransitionRetriever(Retriever):
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int) -> TransitionRetriever:
-        items_N, starts_U1 = sequences.items_N, sequences.starts_U1
-        follows_N = np.ones(items_N.size, dtype=bool)
-        follows_N[starts_U1[starts_U1 < items_N.size]] = False  # the first item of a sequence follows nothing
-        followers = np.flatnonzero(follows_N)
-        pairs = (items_N[followers - 1], items_N[followers])
-        counts_II = csr_array((np.ones(followers.size), pairs), shape=(n_items, n_items))
+        items_N, users_N = sequences.items_N, np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1))
+        same = users_N[1:] == users_N[:-1]  # the first item of a sequence follows nothing
+        pairs = items_N[:-1][same], items_N[1:][same]
+        counts_II = csr_array((np.ones(same.sum()), pairs), shape=(n_items, n_items))
         return cls(counts_II, np.bincount(items_N, minlength=n_items).astype(np.float64))
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
@@ -58,27 +57,25 @@ class TransitionRetriever(Retriever):
         return top_hits(scores_BI, queries, k)
 
 
+@dataclass(eq=False, repr=False)
 class EASERetriever(Retriever):
     """EASE (Steck, WWW 2019): items by `weights_II[history].sum(0)`, each item of the history counted once.
 
     Order and preference have no effect.
     """
 
-    def __init__(self, weights_II: NDArray[np.float32]) -> None:
-        self.weights_II = weights_II
+    weights_II: NDArray[np.float32]
 
     @classmethod
     def fit(cls, sequences: Sequences, n_items: int, regularization: float) -> EASERetriever:
         """Least squares with `regularization` times the squared weights, where no item predicts itself.
 
-        Raises:
-            DeepRecError: the catalogue has more than `MOST_ITEMS` items.
+        DeepRecError if the catalogue has more than `MOST_ITEMS` items.
         """
         if n_items > MOST_ITEMS:
             raise DeepRecError(f"EASE takes at most {MOST_ITEMS:,} items, and there are {n_items:,}: leave it out.")
-        users_N = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1))
-        ones_N, shape = np.ones(sequences.items_N.size), (len(sequences), n_items)
-        seen_UI = csr_array((ones_N, (users_N, sequences.items_N)), shape=shape)
+        pairs = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts_U1)), sequences.items_N
+        seen_UI = csr_array((np.ones(sequences.items_N.size), pairs), shape=(len(sequences), n_items))
         seen_UI.data[:] = 1.0  # a repeated interaction counts once
         gram_II = (seen_UI.T @ seen_UI).toarray()
         gram_II[np.diag_indices(n_items)] += regularization
@@ -89,9 +86,7 @@ class EASERetriever(Retriever):
         return cls(weights_II.astype(np.float32))
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        scores_BI = np.zeros((len(queries), len(self.weights_II)), dtype=np.float32)
-        for row, query in enumerate(queries):
-            scores_BI[row] = self.scores(query.history)
+        scores_BI = np.array([self.scores(query.history) for query in queries]).reshape(-1, len(self.weights_II))
         return top_hits(scores_BI, queries, k)
 
     def scores(self, history: Sequence[int]) -> NDArray[np.float32]:

@@ -10,11 +10,10 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from deeprec.data.catalog import Catalog, ItemIdx
+from deeprec.retrieval.retriever import flatten
 
-MAX_ITEM_SHARE = 0.1
-"""Words in a larger share of the items are ignored: they hardly tell items apart, and cost time."""
-MAX_ITEMS = 10_000
-"""Words in more items than this are ignored, so that a preference is quick in a large catalogue."""
+MAX_ITEM_SHARE = 0.1  # words in a larger share of the items are ignored: they hardly tell items apart, and cost time
+MAX_ITEMS = 10_000  # words in more items than this are ignored, so that a preference is quick in a large catalogue
 _K1, _B = 1.5, 0.75
 # Lucene's English stop words.
 _STOP = (
@@ -52,11 +51,9 @@ class BM25:
             sorted({self._rows[word] for word in _WORD.findall(text.lower()) if word in self._rows})
             for text in preferences
         ]
-        starts = np.cumsum([0, *map(len, rows_of)])
-        rows = np.array([row for rows in rows_of for row in rows], dtype=np.int64)
-        words_QW = csr_array(
-            (np.ones(len(rows), np.float32), rows, starts), shape=(len(rows_of), self.scores_WI.shape[0])
-        )
+        where = flatten(rows_of)
+        ones, shape = np.ones(len(where[0]), np.float32), (len(rows_of), self.scores_WI.shape[0])
+        words_QW = csr_array((ones, where), shape=shape)
         scores_QI = csr_array(words_QW @ self.scores_WI)
         scores_QI.sort_indices()
         return scores_QI

@@ -12,20 +12,13 @@ from scipy.sparse import csr_array, vstack
 from deeprec.data.dataset import Sequences
 from deeprec.retrieval.retriever import flatten
 
-WINDOW = 20
-"""Steps of a sequence within which two items co-occur, and last items of a history that are looked up."""
-MAX_PARTNERS = 100
-"""Co-occurring items that are kept of each item, the nearest."""
-_BLOCK = 50_000
-"""Interactions that are counted at once."""
-_STEP_DECAY = 0.7
-"""Weight of each further step between two items."""
-_POSITION_DECAY = 0.85
-"""Weight of each earlier item of a history."""
-_SMOOTHING = 5.0
-"""Added to each item's total, so that items seen once or twice get small shares."""
-_SCALE = 400.0
-"""A sum of shares becomes the score offset log(1 + 400 * sum)."""
+WINDOW = 20  # steps of a sequence within which two items co-occur, and last items of a history that are looked up
+MAX_PARTNERS = 100  # co-occurring items that are kept of each item, the nearest
+_BLOCK = 50_000  # interactions that are counted at once
+_STEP_DECAY = 0.7  # weight of each further step between two items
+_POSITION_DECAY = 0.85  # weight of each earlier item of a history
+_SMOOTHING = 5.0  # added to each item's total, so that items seen once or twice get small shares
+_SCALE = 400.0  # a sum of shares becomes the score offset log(1 + 400 * sum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +46,18 @@ class CoOccurrence:
             near_MO[~inside_MO] = 0
             counts_MO = inside_MO & (users_N[near_MO] == users_N[positions_M, None])
             counts_MO &= items_N[near_MO] != items_N[positions_M, None]
-            rows_MO = np.broadcast_to(items_N[positions_M, None] - first, near_MO.shape)
-            weights_MO = np.broadcast_to(weights_O, near_MO.shape)
-            pairs_P = rows_MO[counts_MO], items_N[near_MO[counts_MO]]
-            blocks.append(_shares(csr_array((weights_MO[counts_MO], pairs_P), shape=(last - first, n_items))))
+            rows_P, offsets_P = counts_MO.nonzero()
+            pairs_P = items_N[positions_M[rows_P]] - first, items_N[near_MO[counts_MO]]
+            blocks.append(_shares(csr_array((weights_O[offsets_P], pairs_P), shape=(last - first, n_items))))
             first = last
         return cls(csr_array(vstack(blocks, format="csr")) if blocks else csr_array((0, 0), dtype=np.float32))
 
     def score_offsets(self, histories: Sequence[Sequence[int]]) -> csr_array:
         """For each history a score offset (Q, I), 0 to below 8, of the items that co-occur with its last ones."""
         recent = [history[: -WINDOW - 1 : -1] for history in histories]
-        rows_N, items_N = flatten(recent)
-        positions_N = np.concatenate([np.arange(len(items)) for items in recent]) if recent else rows_N
+        _, positions_N = flatten([range(len(items)) for items in recent])
         shape = (len(recent), self.shares_II.shape[0])
-        offsets_QI = csr_array((_POSITION_DECAY**positions_N, (rows_N, items_N)), shape=shape) @ self.shares_II
+        offsets_QI = csr_array((_POSITION_DECAY**positions_N, flatten(recent)), shape=shape) @ self.shares_II
         offsets_QI.sort_indices()
         offsets_QI.data = np.log1p(_SCALE * offsets_QI.data)
         return offsets_QI

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from deeprec.retrieval.retriever import Hit, flatten, rank, shortlist
 from deeprec.retrieval.saving import replacing
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
+Vectors = NDArray[np.float32]
+Excluded = Sequence[Collection[int]]
 
 _VECTORS, _FAISS = "vectors.npy", "faiss.bin"
 _FORMAT_VERSION = 2
@@ -31,6 +34,7 @@ class NoFaissError(DeepRecError):
     """FAISS is needed and not installed."""
 
 
+@dataclass(eq=False, repr=False)
 class Index:
     """Item vectors (I, D) and the best of them by inner product.
 
@@ -39,20 +43,18 @@ class Index:
     summed in float64 and rounded to float32. A score does not depend on the batch, and equal vectors tie.
 
     Attributes:
-        kind: "exact", "hnsw" or "ivfpq".
         vectors_ID: float32; a file mapped into memory after `load`.
         faiss: FAISS's own index, None for exact search. `faiss.hnsw.efSearch` and `faiss.nprobe`, which are saved with
             it, trade time for recall.
         refine: candidates that `ivfpq` scores for each hit, since its codes rank coarsely.
     """
 
-    def __init__(self, kind: Kind, vectors_ID: NDArray[np.float32], max_norm: float, faiss: Any = None) -> None:
-        self.kind = kind
-        self.vectors_ID = vectors_ID
-        self.faiss = faiss
-        self.refine = 4
-        self._max_norm = max_norm  # of all vectors; it bounds rounding errors
-        self._mapped = False
+    kind: Kind
+    vectors_ID: Vectors
+    max_norm: float  # of all vectors; it bounds rounding errors
+    faiss: Any = None
+    refine: int = 4
+    mapped: bool = False
 
     @classmethod
     def build(
@@ -64,11 +66,9 @@ class Index:
     ) -> Index:
         """An index of vectors (I, D), which are not copied if they are float32 rows already.
 
-        Args:
-            kind: "auto" is exact for at most `exact_limit` items, and hnsw for more if FAISS is installed.
+        The kind "auto" is exact for at most `exact_limit` items, and hnsw for more if FAISS is installed.
 
-        Raises:
-            DeepRecError: the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
+        DeepRecError if the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
         """
         vectors_ID = _matrix(vectors_ID, "items")
         n_items, width = vectors_ID.shape
@@ -79,7 +79,7 @@ class Index:
             kind = "hnsw" if n_items > exact_limit and importlib.util.find_spec("faiss") else "exact"
         index = None
         if kind != "exact":
-            index = _hnsw(width) if kind == "hnsw" else _ivfpq(n_items, width)
+            index = _empty(kind, n_items, width)
             index.train(vectors_ID)
             index.add(vectors_ID)
         return cls(kind, vectors_ID, _max_norm(vectors_ID), index)
@@ -91,74 +91,56 @@ class Index:
     def width(self) -> int:
         return self.vectors_ID.shape[1]
 
-    def search(
-        self, vectors_QD: NDArray[np.floating] | Tensor, k: int, exclude: Sequence[Collection[int]] = ()
-    ) -> list[list[Hit]]:
+    def search(self, vectors_QD: NDArray[np.floating] | Tensor, k: int, exclude: Excluded = ()) -> list[list[Hit]]:
         """For each query (Q, D) at most `k` hits, best first, equal scores by lower index.
 
-        Fewer than `k` come back only if there are no more. A score is the inner product.
+        Fewer than `k` come back only if there are no more. A score is the inner product. `exclude` holds, for each
+        query, the items that are not returned.
 
-        Args:
-            exclude: items that are not returned: a collection for each query, or nothing.
-
-        Raises:
-            DeepRecError: the queries are no finite matrix of the items' width, or an excluded item is not in the index.
+        DeepRecError if the queries are no finite matrix of the items' width, or an excluded item is not in the index.
         """
         queries_QD = _matrix(vectors_QD, "queries", self.width)
         exclude = exclude or [()] * len(queries_QD)
-        if len(exclude) != len(queries_QD):
-            raise DeepRecError(
-                f"{len(queries_QD)} queries came with {len(exclude)} collections to exclude: give each one."
-            )
+        if (n := len(exclude)) != len(queries_QD):
+            raise DeepRecError(f"{len(queries_QD)} queries came with {n} collections to exclude: give each one.")
         return self._scan(queries_QD, k, exclude) if self.faiss is None else self._approximate(queries_QD, k, exclude)
 
     def add(self, vectors_ND: NDArray[np.floating] | Tensor) -> None:
         """Append items after the known ones. It copies all vectors, so add many at once.
 
         The lists and codes of `ivfpq` are not fitted again: build a new index when the catalogue has changed much.
-
-        Raises:
-            DeepRecError: the vectors are no finite matrix of the items' width.
+        DeepRecError if the vectors are no finite matrix of the items' width.
         """
         vectors_ND = _matrix(vectors_ND, "new items", self.width)
         if self.faiss is not None:
-            if self._mapped:  # FAISS kills the process if a mapped index has to grow, so copy it
+            if self.mapped:  # FAISS kills the process if a mapped index has to grow, so copy it
                 faiss = import_faiss(self.kind)
                 self.faiss = faiss.deserialize_index(faiss.serialize_index(self.faiss))
             self.faiss.add(vectors_ND)
         self.vectors_ID = np.concatenate([self.vectors_ID, vectors_ND])
-        self._max_norm = max(self._max_norm, _max_norm(vectors_ND))
-        self._mapped = False
+        self.max_norm, self.mapped = max(self.max_norm, _max_norm(vectors_ND)), False
 
     def save(self, folder: Path) -> None:
         """Write the index into a folder of its own and replace one that is there; a kill leaves the old or the new.
 
-        Raises:
-            DeepRecError: the folder can't be written.
+        DeepRecError if the folder can't be written.
         """
         with replacing(folder, "index", "index") as (files, record):
             np.save(files / _VECTORS, self.vectors_ID)
             if self.faiss is not None:
                 import_faiss(self.kind).write_index(self.faiss, str(files / _FAISS))
-            record |= {
-                "format_version": _FORMAT_VERSION,
-                "kind": self.kind,
-                "items": len(self),
-                "width": self.width,
-                "max_norm": self._max_norm,
-                "refine": self.refine,
-                "files": {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(files.iterdir())},
-            }
+            record |= {"format_version": _FORMAT_VERSION, "kind": self.kind, "items": len(self), "width": self.width}
+            record |= {"max_norm": self.max_norm, "refine": self.refine}
+            written = sorted(files.iterdir())
+            record["files"] = {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in written}
 
     @classmethod
     def load(cls, folder: Path, *, read_all: bool = False) -> Index:
         """A saved index, mapped into memory: parts are read when a search needs them.
 
-        Args:
-            read_all: compare sha256 sums too, about a second a GB; otherwise sizes and shapes are checked.
+        Sizes and shapes are checked, with `read_all` the sha256 sums too (about a second a GB).
 
-        Raises:
-            DeepRecError: the folder holds no index or a damaged one, or FAISS is needed and not installed.
+        DeepRecError if the folder holds no index or a damaged one, or FAISS is needed and not installed.
         """
         path = folder / "index.json"
         if not path.is_file():
@@ -175,9 +157,8 @@ class Index:
                     raise ValueError(f"{name} fails its sha256")
             return cls._map(record, files)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            raise DeepRecError(
-                f"{folder} holds a damaged index ({one_line(error)}): remove it, build it again and save it."
-            ) from None
+            fault = f"a damaged index ({one_line(error)}): remove it, build it again and save it."
+            raise DeepRecError(f"{folder} holds {fault}") from None
 
     @classmethod
     def _map(cls, record: dict[str, Any], files: Path) -> Index:
@@ -188,20 +169,18 @@ class Index:
             raise ValueError(f"{vectors_ID.dtype} {vectors_ID.shape} in {_VECTORS} instead of float32 {shape}")
         if record["files"].keys() != ({_VECTORS} if kind == "exact" else {_VECTORS, _FAISS}):
             raise ValueError(f"kind {kind!r} with the files {', '.join(record['files'])}")
-        index = cls(kind, vectors_ID, float(record["max_norm"]))
+        index = None
         if kind != "exact":
             faiss = import_faiss(kind)
-            index.faiss = faiss.read_index(str(files / _FAISS), faiss.IO_FLAG_MMAP_IFC)
-            if (index.faiss.ntotal, index.faiss.d) != shape:
-                raise ValueError(f"{(index.faiss.ntotal, index.faiss.d)} in {_FAISS} instead of {shape}")
-        index.refine = int(record["refine"])
-        index._mapped = True
-        return index
+            index = faiss.read_index(str(files / _FAISS), faiss.IO_FLAG_MMAP_IFC)
+            if (found := (index.ntotal, index.d)) != shape:
+                raise ValueError(f"{found} in {_FAISS} instead of {shape}")
+        return cls(kind, vectors_ID, float(record["max_norm"]), index, int(record["refine"]), mapped=True)
 
-    def _scan(self, queries_QD: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]]) -> list[list[Hit]]:
+    def _scan(self, queries_QD: Vectors, k: int, exclude: Excluded) -> list[list[Hit]]:
         """Compare every item in float32, then score all that may be among the best in exact arithmetic."""
         # |error| <= D u |query| |item| for a float32 sum in any order; twice for two scores, and twice to be safe.
-        margin_Q = 4 * self.width * 2.0**-24 * self._max_norm * np.linalg.norm(queries_QD, axis=1)
+        margin_Q = 4 * self.width * 2.0**-24 * self.max_norm * np.linalg.norm(queries_QD, axis=1)
         items_ID = torch.from_numpy(self.vectors_ID)
         hits: list[list[Hit]] = []
         step = max(_SCORES // len(self), 1)
@@ -213,9 +192,7 @@ class Index:
             hits += rank(len(scores_QI), rows_N, items_N, self.inner(queries_QD[batch], rows_N, items_N), k)
         return hits
 
-    def _approximate(
-        self, queries_QD: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]]
-    ) -> list[list[Hit]]:
+    def _approximate(self, queries_QD: Vectors, k: int, exclude: Excluded) -> list[list[Hit]]:
         """Fetch candidates from FAISS, four times as many while there are too few hits, at last compare every item."""
         results: list[list[Hit]] = [[]] * len(queries_QD)
         # The number of candidates depends on the query alone, or its answer would depend on the others. It is rounded,
@@ -234,24 +211,19 @@ class Index:
                     rows_by_fetch.setdefault(4 * fetch, []).append(row)
         return results
 
-    def _fetch(
-        self, queries_QD: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]], fetch: int
-    ) -> list[list[Hit]]:
+    def _fetch(self, queries_QD: Vectors, k: int, exclude: Excluded, fetch: int) -> list[list[Hit]]:
         items_QF = np.sort(self.faiss.search(queries_QD, fetch)[1], axis=1)
-        rows_N, items_N = np.repeat(np.arange(len(queries_QD)), fetch), items_QF.ravel()
+        rows_QF = np.broadcast_to(np.arange(len(queries_QD))[:, None], items_QF.shape)
         excluded_rows, excluded_items = self._excluded(exclude)
         excluded_M = np.sort(excluded_rows * len(self) + excluded_items)
         # FAISS fills up with -1.
-        allowed_N = (items_N >= 0) & ~contains(excluded_M, rows_N * len(self) + items_N)
-        scores_N = np.full(len(items_N), -np.inf, dtype=np.float32)
-        scores_N[allowed_N] = self.inner(queries_QD, rows_N[allowed_N], items_N[allowed_N])
-        scores_QF = scores_N.reshape(items_QF.shape)
+        allowed_QF = (items_QF >= 0) & ~contains(excluded_M, rows_QF * len(self) + items_QF)
+        scores_QF = np.full(items_QF.shape, -np.inf, dtype=np.float32)
+        scores_QF[allowed_QF] = self.inner(queries_QD, rows_QF[allowed_QF], items_QF[allowed_QF])
         rows_N, positions_N = shortlist(scores_QF, k)
         return rank(len(queries_QD), rows_N, items_QF[rows_N, positions_N], scores_QF[rows_N, positions_N], k)
 
-    def inner(
-        self, queries_QD: NDArray[np.float32], rows_N: NDArray[np.int64], items_N: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def inner(self, queries_QD: Vectors, rows_N: NDArray[np.int64], items_N: NDArray[np.int64]) -> Vectors:
         """Inner products (N,) of pairs of a query and an item."""
         scores_N = np.empty(len(items_N), dtype=np.float32)
         for start in range(0, len(items_N), _PAIRS):
@@ -261,13 +233,11 @@ class Index:
             scores_N[part] = products_ND.sum(axis=1)
         return scores_N
 
-    def _excluded(self, exclude: Sequence[Collection[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _excluded(self, exclude: Excluded) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows_N, items_N = flatten(exclude)
         if items_N.size and not (items_N.min() >= 0 and items_N.max() < len(self)):
-            raise DeepRecError(
-                f"Items {items_N.min()} to {items_N.max()} are to be excluded from an index of {len(self)} items: "
-                "use the index that was built for this catalogue."
-            )
+            asked = f"Items {items_N.min()} to {items_N.max()} are to be excluded from an index of {len(self)}"
+            raise DeepRecError(f"{asked} items: use the index that was built for this catalogue.")
         return rows_N, items_N
 
 
@@ -279,39 +249,31 @@ def contains(sorted_M: NDArray[np.int64], keys_N: NDArray[np.int64]) -> NDArray[
     return found_N
 
 
-def _matrix(vectors: NDArray[np.floating] | Tensor, what: str, width: int | None = None) -> NDArray[np.float32]:
+def _matrix(vectors: NDArray[np.floating] | Tensor, what: str, width: int | None = None) -> Vectors:
     array = vectors.detach().cpu().numpy() if isinstance(vectors, Tensor) else vectors
     matrix = np.require(array, np.float32, ["C", "W"])
     if matrix.ndim != 2 or matrix.shape[1] != (width or matrix.shape[1]):
-        wanted = f"(any number, {width})" if width else "(items, width)"
-        raise DeepRecError(
-            f"The vectors of the {what} have the shape {matrix.shape} instead of {wanted}: reshape them."
-        )
+        wanted = f"{matrix.shape} instead of {f'(any number, {width})' if width else '(items, width)'}"
+        raise DeepRecError(f"The vectors of the {what} have the shape {wanted}: reshape them.")
     if not np.isfinite(matrix).all():
         raise DeepRecError(f"The vectors of the {what} hold nan or infinity: train the model again, or mend its input.")
     return matrix
 
 
-def _max_norm(vectors_ND: NDArray[np.float32]) -> float:
+def _max_norm(vectors_ND: Vectors) -> float:
     return float(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND).max(initial=0)))
 
 
-def _hnsw(width: int) -> Any:
-    """In half precision, which is smaller and faster; candidates are scored in full precision anyway."""
-    faiss = import_faiss("hnsw")
-    index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
-    return index
-
-
-def _ivfpq(n_items: int, width: int) -> Any:
-    """Lists by spherical k-means; a byte codes four components, or more if the width is no multiple of four."""
-    faiss = import_faiss("ivfpq")
+def _empty(kind: Kind, n_items: int, width: int) -> Any:
+    faiss = import_faiss(kind)
+    if kind == "hnsw":  # in half precision, which is smaller and faster; candidates are scored in full anyway
+        index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
+        return index
+    # Lists by spherical k-means; a byte codes four components, or more if the width is no multiple of four.
     if n_items < _MIN_TRAINING:
-        raise DeepRecError(
-            f"An ivfpq index learns its codes from at least {_MIN_TRAINING} vectors and was given {n_items}: "
-            "choose the kind exact."
-        )
+        least = f"at least {_MIN_TRAINING} vectors and was given {n_items}"
+        raise DeepRecError(f"An ivfpq index learns its codes from {least}: choose the kind exact.")
     size = max(size for size in range(1, max(width // 4, 1) + 1) if width % size == 0)
     centres = faiss.IndexFlatIP(width)
     index = faiss.IndexIVFPQ(centres, width, int(2 * n_items**0.5), size, 8, faiss.METRIC_INNER_PRODUCT)

@@ -42,16 +42,11 @@ class Query:
 
 
 def queries_of(
-    tasks: Sequence[Task],
-    preferences: Iterable[str] | None = None,
-    preference_weight: float = DEFAULT_PREFERENCE_WEIGHT,
+    tasks: Sequence[Task], preferences: Iterable[str] | None = None, weight: float = DEFAULT_PREFERENCE_WEIGHT
 ) -> list[Query]:
     """A query for each task that excludes its history, with the task's preference where there are any."""
-    texts = [""] * len(tasks) if preferences is None else preferences
-    return [
-        Query(task.history, text, frozenset(task.history), preference_weight)
-        for task, text in zip(tasks, texts, strict=True)
-    ]
+    pairs = zip(tasks, [""] * len(tasks) if preferences is None else preferences, strict=True)
+    return [Query(task.history, text, frozenset(task.history), weight) for task, text in pairs]
 
 
 def phrases_of(preference: str) -> list[str]:

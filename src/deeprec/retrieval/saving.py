@@ -21,10 +21,8 @@ def replacing(folder: Path, name: str, title: str) -> Iterator[tuple[Path, dict[
     """A new folder to write files into, and a record to fill, which at the end replace those that `folder` has.
 
     The record becomes `<name>.json`, and its "folder" names the folder of the files. A kill or an error leaves the old
-    files or the new ones, whole. Other files in `folder` stay. `title` is the thing's name in an error.
-
-    Raises:
-        DeepRecError: the files can't be written.
+    files or the new ones, whole. Other files in `folder` stay. `title` is the thing's name in the DeepRecError that
+    says that files can't be written.
     """
     files, record = folder / f"{name}-{secrets.token_hex(4)}", {"folder": ""}
     try:
@@ -37,9 +35,8 @@ def replacing(folder: Path, name: str, title: str) -> Iterator[tuple[Path, dict[
         shutil.rmtree(files, ignore_errors=True)
         if isinstance(error, DeepRecError):
             raise
-        raise DeepRecError(
-            f"The {title} can't be written to {folder} ({one_line(error)}): make room there or mend its permissions."
-        ) from None
+        fault = f"The {title} can't be written to {folder} ({one_line(error)})"
+        raise DeepRecError(f"{fault}: make room there or mend its permissions.") from None
     for old in folder.glob(f"{name}-{8 * '[0-9a-f]'}"):
         if old != files:
             shutil.rmtree(old, ignore_errors=True)  # a file that is mapped stays readable

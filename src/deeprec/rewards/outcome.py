@@ -15,13 +15,13 @@ from deeprec.explore.trace import Trace
 
 def hit_reward(trace: Trace, target: ItemIdx, *, value: float = 1.0) -> float:
     """`value` where the target is in the answer."""
-    return 0.0 if _position(trace, target) is None else value
+    return value if trace.well_formed and target in trace.raw_ranking else 0.0
 
 
 def rank_reward(trace: Trace, target: ItemIdx, *, step: float = 0.2) -> float:
     """`step` · (K − i) where the target is at 0-based position i of the answer of K items."""
-    position = _position(trace, target)
-    return 0.0 if position is None else step * (trace.answer_size - position)
+    ahead = trace.raw_ranking.index(target) if hit_reward(trace, target) else trace.answer_size
+    return step * (trace.answer_size - ahead)
 
 
 def pointwise_reward(
@@ -34,10 +34,8 @@ def pointwise_reward(
 ) -> float:
     """`scale` · Σ w_i s_i / Σ w_i over the K positions, w_i = (1 − i/K)².
 
-    s_i is the mean of two cosines of the item at position i with the target: of their texts, and of their TRM vectors.
-
-    Args:
-        text_ID, collaborative_ID: unit vectors of all items' texts, and of the TRM.
+    s_i is the mean of two cosines of the item at position i with the target: of their texts (unit vectors text_ID), and
+    of their TRM vectors (collaborative_ID, unit vectors too).
     """
     answer = list(trace.raw_ranking)
     if not trace.well_formed or not answer:
@@ -46,9 +44,3 @@ def pointwise_reward(
     text_K = text_ID[answer] @ text_ID[target]
     collaborative_K = collaborative_ID[answer] @ collaborative_ID[target]
     return scale * float(weights_K @ (text_K + collaborative_K) / 2 / weights_K.sum())
-
-
-def _position(trace: Trace, target: ItemIdx) -> int | None:
-    if not trace.well_formed or target not in trace.raw_ranking:
-        return None
-    return trace.raw_ranking.index(target)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from deeprec.explore.trace import Trace
 
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts to unit vectors (len, width)."""
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]  # texts to unit vectors (len, width)
 
 SAME = 0.85
 """From this cosine on, preferences count as the same: other order, case, punctuation or endings (MiniLM: from 0.87)."""
@@ -53,8 +52,8 @@ def _new_preferences(trace: Trace, embed: Embed) -> NDArray[np.float32]:
     if len(trace.turns) < 2 or not trace.well_formed:
         return np.zeros((0, 0), dtype=np.float32)
     vectors_ND = embed([turn.preference for turn in trace.turns])
-    new = [0]
-    for n in range(1, len(vectors_ND)):
-        if float((vectors_ND[new] @ vectors_ND[n]).max()) < SAME:
+    new: list[int] = []
+    for n, vector_D in enumerate(vectors_ND):
+        if (vectors_ND[new] @ vector_D).max(initial=-1.0) < SAME:
             new.append(n)
     return vectors_ND[new]

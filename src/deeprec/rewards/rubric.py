@@ -16,45 +16,33 @@ from deeprec.rewards import outcome, process
 from deeprec.rewards.process import Embed
 
 Reward = Callable[[Trace, ItemIdx], float]
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A trace's reward.
+    """A trace's reward."""
 
-    Attributes:
-        terms: unweighted, by name.
-        total: their weighted sum.
-        trm_total: the reward of answering the same task with the TRM's own list, without a call.
-    """
-
-    terms: dict[str, float]
-    total: float
-    trm_total: float = 0.0
+    terms: dict[str, float]  # unweighted, by name
+    total: float  # their weighted sum
+    trm_total: float = 0.0  # the reward of answering the same task with the TRM's own list, without a call
 
 
+@dataclass(frozen=True, slots=True)
 class Rubric:
     """Named rewards with weights. A term of weight 0 is a metric: it is computed and reported, and changes nothing."""
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
-        self.rewards = rewards
-        self.weights = weights
+    rewards: Mapping[str, Reward]
+    weights: Mapping[str, float]
 
     @classmethod
-    def build(
-        cls,
-        weights: Mapping[str, float],
-        embed: Embed,
-        text_ID: NDArray[np.float32],
-        collaborative_ID: NDArray[np.float32],
-    ) -> Rubric:
+    def build(cls, weights: Mapping[str, float], embed: Embed, text_ID: Vectors, collaborative_ID: Vectors) -> Rubric:
         """The rubric of those of the paper's six terms, and of your own, that the weights name.
 
         Args:
             weights: by a term's name, or by `package.module:function` for a `Reward` of your own.
             embed: preferences to unit vectors, for invocation and diversity.
-            text_ID: vectors (I, D) of the items' texts, of any length.
-            collaborative_ID: the TRM's item vectors, of any length.
+            text_ID, collaborative_ID: vectors of the items' texts, and of the TRM, of any length.
 
         Raises:
             DeepRecError: there is no such reward.
@@ -81,14 +69,11 @@ def _imported(name: str, known: Mapping[str, Reward]) -> Reward:
     try:
         reward: Reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise DeepRecError(
-            f"There is no reward {name!r} ({error}): known are {', '.join(known)}; your own is named "
-            "package.module:function, in a module on PYTHONPATH."
-        ) from None
+        own = "your own is named package.module:function, in a module on PYTHONPATH."
+        raise DeepRecError(f"There is no reward {name!r} ({error}): known are {', '.join(known)}; {own}") from None
     return reward
 
 
-def _unit(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths_I1 = np.linalg.norm(vectors_ID, axis=1, keepdims=True)
-    units_ID: NDArray[np.float32] = vectors_ID / np.maximum(lengths_I1, 1e-12)
+def _unit(vectors_ID: Vectors) -> Vectors:
+    units_ID: Vectors = vectors_ID / np.maximum(np.linalg.norm(vectors_ID, axis=1, keepdims=True), 1e-12)
     return units_ID

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,26 +22,20 @@ from deeprec.training.time_budget import TimeBudget
 OnStep = Callable[[str, int, int, Mapping[str, float]], None]
 """Receives the part, the step's number from 1, the part's steps (those expected within a time limit), and metrics."""
 
-_SPARE_BYTES = 1 << 29
-"""Disk space that a checkpoint needs in addition to the trained weights and Adam's two moments."""
+_SPARE_BYTES = 1 << 29  # disk space that a checkpoint needs in addition to the trained weights and Adam's two moments
 _FROM_TRAINER = ("loss", "grad_norm", "entropy", "clip_ratio/region_mean", "learning_rate", "step_time")
-_PAID_CALLS = 3
-"""The cold start pays for this many calls, so making them all is no sign of collapse."""
+_PAID_CALLS = 3  # the cold start pays for this many calls, so making them all is no sign of collapse
 
 
 class StageCallback(TrainerCallback):
     """Joins the rollout's metrics with the trainer's, reports every step, and ends the part when its time is up.
 
-    A step is one round of explorations. The trainer counts optimiser updates, and logs once a step.
-
-    Raises:
-        DeepRecError: a loss or gradient is not finite, or the disk has no room for a checkpoint.
+    A step is one round of explorations. The trainer counts optimiser updates, and logs once a step. DeepRecError if a
+    loss or gradient is not finite, or the disk has no room for a checkpoint.
     """
 
     def __init__(self, part: str, on_step: OnStep, time_budget: TimeBudget | None = None) -> None:
-        self.part = part
-        self.on_step = on_step
-        self.time_budget = time_budget
+        self.part, self.on_step, self.time_budget = part, on_step, time_budget
         self.rollout_metrics: dict[str, float] = {}
         self.policy_tokens = 0
 
@@ -53,10 +47,9 @@ class StageCallback(TrainerCallback):
         self.policy_tokens = sum(gather_object([sum(trace.policy_tokens for trace in traces)]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        step, updates_left = divmod(state.global_step, args.logging_steps)
-        if self.time_budget is None or updates_left:
-            return
-        if self.time_budget.end_step(step, state.max_steps // args.logging_steps):
+        step, updates = divmod(state.global_step, args.logging_steps)
+        budget, steps = self.time_budget, state.max_steps // args.logging_steps
+        if budget and not updates and budget.end_step(step, steps):
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **more: Any) -> None:
@@ -65,19 +58,17 @@ class StageCallback(TrainerCallback):
         step, steps = (updates // args.logging_steps for updates in (state.global_step, state.max_steps))
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise DeepRecError(
-                    f"Step {step} of {self.part} has {name} {logs[name]} and was not saved; the checkpoint before it "
-                    f"lies in {args.output_dir}. Lower the learning_rate: the training then starts anew."
-                )
+                fault = f"Step {step} of {self.part} has {name} {logs[name]} and was not saved"
+                cure = "Lower the learning_rate: the training then starts anew."
+                raise DeepRecError(f"{fault}; the checkpoint before it lies in {args.output_dir}. {cure}")
         if not state.is_world_process_zero:
             return
         trained = sum(each.nbytes for each in more["model"].parameters() if each.requires_grad)
         free, needed = shutil.disk_usage(args.output_dir).free, 3 * trained + _SPARE_BYTES
         if free < needed:
-            raise DeepRecError(
-                f"The disk of {args.output_dir} has {free >> 20} MiB left, and saving a step takes {needed >> 20}: "
-                "free some space and start the command again."
-            )
+            fault = f"{free >> 20} MiB left, and saving a step takes {needed >> 20}"
+            cure = "free some space and start the command again."
+            raise DeepRecError(f"The disk of {args.output_dir} has {fault}: {cure}")
         metrics = self.rollout_metrics | {name: float(logs[name]) for name in _FROM_TRAINER if name in logs}
         if "step_time" in metrics:
             metrics["step_time"] *= args.logging_steps  # the trainer logs the mean over the updates
@@ -94,9 +85,9 @@ def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, floa
     metrics |= {f"reward/{name}": _mean(scored.terms[name] for scored in scores) for name in scores[0].terms}
     metrics |= {f"fault/{fault.value}": _mean(fault in trace.faults for trace in traces) for fault in Fault}
     metrics |= {f"stop/{stop.value}": _mean(trace.stop is stop for trace in traces) for stop in Stop}
-    totals_by_group: dict[str, set[float]] = {}
+    totals_by_group = defaultdict[str, set[float]](set)
     for trace, scored in zip(traces, scores, strict=True):
-        totals_by_group.setdefault(trace.task, set()).add(scored.total)
+        totals_by_group[trace.task].add(scored.total)
     repeats = [len(trace.turns) - len({turn.preference for turn in trace.turns}) for trace in traces]
     return metrics | {
         "well-formed": _mean(trace.well_formed for trace in traces),
@@ -107,35 +98,13 @@ def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, floa
     }
 
 
-def step_summary(metrics: Mapping[str, float]) -> str:
-    """A step of reinforcement learning in a line: rewards by term, turns, and tokens a second."""
-    terms = {name: value for name, value in metrics.items() if name.startswith("reward/") and value}
-    terms |= {name: metrics[name] for name in ("turns", "tokens/s") if name in metrics}
-    return ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
-
-
-def tensorboard_in(folder: Path) -> Any:
-    """A TensorBoard writer for the folder's `tensorboard`.
-
-    Raises:
-        DeepRecError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DeepRecError("--tensorboard needs TensorBoard: pip install tensorboard.") from None
-    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
-
-
 def alarms(metrics: Mapping[str, float], explore: ExploreConfig) -> list[str]:
     """Signs of collapse in a step, each in a sentence."""
-    calls, cut_off = metrics.get("turns"), ("stop/segment limit", "stop/context limit")
+    calls, cut_off = metrics.get("turns", 1.0), ("stop/segment limit", "stop/context limit")
+    all_calls = explore.max_calls > _PAID_CALLS and calls > explore.max_calls - 0.1
     signs = (
-        (calls is not None and calls < 0.5, "Hardly any exploration calls the tool."),
-        (
-            calls is not None and explore.max_calls > _PAID_CALLS and calls > explore.max_calls - 0.1,
-            "Nearly all explorations use every call they have.",
-        ),
+        (calls < 0.5, "Hardly any exploration calls the tool."),
+        (all_calls, "Nearly all explorations use every call they have."),
         (metrics.get("well-formed", 1.0) < 0.2, "Hardly any exploration is well-formed."),
         (metrics.get("entropy", 1.0) < 0.02, "The policy always writes nearly the same (entropy below 0.02)."),
         (metrics.get("repeated preferences", 0.0) > 0.3, "Many preferences repeat an earlier one."),

@@ -1,12 +1,10 @@
 """Demonstrations: explorations written with hindsight, from which SFT teaches a small model the protocol.
 
 The policy that writes them knows what a training user chose next (never a validation or test item). It first names the
-latest titles and the history's most frequent phrase. Later calls say what the history and the next items have in
-common. The answer is what came back, in the TRM's order. A model that imitates this learns the protocol, to copy titles
-exactly, and to say what helps on average. Better words and rankings are left to reinforcement learning.
-
-The first call uses no hindsight: the trained model could only guess at it. Demonstrations vary in their limits, so that
-the model reads the limits in its prompt instead of counting lists.
+latest titles and the history's most frequent phrase, without hindsight, which the trained model could only guess at.
+Later calls say what the history and the next items have in common. The answer is what came back, in the TRM's order.
+This teaches the protocol, to copy titles exactly, and to say what helps on average; better words and rankings are left
+to reinforcement learning. Demonstrations vary in their limits, so that the model reads those in its prompt.
 """
 
 from __future__ import annotations
@@ -35,12 +33,9 @@ from deeprec.training.schedule import SFT
 from deeprec.training.task_sets import TaskSets
 from deeprec.trm.preferences import TITLES, frequent_phrases, item_phrases
 
-AHEAD = 5
-"""Next items that a later preference may anticipate."""
-_NAMES = 2
-"""Most titles of the history in a later preference."""
-_NAME_WORDS = 6
-"""Words of a title that name it; in long titles, sizes and packs follow."""
+AHEAD = 5  # next items that a later preference may anticipate
+_NAMES = 2  # most titles of the history in a later preference
+_NAME_WORDS = 6  # words of a title that name it; in long titles, sizes and packs follow
 
 _FIRST = (
     "After {last}, the history turns to",
@@ -74,12 +69,9 @@ class Example:
 class DemonstrationPolicy(TextPolicy):
     """Writes each task's exploration with hindsight; see the module.
 
-    Args:
-        followed: by task id, what the user chose next, the target first.
-        codec: of the model to train.
-        config: limits of the trained model's explorations. At least half of the demonstrations have its `max_calls`
-            and three quarters its `answer_size`; the others have less.
-        seed: of the limits, and of choices between equally good words.
+    `followed` says, by task id, what the user chose next, the target first. The codec is the trained model's, and
+    `config` has the limits of its explorations: at least half of the demonstrations have its `max_calls` and three
+    quarters its `answer_size`; the others have less. The seed decides limits and choices between equally good words.
     """
 
     def __init__(
@@ -93,11 +85,9 @@ class DemonstrationPolicy(TextPolicy):
         seed: int,
     ) -> None:
         super().__init__(lambda conversation: "", codec)
-        self.catalog = catalog
+        self.catalog, self.followed = catalog, followed
         self.tasks = {task.id: task for task in tasks}
-        self.followed = followed
-        self.config = config
-        self.seed = seed
+        self.config, self.seed = config, seed
         self.faults: Counter[Fault] = Counter()
         self._said: defaultdict[str, list[str]] = defaultdict(list)
         self._bm25 = BM25(catalog)
@@ -130,43 +120,32 @@ class DemonstrationPolicy(TextPolicy):
         if len(lists) >= calls:
             titles = [title for found in lists for title in found][: limits.answer_size]
             return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
-        said = self._said[request.key]
-        phrases = self._particular(rng, task, said) if lists else self._latest(task)
+        said, shown = self._said[request.key], task.history[-self.config.history :]
+        if lists:
+            phrases = self._particular(rng, shown, self.followed[task.id][:AHEAD], said)
+        else:
+            names = dict.fromkeys(map(self._name, reversed(shown[-TITLES:])))
+            phrases = [*names, *frequent_phrases(self.catalog, shown)[:1]]
         said += phrases
         return protocol.call_text(self._thought(rng, _LATER if lists else _FIRST, task, lists), "; ".join(phrases))
 
-    def _latest(self, task: Task) -> list[str]:
-        """Names of the latest items, the last one first, and the most frequent phrase of the shown history."""
-        shown = self._shown(task)
-        names = dict.fromkeys(map(self._name, reversed(shown[-TITLES:])))
-        return [*names, *frequent_phrases(self.catalog, shown)[:1]]
-
-    def _particular(self, rng: random.Random, task: Task, said: Sequence[str]) -> list[str]:
-        """Something new: names of shown items that resemble the next ones, else one or two phrases that both have, else
-        the latest name or a phrase of the latest item."""
-        ahead = self.followed[task.id][:AHEAD]
-        names = [name for name in self._similar(task, ahead) if name not in said]
-        if names:
-            return names[:_NAMES]
-        shown = self._shown(task)
+    def _particular(
+        self, rng: random.Random, shown: Sequence[ItemIdx], ahead: Sequence[ItemIdx], said: Sequence[str]
+    ) -> list[str]:
+        """Something new: names of shown items that share words with the next ones (most similar first, then latest
+        first), else one or two phrases that both have, else the latest name or a phrase of the latest item."""
+        names = list(dict.fromkeys(map(self._name, reversed(shown))))
+        scores_N = self._bm25.scores(names)[:, list(ahead)].toarray().max(axis=1)
+        similar = [names[n] for n in np.argsort(-scores_N, kind="stable") if scores_N[n] > 0 and names[n] not in said]
+        if similar:
+            return similar[:_NAMES]
         known = {phrase for item in shown for phrase in item_phrases(self.catalog, item)}
         for item in ahead:
             again = [phrase for phrase in item_phrases(self.catalog, item) if phrase in known and phrase not in said]
             if again:
                 return rng.sample(again, min(rng.randint(1, 2), len(again)))
-        rest = [self._name(item) for item in reversed(shown)]
-        rest += [phrase for item in reversed(shown) for phrase in reversed(item_phrases(self.catalog, item))]
+        rest = names + [phrase for item in reversed(shown) for phrase in reversed(item_phrases(self.catalog, item))]
         return [next((phrase for phrase in rest if phrase not in said), "something else")]
-
-    def _similar(self, task: Task, ahead: Sequence[ItemIdx]) -> list[str]:
-        """Names of shown items that share words with the next ones: most similar first, then latest first."""
-        names = list(dict.fromkeys(map(self._name, reversed(self._shown(task)))))
-        scores_N = self._bm25.scores(names)[:, list(ahead)].toarray().max(axis=1)
-        return [names[n] for n in np.argsort(-scores_N, kind="stable") if scores_N[n] > 0]
-
-    def _shown(self, task: Task) -> Sequence[ItemIdx]:
-        """The part of the history that the prompt shows."""
-        return task.history[-self.config.history :]
 
     def _name(self, item: ItemIdx) -> str:
         """The first words of an item's title, without the year, as a single phrase of a preference."""
@@ -181,20 +160,12 @@ class DemonstrationPolicy(TextPolicy):
 
 
 def demonstrations_of(task_sets: TaskSets, codec: Codec, config: Config, limit: int) -> list[Example]:
-    """The demonstrations of up to `limit` tasks.
-
-    Raises:
-        DeepRecError: none is well-formed.
-    """
-    tasks = task_sets.tasks[SFT][:limit]
-    demonstrator = DemonstrationPolicy(
-        task_sets.catalog, tasks, task_sets.followed, codec, config.explore, seed=config.train.seed
-    )
-    examples = [example for _, example in demonstrator.examples(task_sets.retriever)]
+    """The demonstrations of up to `limit` tasks; DeepRecError if none is well-formed."""
+    tasks, followed = task_sets.tasks[SFT][:limit], task_sets.followed
+    policy = DemonstrationPolicy(task_sets.catalog, tasks, followed, codec, config.explore, seed=config.train.seed)
+    examples = [example for _, example in policy.examples(task_sets.retriever)]
     if not examples:
-        fault = next((fault for fault, _ in demonstrator.faults.most_common(1)), "no task")
-        raise DeepRecError(
-            f"No demonstration is well-formed (most common fault: {fault}). Check explore.context_tokens, "
-            "explore.segment_tokens and train.sft.share."
-        )
+        fault = next((fault for fault, _ in policy.faults.most_common(1)), "no task")
+        keys = "explore.context_tokens, explore.segment_tokens and train.sft.share"
+        raise DeepRecError(f"No demonstration is well-formed (most common fault: {fault}). Check {keys}.")
     return examples

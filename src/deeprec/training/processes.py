@@ -16,12 +16,10 @@ from deeprec.config import TrainConfig
 from deeprec.errors import DeepRecError
 
 _T = TypeVar("_T")
-_TIMEOUT = timedelta(hours=12)
-"""How long processes wait for each other: the main one may train a TRM, or explore longer."""
+_TIMEOUT = timedelta(hours=12)  # processes wait for each other: the main one may train a TRM, or explore longer
 
 
 def world_size() -> int:
-    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -50,17 +48,12 @@ def main_process_first() -> Iterator[bool]:
 
 
 def require_equal_shares(config: TrainConfig) -> None:
-    """Check that the processes can share each step.
-
-    Raises:
-        DeepRecError: they can't.
-    """
-    n = world_size()
-    micro, tasks, batch = config.micro_batch_size, config.tasks_per_step, config.sft.batch_size
-    passes = micro * config.updates_per_step
-    if tasks % n or tasks // n * config.group_size % passes or batch % (n * min(micro, batch)):
+    """DeepRecError unless the processes can share each step."""
+    n, tasks, batch = world_size(), config.tasks_per_step, config.sft.batch_size
+    micro, updates = config.micro_batch_size, config.updates_per_step
+    if tasks % n or tasks // n * config.group_size % (micro * updates) or batch % (n * min(micro, batch)):
         raise DeepRecError(
             f"{n} processes can't share a step: train.tasks_per_step ({tasks}) and train.sft.batch_size ({batch}) must "
             f"be multiples of {n}. Each process's part of them must be a multiple of train.micro_batch_size ({micro}), "
-            f"in a stage also of train.updates_per_step ({config.updates_per_step})."
+            f"in a stage also of train.updates_per_step ({updates})."
         )

@@ -14,7 +14,7 @@ from deeprec.data.dataset import Task
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.settings import resolve_defaults
 from deeprec.explore.trace import Line, Stop, Trace
-from deeprec.retrieval.retriever import Query
+from deeprec.retrieval.retriever import queries_of
 from deeprec.rewards.rubric import Rubric, Scored
 from deeprec.training.sampling import Sampler, in_process
 from deeprec.training.task_sets import TaskSets
@@ -22,10 +22,8 @@ from deeprec.training.task_sets import TaskSets
 OnRollout = Callable[[Sequence[Trace], Sequence[Scored], Mapping[str, float]], None]
 """Receives each step's traces, their rewards, and seconds by activity."""
 
-TOP_P = 0.95
-"""Of the explorations' sampling."""
-RESAMPLING_ROUNDS = 1
-"""Rounds in which other tasks replace groups of equal rewards (dynamic sampling)."""
+TOP_P = 0.95  # of the explorations' sampling
+RESAMPLING_ROUNDS = 1  # rounds in which other tasks replace groups of equal rewards (dynamic sampling)
 
 
 @dataclass
@@ -42,9 +40,6 @@ class Rollout:
     config: Config
     on_rollout: OnRollout
     sampler: Sampler = in_process
-
-    def __post_init__(self) -> None:
-        self._targets = self.task_sets.targets()
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """What TRL asks for (tokens, logprobs, who wrote each token), and the reward of each exploration."""
@@ -74,33 +69,23 @@ class Rollout:
         return _fields(traces) | {"scored": list(scores)}
 
     def _explore(self, explorer: Explorer, tasks: Sequence[Task]) -> list[list[tuple[Trace, Scored]]]:
-        """A group of explorations for each task, with their rewards."""
-        size = self.config.train.group_size
-        traces = explorer.run([task for task in tasks for _ in range(size)])
-        groups = [traces[first : first + size] for first in range(0, len(traces), size)]
-        totals = self._trm_totals(traces[::size])
-        return [
-            [(trace, replace(self._score(trace), trm_total=total)) for trace in group]
-            for group, total in zip(groups, totals, strict=True)
-        ]
+        """A group of explorations for each task, with their rewards and that of the TRM's own list, without a call.
 
-    def _trm_totals(self, traces: Sequence[Trace]) -> list[float]:
-        """The reward of answering each trace's task with the TRM's own list, without a call.
-
-        Tasks differ far more than a step changes a policy. Relative to this, rewards of different tasks compare.
+        Tasks differ far more than a step changes a policy. Relative to the latter, rewards of different tasks compare.
         """
-        queries = [Query(trace.history, exclude=frozenset(trace.history)) for trace in traces]
-        lists = self.task_sets.retriever.retrieve(queries, self.config.explore.answer_size)
-        titles = self.task_sets.catalog.titles
-        totals = []
-        for trace, hits in zip(traces, lists, strict=True):
+        size, titles = self.config.train.group_size, self.task_sets.catalog.titles
+        traces = explorer.run([task for task in tasks for _ in range(size)])
+        lists = self.task_sets.retriever.retrieve(queries_of(tasks), self.config.explore.answer_size)
+        groups = []
+        for first, hits in zip(range(0, len(traces), size), lists, strict=True):
             answer = tuple(Line(titles[hit.item], hit.item, retrieved=True, fault=None) for hit in hits)
-            as_answer = replace(trace, turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED)
-            totals.append(self._score(as_answer).total)
-        return totals
+            own = replace(traces[first], turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED)
+            total, group = self._score(own).total, traces[first : first + size]
+            groups.append([(trace, replace(self._score(trace), trm_total=total)) for trace in group])
+        return groups
 
     def _score(self, trace: Trace) -> Scored:
-        return self.rubric.score(trace, self._targets[trace.task])
+        return self.rubric.score(trace, self.task_sets.followed[trace.task][0])
 
     def _substitutes(self, step: int, asked: Sequence[str]) -> Iterator[Task]:
         """Tasks that are not among the step's own, in an order that depends on the step."""
@@ -112,25 +97,23 @@ class Rollout:
 
 def reward_functions(rubric: Rubric) -> list[Callable[..., list[float]]]:
     """One function a term, as TRL wants them; they read the scores of the rollout."""
-    return [_reward(name) for name in rubric.rewards]
 
+    def named(name: str) -> Callable[..., list[float]]:
+        def reward(scored: Sequence[Scored], **_: Any) -> list[float]:
+            return [each.terms[name] for each in scored]
 
-def _reward(name: str) -> Callable[..., list[float]]:
-    def reward(scored: Sequence[Scored], **_: Any) -> list[float]:
-        return [each.terms[name] for each in scored]
+        reward.__name__ = name
+        return reward
 
-    reward.__name__ = name
-    return reward
+    return list(map(named, rubric.rewards))
 
 
 def _fields(traces: Sequence[Trace]) -> dict[str, list[Any]]:
     """The rollout's fields in TRL's form: the prompt apart from what follows it."""
-    fields: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "env_mask": []}
+    rows = []
     for trace in traces:
         tokens, written, logprobs = trace.tokens()
         start = len(trace.segments[0].tokens)
-        fields["prompt_ids"].append(tokens[:start])
-        fields["completion_ids"].append(tokens[start:])
-        fields["logprobs"].append(logprobs[start:])
-        fields["env_mask"].append([int(by_policy) for by_policy in written[start:]])
-    return fields
+        rows.append((tokens[:start], tokens[start:], logprobs[start:], list(map(int, written[start:]))))
+    names = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from deeprec.policies.adapters import adapter_folder, digests_of
 from deeprec.policies.loading import load_transformers, load_vllm
 from deeprec.runs import Run, matching_runs
 from deeprec.runs.progress import SILENT, Advance, Progress
-from deeprec.training.callback import alarms, step_summary, tensorboard_in
+from deeprec.training.callback import alarms
 from deeprec.training.processes import main_process_first
 from deeprec.training.sampling import VllmSampler, in_process
 from deeprec.training.schedule import SFT, active, shared_parts, shares
@@ -28,10 +29,8 @@ from deeprec.training.time_budget import time_spent
 from deeprec.training.trainer import train
 from deeprec.trm.run import load_or_train_trm, trm_origin
 
-SECTIONS = ("data", "trm", "policy", "explore", "train")
-"""Sections of the configuration that decide the outcome of a training."""
-_SHOWN = ("reward", "well-formed", "turns", "loss")
-"""Metrics that the progress bar shows."""
+SECTIONS = ("data", "trm", "policy", "explore", "train")  # of the configuration, that decide a training's outcome
+_SHOWN = ("reward", "well-formed", "turns", "loss")  # metrics that the progress bar shows
 
 
 def train_policy(
@@ -58,9 +57,7 @@ def train_policy(
     if kind not in TRAINABLE:
         raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
     if config.policy.adapter not in ("shipped", "none"):
-        raise DeepRecError(
-            "policy.adapter can't be trained on; name an adapter that a training continues from in train.adapter."
-        )
+        raise DeepRecError("policy.adapter can't be trained on; name what a training continues from in train.adapter.")
     if config.explore.answer == "pool":
         raise DeepRecError("explore.answer='pool' is not for training, which learns from freely sampled answers.")
     with main_process_first() as main:
@@ -69,14 +66,12 @@ def train_policy(
             policy = load_transformers(config, offline=offline, training=True)
             sampler = VllmSampler(load_vllm(config, offline=offline, training=True)) if kind == "vllm" else in_process
         task_sets = prepare_task_sets(dataset, config, runs, offline=offline, progress=progress)
-        extra = [
-            prepare_task_sets(load_dataset(other.data, offline=offline), other, runs, (SFT,), offline, progress)
-            for other in _extra_configs(config)
-        ]
+        others = _extra_datasets(config, offline)
+        extra = [prepare_task_sets(data, other, runs, (SFT,), offline, progress) for data, other in others]
         run = _open_run(dataset, config, runs, offline, progress)
     with (
         run if main else nullcontext(),
-        tensorboard_in(run.path) if tensorboard and main else nullcontext() as writer,
+        _tensorboard(run.path) if tensorboard and main else nullcontext() as writer,
         progress.phase("train the policy", 1) as advance,
     ):
         on_step = _StepReport(run, config.explore, progress, advance, writer)
@@ -107,15 +102,16 @@ def prepare_task_sets(
         return TaskSets.prepare({name: parts[name] for name in names or parts}, trm, dataset.catalog, config.train)
 
 
+@dataclass
 class _StepReport:
     """Writes each step's metrics to the run, and shows them."""
 
-    def __init__(
-        self, run: Run, explore: ExploreConfig, progress: Progress, advance: Advance, writer: Any | None
-    ) -> None:
-        self.run, self.explore = run, explore
-        self.progress, self.advance, self.writer = progress, advance, writer
-        self._raised: set[str] = set()
+    run: Run
+    explore: ExploreConfig
+    progress: Progress
+    advance: Advance
+    writer: Any | None
+    raised: set[str] = field(default_factory=set)
 
     def __call__(self, part: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         named = {f"{part}/{name}": value for name, value in metrics.items()}
@@ -126,16 +122,27 @@ class _StepReport:
         shown = [f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics]
         self.advance(step, steps, f"{part}: {', '.join(shown)}; step")
         if "reward" in metrics:  # a step of reinforcement learning takes long enough for a line of its own
-            self.progress.message(f"{part} {step}/{steps}: {step_summary(metrics)}")
+            terms = {name: value for name, value in metrics.items() if name.startswith("reward/") and value}
+            terms |= {name: metrics[name] for name in ("turns", "tokens/s") if name in metrics}
+            summary = ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
+            self.progress.message(f"{part} {step}/{steps}: {summary}")
         for alarm in alarms(metrics, self.explore):
-            if alarm not in self._raised:
-                self._raised.add(alarm)
+            if alarm not in self.raised:
+                self.raised.add(alarm)
                 self.progress.message(f"{part}, step {step}: {alarm}")
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DeepRecError("--tensorboard needs TensorBoard: pip install tensorboard.") from None
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 
 
 def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progress: Progress) -> Run:
     """The run to continue, or a new one with copies of the leading parts that another training has finished."""
-    start = "the bare model" if config.train.adapter is None else f"adapter {config.train.adapter}"
+    start = f"adapter {config.train.adapter}" if config.train.adapter else "the bare model"
     origin = _origin(dataset, config, offline=offline)
     if known := next(_trainings(config, runs, SECTIONS, origin), None):
         progress.message(f"Continuing in {known.path}, from {start} (Ctrl-C is safe)")
@@ -143,12 +150,9 @@ def _open_run(dataset: Dataset, config: Config, runs: Path, offline: bool, progr
     run = Run.create(runs, None, config, sys.argv, kind="train", fingerprint=dataset.fingerprint)
     finished: list[Path] = []
     for other in _trainings(config, runs, SECTIONS[:-1], origin):
-        try:
-            theirs = other.config.train
-        except DeepRecError:  # an earlier version's keys
-            continue
-        done = [other.path / name for name in shared_parts(config.train, theirs)]
-        finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
+        with suppress(DeepRecError):  # an earlier version's keys
+            done = [other.path / name for name in shared_parts(config.train, other.config.train)]
+            finished = max(finished, list(takewhile(Path.is_dir, done)), key=len)
     for part in finished:
         shutil.copytree(part, run.path / part.name)
         progress.message(f"{part.name} is copied from {part.parent}, which has the same settings up to there")
@@ -162,24 +166,22 @@ def _trainings(config: Config, runs: Path, sections: Sequence[str], origin: Mapp
     return matching_runs(runs, "train", config, sections, origin, ignore="policy.adapter")
 
 
-def _extra_configs(config: Config) -> list[Config]:
-    """The configuration on each extra data set of SFT."""
+def _extra_datasets(config: Config, offline: bool) -> list[tuple[Dataset, Config]]:
+    """The extra data sets of SFT, each with the configuration on it."""
     sources = config.train.sft.extra_datasets if SFT in active(config.train) else ()
     own = {"items": None, "format": "auto", "columns": Columns()}
-    return [
-        config.model_copy(update={"data": config.data.model_copy(update=own | {"source": source})})
-        for source in sources
-    ]
+    all_data = [config.data.model_copy(update=own | {"source": source}) for source in sources]
+    return [(load_dataset(data, offline=offline), config.model_copy(update={"data": data})) for data in all_data]
 
 
 def _origin(dataset: Dataset, config: Config, *, offline: bool) -> dict[str, Any]:
     """What decides a training in addition to the configuration: data, text, protocol, and the files behind names."""
     named = config.train.adapter
     folder = named and adapter_folder(config.policy.model_copy(update={"adapter": named}))
-    extra = [load_dataset(other.data, offline=offline) for other in _extra_configs(config)]
+    extra = [[each.fingerprint, each.text_digest] for each, _ in _extra_datasets(config, offline)]
     return trm_origin(dataset) | {
         "protocol": PROTOCOL,
         "model": digests_of(Path(config.policy.model).expanduser()) or None,
         "adapter": digests_of(folder or None) or None,
-        "extra_datasets": [[each.fingerprint, each.text_digest] for each in extra] or None,
+        "extra_datasets": extra or None,
     }

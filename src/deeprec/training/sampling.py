@@ -14,8 +14,8 @@ from deeprec.policies.fused_lora import fuse
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.policies.vllm import VllmPolicy
 
+# Makes, of the model and its tokenizer, a policy that writes with the model's present weights; its seconds are 0.
 Sampler = Callable[[Any, Any], Policy]
-"""Makes, of the model and its tokenizer, a policy that writes with the model's present weights; its seconds are 0."""
 
 
 def in_process(model: Any, tokenizer: Any) -> TransformersPolicy:
@@ -28,7 +28,6 @@ class VllmSampler:
 
     def __init__(self, policy: VllmPolicy) -> None:
         self.policy = policy
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, model: Any, tokenizer: Any) -> VllmPolicy:
         if isinstance(model, PeftModel):

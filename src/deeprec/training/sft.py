@@ -12,6 +12,7 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -64,11 +65,7 @@ class _SFTTrainer(Trainer):
         return scheduler
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels_BT = inputs["labels"]
         positions_N = (labels_BT[:, 1:] != _IGNORED).any(0).nonzero()[:, 0]
@@ -105,7 +102,11 @@ def run_trainer(trainer: Trainer, folder: Path) -> None:
     """Train, from the last complete checkpoint in the folder where there is one."""
     with main_process_first():
         for path in folder.glob("checkpoint-*"):
-            if not _is_complete(path):
+            try:  # the state is the last file to be written
+                complete = "global_step" in json.loads((path / "trainer_state.json").read_bytes())
+            except (OSError, ValueError):
+                complete = False
+            if not complete:
                 shutil.rmtree(path)
     trainer.remove_callback(PrinterCallback)  # ours reports the steps
     # Autocast takes an adapter's float32 weights to bfloat16; peft would take its inputs to float32, which is slower.
@@ -114,21 +115,8 @@ def run_trainer(trainer: Trainer, folder: Path) -> None:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether its state, the last file to be written, can be read."""
-    try:
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-
-
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Rows (B, T), padded on the right. Attention is causal, so padding changes nothing before it: no mask."""
-    length = max(len(example.tokens) for example in examples)
-    tokens_BT = torch.zeros((len(examples), length), dtype=torch.long)
-    labels_BT = torch.full_like(tokens_BT, _IGNORED)
-    for row, example in enumerate(examples):
-        tokens_T = torch.tensor(example.tokens)
-        tokens_BT[row, : len(tokens_T)] = tokens_T
-        labels_BT[row, : len(tokens_T)] = tokens_T.masked_fill(~torch.tensor(example.learned), _IGNORED)
-    return {"input_ids": tokens_BT, "labels": labels_BT}
+    tokens_BT = pad_sequence([torch.tensor(example.tokens) for example in examples], batch_first=True)
+    learned_BT = pad_sequence([torch.tensor(example.learned) for example in examples], batch_first=True)
+    return {"input_ids": tokens_BT, "labels": tokens_BT.masked_fill(~learned_BT, _IGNORED)}

@@ -57,9 +57,8 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
 
     _own_BC: Tensor | None = None
     negative_advantage_weight = 1.0
+    # Steps in which the learning rate rises. The first of transformers' own has rate 0 and would waste explorations.
     warmup = 0
-    """Optimiser steps in which the learning rate rises. The first step of transformers' own warm-up has rate 0, which
-    would waste its explorations."""
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / (self.warmup + 1)))
@@ -87,9 +86,8 @@ class OwnTokensTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Logprobs and entropies (B, C) of the last `logits_to_keep` tokens; 0 where no row is the policy's."""
         if self._own_BC is None or input_ids.is_cuda or self.aux_loss_enabled:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
+            whole = super()._get_per_token_logps_and_entropies
+            return whole(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         positions_N = self._own_BC.any(0).nonzero()[:, 0]
         wanted_N = positions_N + input_ids.shape[1] - logits_to_keep
         with self.accelerator.autocast():
@@ -111,14 +109,9 @@ def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
     own_C = (batch["completion_mask"] * batch["tool_mask"]).any(0)
     start = int(batch["prompt_mask"].any(0).int().argmax())
     end = max([0, *own_C.nonzero()[:, 0].tolist()]) + 1
-    width = len(own_C)
-
-    def cut(name: str, value: Any) -> Any:
-        if name in ("prompt_ids", "prompt_mask"):
-            return value[:, start:]
-        return value[:, :end] if isinstance(value, Tensor) and value.shape[1:] == (width,) else value
-
-    return {name: cut(name, value) for name, value in batch.items()}
+    prompt = {name: batch[name][:, start:] for name in ("prompt_ids", "prompt_mask")}
+    wide = {name for name, value in batch.items() if isinstance(value, Tensor) and value.shape[1:] == own_C.shape}
+    return batch | {name: batch[name][:, :end] for name in wide} | prompt
 
 
 def order_of(tasks: Sequence[str], stage: StageConfig, config: TrainConfig) -> list[str]:

@@ -14,36 +14,27 @@ from deeprec.retrieval.retriever import queries_of
 from deeprec.training.schedule import SFT
 from deeprec.trm.trm import TRM
 
-TARGETS_PER_USER = 20
-"""A training user's last items that serve as targets."""
-_RANKED = 4096
-"""Tasks ranked at once: their queries take several times the memory of the tasks."""
+TARGETS_PER_USER = 20  # a training user's last items that serve as targets
+_RANKED = 4096  # tasks ranked at once: their queries take several times the memory of the tasks
+# The part's name when the shipped adapters were trained; it seeds the order of tasks, which stays the same.
 _SHUFFLE_NAMES = {SFT: "warm-start"}
-"""The part's name when the shipped adapters were trained; it seeds the order of tasks, which stays the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class TaskSets:
-    """The tasks of each part of a training, and the retriever to explore them with.
+    """The tasks of each part of a training, in random order, and the retriever to explore them with.
 
-    Attributes:
-        retriever: a TRM trained on all users but those of the parts.
-        tasks: of each part, in random order; the TRM alone ranks each target within `train.max_target_rank`.
-        followed: by task id, what the user chose next in the training data, the target first.
+    The TRM alone ranks each target within `train.max_target_rank`.
     """
 
     catalog: Catalog
-    retriever: TRM
+    retriever: TRM  # trained on all users but those of the parts
     tasks: dict[str, list[Task]]
-    followed: dict[str, tuple[ItemIdx, ...]]
+    followed: dict[str, tuple[ItemIdx, ...]]  # by task id, what the user chose next in training, the target first
 
     @classmethod
     def prepare(cls, parts: Mapping[str, Dataset], retriever: TRM, catalog: Catalog, config: TrainConfig) -> TaskSets:
-        """From the parts of `Dataset.divide`, and the TRM of the other users.
-
-        Raises:
-            DeepRecError: a part has no tasks.
-        """
+        """From the parts of `Dataset.divide`, and the TRM of the other users; DeepRecError where one has no tasks."""
         tasks: dict[str, list[Task]] = {}
         followed: dict[str, tuple[ItemIdx, ...]] = {}
         for name, part in parts.items():
@@ -54,14 +45,11 @@ class TaskSets:
                 ranks = retriever.ranks(queries_of(some), [after[task.id][0] for task in some])
                 kept += [task for task, rank in zip(some, ranks, strict=True) if 0 <= rank < config.max_target_rank]
             if not kept and part.users:
+                fault = f"no item of its {len(part.users)} users among the first {config.max_target_rank}"
                 raise DeepRecError(
-                    f"{name!r} has no tasks: the TRM ranks no item of its {len(part.users)} users among the first "
-                    f"{config.max_target_rank}. Raise its share or train.max_target_rank."
+                    f"{name!r} has no tasks: the TRM ranks {fault}. Raise its share or train.max_target_rank."
                 )
             random.Random(f"{config.seed}:{_SHUFFLE_NAMES.get(name, name)}").shuffle(kept)
             tasks[name] = kept
             followed |= {task.id: after[task.id] for task in kept}
         return cls(catalog, retriever, tasks, followed)
-
-    def targets(self) -> dict[str, ItemIdx]:
-        return {task: items[0] for task, items in self.followed.items()}

@@ -21,33 +21,27 @@ class TimeBudget:
     A part's time limit is the remaining time × its share of the remaining planned explorations. Time that a part leaves
     over, or takes beyond its limit to end its last step, changes what later parts get.
 
-    Args:
-        folder: of the training. Seconds and steps are kept there, so time spent before an interruption counts.
-        planned: explorations of each part, in order: demonstrations of SFT, explorations of a stage.
-        minutes: for all parts; None is no limit.
-
-    Attributes:
-        share: of the current part's time that has passed; 0 without a limit.
+    Seconds and steps are kept in the training's folder, so time spent before an interruption counts. `planned` has the
+    explorations of each part, in order: demonstrations of SFT, explorations of a stage. None minutes are no limit.
     """
 
     def __init__(self, folder: Path, planned: Mapping[str, int], minutes: float | None) -> None:
-        self.file = folder / _FILE
-        self.planned = planned
+        self.folder, self.planned = folder, planned
         self.seconds = math.inf if minutes is None else 60 * minutes
-        self.parts = _read(self.file)
-        self.share = 0.0
+        self.parts = _read(folder)
+        self.share = 0.0  # of the current part's time that has passed; 0 without a limit
 
     def begin(self, part: str, steps: int) -> bool:
         """Begin or continue a part of so many steps; False where no time is left for it."""
         self.part, self._since = part, monotonic()
         names = list(self.planned)
-        earlier, remaining = names[: names.index(part)], names[names.index(part) :]
-        left = self.seconds - sum(self._spent(name) for name in earlier)
+        first = names.index(part)
+        left = self.seconds - sum(map(self._spent, names[:first]))
         left, self._before = broadcast((left, self._spent(part)))
         if left <= 0:
             self._keep(0, steps)
             return False
-        self.limit = left * self.planned[part] / sum(self.planned[name] for name in remaining)
+        self.limit = left * self.planned[part] / sum(self.planned[name] for name in names[first:])
         self.share = self._before / self.limit
         return True
 
@@ -68,19 +62,19 @@ class TimeBudget:
         seconds = self._before + monotonic() - self._since
         self.parts[self.part] = {"seconds": round(seconds, 3), "steps": step, "of": steps}
         if is_main_process():
-            scratch = self.file.with_suffix(".part")
+            scratch = self.folder / "time_budget.part"
             scratch.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
-            os.replace(scratch, self.file)
+            os.replace(scratch, self.folder / _FILE)
 
 
 def time_spent(folder: Path) -> str:
     """Steps of each part of a folder's training and minutes in all, in words; empty where nothing was kept."""
-    parts = _read(folder / _FILE)
+    parts = _read(folder)
     minutes = sum(part["seconds"] for part in parts.values()) / 60
     steps = [f"{name} {part['steps']} of {part['of']} steps" for name, part in parts.items()]
     return f"{', '.join(steps)}; {minutes:.1f} minutes" if parts else ""
 
 
-def _read(file: Path) -> dict[str, Any]:
-    parts: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
-    return parts
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / _FILE
+    return dict(json.loads(file.read_bytes())) if file.is_file() else {}

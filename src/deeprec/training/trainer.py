@@ -52,27 +52,22 @@ def train(
     trained again, and an unfinished one continues from its last checkpoint: after an interruption, call this again.
     Within `train.minutes` each part ends when its time is up; one that has no time left changes nothing.
 
-    Args:
-        sampler: explores in the stages.
-        extra_datasets: task sets that share the demonstrations of SFT equally with `task_sets`.
-
-    Raises:
-        DeepRecError: a part has too few tasks, or diverged, or the disk is full.
+    The sampler explores in the stages. The `extra_datasets` share the demonstrations of SFT equally with `task_sets`.
+    DeepRecError if a part has too few tasks, or diverged, or the disk is full.
     """
     names = active(config.train)
     if not names:
         raise DeepRecError("There is nothing to train: train.sft.demonstrations and all stages' steps are 0.")
     require_equal_shares(config.train)
-    task_sets, *extra_datasets = (_fitting(each, policy, config) for each in (task_sets, *extra_datasets))
+    all_task_sets = [_fitting(each, policy, config) for each in (task_sets, *extra_datasets)]
+    task_sets = all_task_sets[0]
     stages = {stage.name: stage for stage in config.train.stages if stage.name in names}
     rubrics = rubrics_of(stages, task_sets, config)
     for name in stages:
         if (found := len(task_sets.tasks[name])) < (needed := config.train.tasks_per_step):
-            raise DeepRecError(
-                f"Stage {name!r} has {found} tasks, and a step takes {needed}: raise its share, or lower "
-                "train.tasks_per_step."
-            )
-    planned = planned_explorations([task_sets, *extra_datasets], config.train)
+            fault = f"Stage {name!r} has {found} tasks, and a step takes {needed}"
+            raise DeepRecError(f"{fault}: raise its share, or lower train.tasks_per_step.")
+    planned = _planned_explorations(all_task_sets, config.train)
     time_budget = TimeBudget(folder, planned, config.train.minutes)
     torch.manual_seed(config.train.seed)
     model = adapted(policy.model, config.train.lora_rank)
@@ -86,7 +81,7 @@ def train(
         with explaining_full_disk(folder):
             if name == SFT:
                 time_budget.begin(SFT, -(-planned[SFT] // config.train.sft.batch_size))
-                examples = _examples([task_sets, *extra_datasets], policy, config)
+                examples = _examples(all_task_sets, policy, config)
                 sft(model, examples, config.train, checkpoints, callback)
             elif time_budget.begin(name, stages[name].steps):
                 tasks = task_sets.tasks[name]
@@ -99,8 +94,7 @@ def train(
     return folder / names[-1]
 
 
-def planned_explorations(all_task_sets: Sequence[TaskSets], config: TrainConfig) -> dict[str, int]:
-    """Explorations of each part: demonstrations of SFT, explorations of a stage."""
+def _planned_explorations(all_task_sets: Sequence[TaskSets], config: TrainConfig) -> dict[str, int]:
     planned = {stage.name: stage.steps * config.tasks_per_step * config.group_size for stage in config.stages}
     share = config.sft.demonstrations // len(all_task_sets)
     planned[SFT] = max(1, sum(min(share, len(each.tasks[SFT])) for each in all_task_sets))
@@ -108,19 +102,15 @@ def planned_explorations(all_task_sets: Sequence[TaskSets], config: TrainConfig)
 
 
 def rubrics_of(stages: Mapping[str, StageConfig], task_sets: TaskSets, config: Config) -> dict[str, Rubric]:
-    trm = task_sets.retriever
-    texts_ID = trm.encoder.encode(task_sets.catalog.texts())
-    return {
-        name: Rubric.build(stage.rewards, trm.encoder.encode, texts_ID, trm.index.vectors_ID)
-        for name, stage in stages.items()
-    }
+    encode, vectors_ID = task_sets.retriever.encoder.encode, task_sets.retriever.index.vectors_ID
+    texts_ID = encode(task_sets.catalog.texts())
+    return {name: Rubric.build(stage.rewards, encode, texts_ID, vectors_ID) for name, stage in stages.items()}
 
 
 def adapted(model: Any, rank: int) -> Any:
-    """The model with a LoRA adapter on all linear layers; for rank 0 all of it in float32, as bfloat16 loses small
-    steps."""
+    """The model with a LoRA adapter on all linear layers; for rank 0 all of it is trained."""
     if rank == 0:
-        return model.float().requires_grad_(True)
+        return model.float().requires_grad_(True)  # bfloat16 loses small steps
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, lora)
 
@@ -154,15 +144,15 @@ def _examples(all_task_sets: Sequence[TaskSets], policy: TransformersPolicy, con
 
 
 def _continue_from_adapter(model: Any, config: Config) -> None:
-    named, rank = repr(config.train.adapter), config.train.lora_rank
+    named, rank = f"train.adapter={config.train.adapter!r}", config.train.lora_rank
     folder = adapter_folder(config.policy.model_copy(update={"adapter": config.train.adapter}))
     if folder is None and config.train.adapter == "shipped":
         return
     if folder is None or not isinstance(model, PeftModel):
-        raise DeepRecError(f"train.adapter={named} needs a train.lora_rank, and an adapter of {config.policy.model}.")
+        raise DeepRecError(f"{named} needs a train.lora_rank, and an adapter of {config.policy.model}.")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if settings.get("r") != rank:
-        raise DeepRecError(f"train.adapter={named} has rank {settings.get('r')}: set train.lora_rank to it.")
+        raise DeepRecError(f"{named} has rank {settings.get('r')}: set train.lora_rank to it.")
     try:
         # peft loads the weights that fit and ignores the rest.
         if set(load_file(folder / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
@@ -171,7 +161,7 @@ def _continue_from_adapter(model: Any, config: Config) -> None:
             raise ValueError(f"its lora_alpha is not twice its rank but {settings.get('lora_alpha')}")
         load_weights(model, folder)
     except Exception as error:  # noqa: BLE001 (whatever foreign or damaged files make the loaders raise)
-        raise DeepRecError(f"train.adapter={named} does not fit {config.policy.model}: {brief(error)}") from None
+        raise DeepRecError(f"{named} does not fit {config.policy.model}: {brief(error)}") from None
 
 
 def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) -> None:

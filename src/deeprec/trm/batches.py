@@ -7,60 +7,44 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.config import TRMConfig
 from deeprec.data.dataset import Sequences
 from deeprec.errors import DeepRecError
-from deeprec.trm.preferences import PhraseTable, PreferenceSampler
+from deeprec.trm.preferences import IntArray, PhraseTable, PreferenceSampler
 
-BATCH_POSITIONS = 2048
-"""Training positions in a step."""
-_ALIKE = 8
-"""Windows whose lengths differ by less than this may share a batch, so that little of it is padding."""
+BATCH_POSITIONS = 2048  # training positions in a step
+_ALIKE = 8  # windows whose lengths differ by less than this may share a batch, so that little of it is padding
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """Training positions, N of them in B rows.
+    """Training positions, N of them in B rows, in the order of `real_BT`."""
 
-    inputs_BT: items, padded on the right with the number of items. real_BT: which are no padding. In the order of
-    `real_BT`, targets_N: the next items; phrases_NL: rows of the phrase table that make the preference; frequent_NL:
-    those of the history's frequent phrases.
-    """
-
-    inputs_BT: Tensor
-    real_BT: Tensor
-    targets_N: Tensor
-    phrases_NL: NDArray[np.int64]
-    frequent_NL: NDArray[np.int64]
+    inputs_BT: Tensor  # items, padded on the right with the number of items
+    real_BT: Tensor  # which are no padding
+    targets_N: Tensor  # the next items
+    phrases_NL: IntArray  # rows of the phrase table that make the preference
+    frequent_NL: IntArray  # those of the history's frequent phrases
 
 
 class Batches:
-    """The training batches of an epoch.
+    """The training batches of an epoch, of windows whose borders move from epoch to epoch.
 
-    Sequences are cut into windows at borders that move from epoch to epoch. All randomness follows from the seed and
-    the epoch's number, so that a resumed training sees what an unbroken one would.
-
-    Raises:
-        DeepRecError: no user has two training interactions.
+    All randomness follows from the seed and the epoch's number: a resumed training sees what an unbroken one would.
+    DeepRecError if no user has two training interactions.
     """
 
     def __init__(self, sequences: Sequences, phrase_table: PhraseTable, config: TRMConfig) -> None:
+        self.config, self.n_items = config, len(phrase_table.items_IL)
         self.starts_U1 = sequences.starts_U1
-        self.n_items = len(phrase_table.items_IL)
-        self.config = config
         self.users_U = np.flatnonzero(np.diff(self.starts_U1) >= 2)
         if not self.users_U.size:
             raise DeepRecError("The TRM has nothing to train on: no user has two training interactions.")
-        self.sampler = PreferenceSampler(phrase_table, sequences, config)
-
-    @property
-    def steps(self) -> int:
-        """About how many batches an epoch has."""
         inputs = int((np.diff(self.starts_U1)[self.users_U] - 1).sum())
-        return max(1, round(inputs / BATCH_POSITIONS))
+        self.steps = max(1, round(inputs / BATCH_POSITIONS))  # about how many batches an epoch has
+        self.sampler = PreferenceSampler(phrase_table, sequences, config)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0: every item but each sequence's first is a target once."""
@@ -88,7 +72,7 @@ class Batches:
                 self.sampler.frequent_N3[positions_N],
             )
 
-    def _windows(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _windows(self, rng: np.random.Generator) -> tuple[IntArray, IntArray, IntArray]:
         """First position, number of inputs and user of each window; windows hold at most `history` inputs."""
         T, users_U = self.config.history, self.users_U
         starts_U, inputs_U = self.starts_U1[users_U], np.diff(self.starts_U1)[users_U] - 1

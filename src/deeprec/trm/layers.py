@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_ROWS = 256
-"""Users whose logits over the catalogue are held at once, so that they stay in the processor's cache."""
+_ROWS = 256  # users whose logits over the catalogue are held at once, so that they stay in the processor's cache
 
 
 class Dropout(nn.Module):
@@ -68,11 +67,10 @@ class _CatalogueLoss(torch.autograd.Function):
 def catalogue_loss(users_ND: Tensor, items_ID: Tensor, targets_N: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean cross-entropy (nats, a scalar) of the targets under the softmax of `users_ND @ items_ID.T`.
 
-    `F.cross_entropy` without N x I logits in memory. Matrix products are in `dtype`, sums and exponentials in float32.
-    It can be differentiated once.
+    `F.cross_entropy` without N x I logits in memory, differentiable once. Matrix products are in `dtype`, sums and
+    exponentials in float32.
     """
-    loss: Tensor = _CatalogueLoss.apply(users_ND, items_ID, targets_N, dtype)
-    return loss
+    return cast(Tensor, _CatalogueLoss.apply(users_ND, items_ID, targets_N, dtype))
 
 
 def product_dtype() -> torch.dtype:

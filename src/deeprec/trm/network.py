@@ -11,8 +11,7 @@ from deeprec.trm.layers import Block, Dropout
 
 HEADS = 2
 DROPOUT = 0.2
-ID_DROPOUT = 0.1
-"""Share of items that a training step knows by their text alone."""
+ID_DROPOUT = 0.1  # share of items that a training step knows by their text alone
 _PREFERENCE_SCALE = 8.0
 """Of the preference's unit vector, whose components are so small that its projection would learn too slowly."""
 _NOVELTY_SLOPE = 4.0

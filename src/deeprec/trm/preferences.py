@@ -20,24 +20,16 @@ from deeprec.data.dataset import Sequences
 from deeprec.retrieval.retriever import phrases_of
 from deeprec.trm.text_encoder import TextEncoder
 
-PHRASES = 6
-"""Phrases of an item that training may use, and that a training preference holds at most."""
-RECENT = 20
-"""Last items of a history that its frequent phrases are counted in."""
-FREQUENT_PHRASES = 3
-"""Frequent phrases of a history, at most."""
-TITLES = 3
-"""Latest titles that stand for a history."""
-PREFERENCE_DROPOUT = 0.3
-"""Share of training positions without a preference."""
-FREQUENT_SHARE = 0.3
-"""Share of training positions whose preference is the history's frequent phrases."""
-LOOKAHEAD = 5
-"""The other positions take the phrases of one of this many next items."""
-EXACT_SHARE = 0.3
-"""Share of these that take the very next item."""
-_BLOCK = 8192
-"""Positions whose frequent phrases are counted at once."""
+PHRASES = 6  # phrases of an item that training may use, and that a training preference holds at most
+RECENT = 20  # last items of a history that its frequent phrases are counted in
+FREQUENT_PHRASES = 3  # frequent phrases of a history, at most
+TITLES = 3  # latest titles that stand for a history
+PREFERENCE_DROPOUT = 0.3  # share of training positions without a preference
+FREQUENT_SHARE = 0.3  # share of training positions whose preference is the history's frequent phrases
+LOOKAHEAD = 5  # the other positions take the phrases of one of this many next items
+EXACT_SHARE = 0.3  # share of these that take the very next item
+_BLOCK = 8192  # positions whose frequent phrases are counted at once
+IntArray = NDArray[np.int64]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -73,15 +65,11 @@ def encode_preferences(encoder: TextEncoder, preferences: Sequence[str]) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class PhraseTable:
-    """The vectors of all phrases of a catalogue, and which of them each item has (see `item_phrases`).
+    """The vectors of all phrases of a catalogue, and which of them each item has (see `item_phrases`)."""
 
-    vectors_PE: unit vectors and, last, a zero one for padding. items_IL: up to `PHRASES` rows of `vectors_PE` for each
-    item, padded. counts_I: their number.
-    """
-
-    vectors_PE: Tensor
-    items_IL: NDArray[np.int64]
-    counts_I: NDArray[np.int64]
+    vectors_PE: Tensor  # unit vectors and, last, a zero one for padding
+    items_IL: IntArray  # up to `PHRASES` rows of `vectors_PE` for each item, padded
+    counts_I: IntArray  # their number
 
     @classmethod
     def build(cls, catalog: Catalog, encoder: TextEncoder) -> PhraseTable:
@@ -94,7 +82,7 @@ class PhraseTable:
         vectors_PE = F.pad(torch.from_numpy(encoder.encode(list(rows))), (0, 0, 0, 1))
         return cls(vectors_PE, items_IL, counts_I)
 
-    def vectors(self, rows_NL: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def vectors(self, rows_NL: IntArray) -> tuple[Tensor, Tensor]:
         """As `encode_preferences`, for preferences given as rows of the table, padded."""
         real_NL = rows_NL != self.padding
         starts_N = torch.from_numpy(np.cumsum(real_NL.sum(1)) - real_NL.sum(1))
@@ -115,21 +103,14 @@ class PreferenceSampler:
     """
 
     def __init__(self, phrase_table: PhraseTable, sequences: Sequences, config: TRMConfig) -> None:
-        self.phrase_table = phrase_table
-        self.items_N = sequences.items_N.astype(np.int64)
-        self.starts_U1 = sequences.starts_U1
-        self.config = config
+        self.phrase_table, self.config = phrase_table, config
+        self.items_N, self.starts_U1 = sequences.items_N.astype(np.int64), sequences.starts_U1
         # The same in every epoch, so counted once.
-        positions_N = np.arange(self.items_N.size)
         firsts_N = np.repeat(self.starts_U1[:-1], np.diff(self.starts_U1))
-        blocks = range(0, positions_N.size, _BLOCK)
-        self.frequent_N3 = np.concatenate(
-            [self._frequent_phrases(positions_N[b : b + _BLOCK], firsts_N[b : b + _BLOCK]) for b in blocks]
-        )
+        blocks = range(0, firsts_N.size, _BLOCK)
+        self.frequent_N3 = np.concatenate([self._frequent_phrases(b, firsts_N[b : b + _BLOCK]) for b in blocks])
 
-    def draw(
-        self, rng: np.random.Generator, positions_N: NDArray[np.int64], users_N: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def draw(self, rng: np.random.Generator, positions_N: IntArray, users_N: IntArray) -> IntArray:
         """Rows of the phrase table (N, PHRASES), padded: a preference to state after each of the positions."""
         n, padding = positions_N.size, self.phrase_table.padding
         draws_N = rng.random(n)
@@ -145,7 +126,7 @@ class PreferenceSampler:
         rows_NL[frequent_N, :FREQUENT_PHRASES] = frequent_N3[frequent_N]
         return rows_NL
 
-    def _some(self, rng: np.random.Generator, items_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _some(self, rng: np.random.Generator, items_N: IntArray) -> IntArray:
         """A random subset, never empty, of each item's phrases."""
         counts_N = self.phrase_table.counts_I[items_N]
         order_NL = rng.random((items_N.size, PHRASES))
@@ -154,10 +135,10 @@ class PreferenceSampler:
         rows_NL = self.phrase_table.items_IL[items_N]
         return np.where(order_NL.argsort(1).argsort(1) < kept_N1, rows_NL, self.phrase_table.padding)
 
-    def _frequent_phrases(self, positions_N: NDArray[np.int64], firsts_N: NDArray[np.int64]) -> NDArray[np.int32]:
-        """`frequent_phrases` (N, 3) of the history up to each position, as rows of the phrase table, padded."""
-        n, padding = positions_N.size, self.phrase_table.padding
-        back_NR = positions_N[:, None] - np.arange(RECENT)
+    def _frequent_phrases(self, start: int, firsts_N: IntArray) -> NDArray[np.int32]:
+        """`frequent_phrases` (N, 3) of the history up to each position from `start` on, as padded rows of the table."""
+        n, padding = firsts_N.size, self.phrase_table.padding
+        back_NR = start + np.arange(n)[:, None] - np.arange(RECENT)
         rows_NRL = self.phrase_table.items_IL[self.items_N[np.maximum(back_NR, firsts_N[:, None])]]
         rows_NRL[back_NR < firsts_N[:, None]] = padding
         keys_M = (np.arange(n)[:, None, None] * (padding + 1) + rows_NRL)[rows_NRL != padding]

@@ -29,24 +29,19 @@ def load_or_train_trm(
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[TRM, Path]:
-    """The TRM of `config.data` and `config.trm`, and the folder of its run.
+    """The TRM of `config.data` and `config.trm`, and the folder of its run, one of those in `runs`.
 
-    Args:
-        runs: folder of the run folders.
-        again: train even if a finished run exists.
-
-    Raises:
-        DeepRecError: the training failed, or the encoder can't be fetched.
+    `again` trains even if a finished run exists. DeepRecError if training fails or the encoder can't be fetched.
     """
-    origin = trm_origin(dataset)
+    origin, texts = trm_origin(dataset), dataset.catalog.texts()
     known = None if again else next(matching_runs(runs, "trm", config, ("data", "trm"), origin), None)
-    if known is not None and known.manifest["status"] == "finished":
+    if known and known.manifest["status"] == "finished":
         return TRM.load(known.path / "trm", offline=offline), known.path
     with progress.phase("load MiniLM"):
         encoder = TextEncoder.load(offline=offline)
-    with progress.phase("encode the items' text", len(dataset.catalog), unit="item texts encoded") as advance:
-        encoder.encode(dataset.catalog.texts(), advance)
-        advance(len(dataset.catalog), len(dataset.catalog))  # the encoder counts equal texts once
+    with progress.phase("encode the items' text", len(texts), unit="item texts encoded") as advance:
+        encoder.encode(texts, advance)
+        advance(len(texts), len(texts))  # the encoder counts equal texts once
     run = known or Run.create(runs, None, config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
     if known is None:
         run.record(**origin)
@@ -55,8 +50,7 @@ def load_or_train_trm(
 
         def on_epoch(epoch: Epoch) -> None:
             run.append_metrics(epoch.epoch, {"loss": epoch.loss, "validation NDCG@10": epoch.ndcg})
-            text = f"epoch, loss {epoch.loss:.3f}, validation NDCG@10 {epoch.ndcg:.4f}"
-            advance(epoch.epoch, text=text)
+            advance(epoch.epoch, text=f"epoch, loss {epoch.loss:.3f}, validation NDCG@10 {epoch.ndcg:.4f}")
 
         trm = TRM.fit(dataset, config.trm, encoder, checkpoint=run.checkpoints / "last.safetensors", on_epoch=on_epoch)
         trm.save(run.path / "trm")

@@ -30,9 +30,8 @@ class TextEncoder:
     """Texts in, unit vectors (len, width) in float32 out. Vectors do not depend on the batch beyond float rounding.
 
     The last 100,000 texts are cached in memory, but for those of calls with 512 new texts or more. These are encoded in
-    blocks of 4,096, and each block becomes a file of `cache`, named by the sha256 of its texts and of the encoder's
-    files. So an interrupted call resumes, and texts that are added at the end cost themselves only. The files can be
-    removed at any time.
+    blocks of 4,096, each of which becomes a file of `cache`, named by the sha256 of its texts and of the encoder's
+    files: an interrupted call resumes, and texts added at the end cost themselves only. Files can be removed any time.
     """
 
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
@@ -40,18 +39,13 @@ class TextEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         self.width: int = self.model.config.hidden_size
-        self.folder = folder
-        self.cache = cache
+        self.folder, self.cache = folder, cache
         self._known: dict[str, NDArray[np.float32]] = {}  # the most recently used comes last
         self._lock = threading.Lock()
 
     @classmethod
     def load(cls, *, offline: bool = False) -> TextEncoder:
-        """The MiniLM asset, fetched if the cache lacks it; vectors are cached beside it in `text-vectors`.
-
-        Raises:
-            DeepRecError: it can't be fetched.
-        """
+        """The MiniLM asset, fetched if the cache lacks it (or DeepRecError); vectors are cached in `text-vectors`."""
         from deeprec import assets
 
         return cls(assets.fetch("minilm-l6", offline=offline), assets.cache_folder() / "text-vectors")
@@ -61,8 +55,7 @@ class TextEncoder:
     ) -> NDArray[np.float32]:
         """Unit vectors (len, width), a copy.
 
-        Args:
-            on_batch: called with the number of distinct texts done, and of all, while many new ones are encoded.
+        While many new ones are encoded, `on_batch` is called with the number of distinct texts done, and of all.
         """
         with self._lock:  # threads of a server share the encoder
             distinct = dict.fromkeys(texts)
@@ -82,28 +75,32 @@ class TextEncoder:
 
     def _encode_many(self, texts: Sequence[str], on_batch: Callable[[int, int], None]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            on_batch(done, len(texts))
-
         for start in range(0, len(texts), _BLOCK):
             block = texts[start : start + _BLOCK]
-            file = self._file(block)
-            kept_MD = _read(file, (len(block), self.width)) if file else None
-            if kept_MD is None:
-                kept_MD = self._run(block, advance)
-                if file:
-                    _write(file, kept_MD)
-            else:
-                advance(len(block))
-            vectors_ND[start : start + len(block)] = kept_MD
+
+            def advance(done: int, start: int = start) -> None:
+                on_batch(start + done, len(texts))
+
+            vectors_ND[start : start + len(block)] = self._block(block, advance)
+            advance(len(block))
         return vectors_ND
 
+    def _block(self, texts: Sequence[str], advance: Callable[[int], None]) -> NDArray[np.float32]:
+        if self.cache is None:
+            return self._run(texts, advance)
+        name = hashlib.sha256(json.dumps([self._origin, texts]).encode()).hexdigest()
+        file = self.cache / f"{name}.npy"
+        with suppress(OSError, ValueError, EOFError):  # missing or damaged
+            kept_MD: NDArray[np.float32] = np.load(file, mmap_mode="r")
+            whole = kept_MD.shape == (len(texts), self.width) and kept_MD.dtype == np.float32
+            if whole and (abs(np.linalg.norm(kept_MD, axis=1) - 1) < 1e-3).all():
+                return kept_MD
+        vectors_MD = self._run(texts, advance)
+        _write(file, vectors_MD)
+        return vectors_MD
+
     @torch.inference_mode()
-    def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
+    def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda done: None) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
         ids = self.tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
         order = sorted(range(len(texts)), key=lambda position: len(ids[position]))
@@ -120,7 +117,8 @@ class TextEncoder:
             vectors_BD = torch.nn.functional.normalize((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1), dim=-1)
             vectors_ND[positions] = vectors_BD.numpy()
             start = end
-            on_batch(len(positions))
+            if end < len(order):
+                on_batch(end)
         return vectors_ND
 
     @cached_property
@@ -129,30 +127,14 @@ class TextEncoder:
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
         return [f"format {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
 
-    def _file(self, texts: Sequence[str]) -> Path | None:
-        if self.cache is None:
-            return None
-        name = hashlib.sha256(json.dumps([self._origin, list(texts)]).encode()).hexdigest()
-        return self.cache / f"{name}.npy"
-
-
-def _read(file: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The vectors of a file, mapped; None if it is missing or damaged."""
-    try:
-        vectors_ND = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    whole = (vectors_ND.shape, vectors_ND.dtype) == (shape, np.float32)
-    return vectors_ND if whole and (abs(np.linalg.norm(vectors_ND, axis=1) - 1) < 1e-3).all() else None
-
 
 def _write(file: Path, vectors_ND: NDArray[np.float32]) -> None:
     part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as opened:
-            np.save(opened, vectors_ND)
-        os.replace(part, file)
-    except OSError:  # without the file the next start encodes again, so a full disk is no error
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError):  # without the file the next start encodes again, so a full disk is no error
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as opened:
+                np.save(opened, vectors_ND)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,25 +29,22 @@ from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.preferences import PhraseTable
 from deeprec.trm.text_encoder import TextEncoder
 
-AVERAGED_EPOCHS = 3.0
-"""Epochs that the moving average of the weights spans."""
-PATIENCE = 5
-"""Epochs without a better validation NDCG@10 before training stops."""
+AVERAGED_EPOCHS = 3.0  # epochs that the moving average of the weights spans
+PATIENCE = 5  # epochs without a better validation NDCG@10 before training stops
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """A point of the training curve."""
 
-    epoch: int
-    """Counted from 1."""
-    loss: float
-    """Mean cross-entropy of the next items, in nats."""
-    ndcg: float
-    """Validation NDCG@10."""
-    seconds: float
-    """Of training alone."""
+    epoch: int  # counted from 1
+    loss: float  # mean cross-entropy of the next items, in nats
+    ndcg: float  # validation NDCG@10
+    seconds: float  # of training alone
     validation_seconds: float
+
+
+_CURVE = TypeAdapter(list[Epoch])
 
 
 @dataclass
@@ -56,16 +55,15 @@ class _State:
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     best: dict[str, Tensor]
-    curve: list[Epoch]
+    curve: list[Epoch] = field(default_factory=list)
 
     def save(self, path: Path, config: TRMConfig) -> None:
         """One file, put in place at once: a kill leaves the last whole one."""
         parts = {"model": self.model.state_dict(), "average": self.average.state_dict(), "best": self.best}
         tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
         for name, parameter in self.model.named_parameters():
-            state = self.optimizer.state[parameter]
-            tensors |= {f"adam.{key}.{name}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-        metadata = {"curve": json.dumps([asdict(epoch) for epoch in self.curve]), "config": config.model_dump_json()}
+            tensors |= {f"adam.{key}.{name}": tensor for key, tensor in self.optimizer.state[parameter].items()}
+        metadata = {"curve": _CURVE.dump_json(self.curve).decode(), "config": config.model_dump_json()}
         part = path.with_suffix(".part")
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
         os.replace(part, path)
@@ -85,13 +83,12 @@ class _State:
             self.model.load_state_dict(parts["model"])
             self.average.load_state_dict(parts["average"])
             for name, parameter in self.model.named_parameters():
-                state = {key: parts["adam"][f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = state
-            self.best, self.curve = parts["best"], [Epoch(**epoch) for epoch in json.loads(metadata["curve"])]
+                adam = {key: parts["adam"][f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = adam
+            self.best, self.curve = parts["best"], _CURVE.validate_json(metadata["curve"])
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DeepRecError(
-                f"{path} is a damaged checkpoint ({one_line(error)}): remove it to start anew."
-            ) from None
+            fault = f"{path} is a damaged checkpoint ({one_line(error)}): remove it to start anew."
+            raise DeepRecError(fault) from None
 
 
 def train(
@@ -105,12 +102,9 @@ def train(
 ) -> tuple[PreferenceSASRec, list[Epoch]]:
     """Train until validation stops improving, or epochs or minutes end; returns the best model and the curve.
 
-    Args:
-        validate: gives the NDCG@10 of a model; called after every epoch.
-        checkpoint: a file that is written after every epoch; a training that finds it resumes.
-
-    Raises:
-        DeepRecError: nothing to train on, the loss diverged, or the checkpoint does not fit.
+    `validate` gives the NDCG@10 of a model, after every epoch. `checkpoint` is a file that is written then; a training
+    that finds it resumes. DeepRecError if there is nothing to train on, the loss diverged, or the checkpoint does not
+    fit.
     """
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
     phrase_table = PhraseTable.build(catalog, encoder)
@@ -122,34 +116,28 @@ def train(
     decay = 1 - 1 / max(1.0, AVERAGED_EPOCHS * batches.steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     average.module.text_ID = text_ID  # shared, not copied
-    state = _State(model, average, optimizer, _copy(model), [])
+    state = _State(model, average, optimizer, copy.deepcopy(model.state_dict()))
     if checkpoint is not None and checkpoint.exists():
         state.restore(checkpoint, config)
     while not _ended(state.curve, config):
         number = len(state.curve)
         torch.manual_seed(config.seed * 1_000_003 + number)
         started = time.perf_counter()
-        loss = _run_epoch(model, average, optimizer, batches.epoch(number), phrase_table)
+        loss = _run_epoch(state, batches.epoch(number), phrase_table)
         seconds = time.perf_counter() - started
         if not np.isfinite(loss):
-            raise DeepRecError(
-                f"The TRM's loss became {loss} in epoch {number + 1}: lower trm.learning_rate "
-                f"({config.learning_rate}); the last good checkpoint is kept."
-            )
+            change = f"lower trm.learning_rate ({config.learning_rate}); the last good checkpoint is kept."
+            raise DeepRecError(f"The TRM's loss became {loss} in epoch {number + 1}: {change}")
         ndcg = validate(cast(PreferenceSASRec, average.module))
         validation_seconds = time.perf_counter() - started - seconds
         if ndcg > max((epoch.ndcg for epoch in state.curve), default=-1.0):
-            state.best = _copy(average.module)
+            state.best = copy.deepcopy(average.module.state_dict())
         state.curve.append(Epoch(number + 1, loss, ndcg, seconds, validation_seconds))
         if checkpoint is not None:
             state.save(checkpoint, config)
         on_epoch(state.curve[-1])
     model.load_state_dict(state.best)
     return model.eval(), state.curve
-
-
-def _copy(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def _ended(curve: Sequence[Epoch], config: TRMConfig) -> bool:
@@ -162,16 +150,9 @@ def _ended(curve: Sequence[Epoch], config: TRMConfig) -> bool:
     )
 
 
-def _run_epoch(
-    model: PreferenceSASRec,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
-    phrase_table: PhraseTable,
-) -> float:
+def _run_epoch(state: _State, batches: Iterator[Batch], phrase_table: PhraseTable) -> float:
     """The mean loss over all training positions."""
-    model.train()
-    dtype = product_dtype()
+    model, dtype = state.model.train(), product_dtype()
     total, positions = 0.0, 0
     for batch in batches:
         items_ID = model.items()
@@ -180,10 +161,10 @@ def _run_epoch(
         frequent_NE, _ = phrase_table.vectors(batch.frequent_NL)
         users_ND, _ = model.condition(states_ND, preferences_NE, frequent_NE, given_N.float())
         loss = catalogue_loss(users_ND, items_ID, batch.targets_N, dtype)
-        optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        average.update_parameters(model)
+        state.optimizer.step()
+        state.average.update_parameters(model)
         total += float(loss.detach()) * users_ND.shape[0]
         positions += users_ND.shape[0]
     return total / max(positions, 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -33,25 +34,21 @@ from deeprec.trm.preferences import encode_preferences, frequent_phrases
 from deeprec.trm.text_encoder import TextEncoder
 from deeprec.trm.training import Epoch, train
 
-FORMAT_VERSION = 6
-"""Of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed."""
+FORMAT_VERSION = 6  # of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed
 _BATCH = 256
+_T = TypeVar("_T")
 _IDS = "ids.weight"
-_MAX_REDUCTION = 0.5
-"""Share of the co-occurrence offset that a fully applied preference removes."""
-_FULL_BM25_WEIGHT = 0.1
-"""Preference weight from which on BM25 counts in full: a shared word is a fact, not a guess."""
+_MAX_REDUCTION = 0.5  # share of the co-occurrence offset that a fully applied preference removes
+_FULL_BM25_WEIGHT = 0.1  # preference weight from which on BM25 counts in full: a shared word is a fact, not a guess
 
-History = Sequence[str | ItemIdx]
-"""Items by title, id or position in the catalogue, oldest first."""
+History = Sequence[str | ItemIdx]  # items by title, id or position in the catalogue, oldest first
 
 
 class TRM(Retriever):
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen.
 
     Attributes:
-        preference_weight: the weight (0..1) that suits guessed preferences on this catalogue, calibrated on validation
-            users; None without a calibration.
+        preference_weight: the weight (0..1) that suits guessed preferences on this catalogue; None if not calibrated.
         curve: the epochs of the training; empty after `load`.
     """
 
@@ -68,15 +65,10 @@ class TRM(Retriever):
         preference_weight: float | None = None,
     ) -> None:
         """A TRM from its parts; without an index, one of the network's item vectors is built."""
-        self.model = model.eval()
-        self.catalog = catalog
-        self.encoder = encoder
-        self.config = config
-        self.cooccurrence = cooccurrence
-        if index is None:
-            with torch.inference_mode():
-                index = Index.build(model.items(), config.index)
-        self.index = index
+        self.model, self.encoder, self.config = model.eval(), encoder, config
+        self.catalog, self.cooccurrence = catalog, cooccurrence
+        with torch.inference_mode():
+            self.index = index or Index.build(model.items(), config.index)
         self.preference_weight = preference_weight
         self.curve: tuple[Epoch, ...] = ()
         self._bm25: BM25 | None = None
@@ -103,10 +95,8 @@ class TRM(Retriever):
         """Train on the training interactions; the validation targets choose the epoch and calibrate.
 
         Args:
-            config: default: `TRMConfig()`.
             encoder: of item texts and preferences; default: MiniLM, fetched if the cache lacks it.
             checkpoint: a file that is written after every epoch; a training that finds it resumes.
-            on_epoch: called after every epoch.
 
         Returns:
             The model of the best validation epoch; `curve` has all epochs.
@@ -147,20 +137,18 @@ class TRM(Retriever):
         exclude_history: bool = True,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> pl.DataFrame:
-        """The `k` best items for each user.
+        """The `k` best items for each user; fewer only if the catalogue has no more.
 
         Args:
             users: a data set, of which each user's whole sequence is the history; histories by user; or a sequence of
                 histories, whose users are "0", "1" and so on.
             preference: in words, the same for all users.
             preference_weight: how far the preference moves the ranking (0..1); default: 0.75.
-            exclude_history: leave out the items of the history.
             on_batch: called with the number of users done, and of all.
 
         Returns:
-            A frame, best items first: user (str), item (id, str), title (str), rank (1..k, int), score (float). A
-            score is an inner product plus score offsets, comparable within one user's list only. A user has fewer than
-            `k` rows only if the catalogue has no more items.
+            A frame, best items first: user (str), item (id, str), title (str), rank (1..k, int), score (float; see
+            `retrieve`).
 
         Raises:
             DeepRecError: the catalogue lacks an item of a history, or `k` or the weight is out of bounds.
@@ -168,21 +156,16 @@ class TRM(Retriever):
         if k < 1:
             raise DeepRecError(f"k is the number of items to recommend, at least 1, not {k}.")
         weight = DEFAULT_PREFERENCE_WEIGHT if preference_weight is None else preference_weight
-        histories = self._histories(users)
-        names = list(histories)
+        queries = {
+            name: Query(history, preference, frozenset(history if exclude_history else ()), weight)
+            for name, history in self._histories(users).items()
+        }
+        ids, titles = self.catalog.ids, self.catalog.titles
         rows: list[tuple[str, str, str, int, float]] = []
-        for start in range(0, len(names), _BATCH):
-            batch = names[start : start + _BATCH]
-            queries = [
-                Query(histories[name], preference, frozenset(histories[name] if exclude_history else ()), weight)
-                for name in batch
-            ]
-            for name, hits in zip(batch, self.retrieve(queries, k), strict=True):
-                rows += [
-                    (name, self.catalog.ids[hit.item], self.catalog.titles[hit.item], position, hit.score)
-                    for position, hit in enumerate(hits, start=1)
-                ]
-            on_batch(start + len(batch), len(names))
+        for done, batch in _batches(list(queries)):
+            for name, hits in zip(batch, self.retrieve([queries[name] for name in batch], k), strict=True):
+                rows += [(name, ids[hit.item], titles[hit.item], n, hit.score) for n, hit in enumerate(hits, start=1)]
+            on_batch(done, len(queries))
         schema = {"user": pl.String, "item": pl.String, "title": pl.String, "rank": pl.Int64, "score": pl.Float64}
         return pl.DataFrame(rows, schema=schema, orient="row")
 
@@ -190,12 +173,13 @@ class TRM(Retriever):
         if isinstance(users, Dataset):
             # By id: the TRM may have been fitted to other data.
             items = [self.catalog.index(item) for item in users.catalog.ids]
-            return {
-                user: tuple(items[item] for item in users.sequence(u).tolist()) for u, user in enumerate(users.users)
-            }
+            return {user: tuple(items[item] for item in users.sequence(u)) for u, user in enumerate(users.users)}
         if not isinstance(users, Mapping):
             users = {str(number): history for number, history in enumerate(users)}
-        return {str(user): tuple(map(self._item, _no_text(history))) for user, history in users.items()}
+        for history in users.values():
+            if isinstance(history, str):
+                raise DeepRecError(f"A history is a list of titles or ids, not the text {history!r}: put it in a list.")
+        return {str(user): tuple(map(self._item, history)) for user, history in users.items()}
 
     def _item(self, name: str | ItemIdx) -> ItemIdx:
         if isinstance(name, str):
@@ -206,10 +190,7 @@ class TRM(Retriever):
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """See `Retriever`. A score is an inner product plus score offsets, comparable within one query only."""
-        hits = []
-        for start in range(0, len(queries), _BATCH):
-            hits += self._retrieve(queries[start : start + _BATCH], k)
-        return hits
+        return [hits for _, batch in _batches(queries) for hits in self._retrieve(batch, k)]
 
     def _retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """The best of what the index finds and of all items with an offset; no other item can be better."""
@@ -237,12 +218,10 @@ class TRM(Retriever):
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """The 0-based rank (Q,) of each query's target among all items; -1 if it is excluded."""
         ranks = []
-        for start in range(0, len(queries), _BATCH):
-            batch = queries[start : start + _BATCH]
+        for done, batch in _batches(queries):
             scores_BI = self.scores(batch)
-            for scores_I, query, target in zip(scores_BI, batch, targets[start : start + _BATCH], strict=True):
-                if query.exclude:
-                    scores_I[np.fromiter(query.exclude, dtype=np.int64)] = -np.inf
+            scores_BI[flatten([query.exclude for query in batch])] = -np.inf
+            for scores_I, target in zip(scores_BI, targets[done - len(batch) : done], strict=True):
                 own = scores_I[target]
                 ahead = (scores_I > own).sum() + (scores_I[:target] == own).sum()
                 ranks.append(int(ahead) if own > -np.inf else -1)
@@ -265,14 +244,11 @@ class TRM(Retriever):
         Co-occurrence offsets shrink as far as the preference is applied; BM25 offsets come from its words.
         """
         states_QD = self._encode([query.history[-self.config.history :] for query in queries])
-        preferences_QE, given_Q = encode_preferences(self.encoder, [query.preference for query in queries])
-        frequent_QE, _ = encode_preferences(
-            self.encoder,
-            [
-                "; ".join(frequent_phrases(self.catalog, query.history)) if given else ""
-                for query, given in zip(queries, given_Q.tolist(), strict=True)
-            ],
-        )
+        preferences = [query.preference for query in queries]
+        preferences_QE, given_Q = encode_preferences(self.encoder, preferences)
+        given = [query.history if given else () for query, given in zip(queries, given_Q.tolist(), strict=True)]
+        frequent = ["; ".join(frequent_phrases(self.catalog, history)) for history in given]
+        frequent_QE, _ = encode_preferences(self.encoder, frequent)
         weight_Q = torch.tensor([query.preference_weight for query in queries]) * given_Q
         users_QD, applied_Q = self.model.condition(states_QD, preferences_QE, frequent_QE, weight_Q)
         # Without a weight nothing is looked up.
@@ -280,7 +256,7 @@ class TRM(Retriever):
         offsets_QI = self.cooccurrence.score_offsets(histories)
         _scale_rows(offsets_QI, self.config.cooccurrence * (1 - _MAX_REDUCTION * applied_Q.numpy()))
         if self.config.bm25 and weight_Q.any():
-            bm25_QI = self.bm25.scores([query.preference for query in queries])
+            bm25_QI = self.bm25.scores(preferences)
             _scale_rows(bm25_QI, self.config.bm25 * np.minimum(1, weight_Q.numpy() / _FULL_BM25_WEIGHT))
             offsets_QI = offsets_QI + bm25_QI  # both have sorted indices, so the sum has them too
         return users_QD.numpy(), offsets_QI
@@ -288,15 +264,15 @@ class TRM(Retriever):
     def _encode(self, histories: Sequence[Sequence[ItemIdx]]) -> torch.Tensor:
         """The network's states (Q, D) after the last item of each history."""
         # An empty history reads one padding item, whose vector is zero.
-        lengths_Q = torch.tensor([max(len(history), 1) for history in histories], dtype=torch.long)
-        rows_QT = np.full((len(histories), int(lengths_Q.max()) if histories else 1), len(self.index))
+        lengths_Q = np.array([max(len(history), 1) for history in histories], dtype=np.int64)
+        rows_QT = np.full((len(histories), lengths_Q.max(initial=1)), len(self.index))
         for row, history in enumerate(histories):
             rows_QT[row, : len(history)] = history
         # Only the vectors of the histories' items: the others may lie in a file.
         items, rows = np.unique(rows_QT, return_inverse=True)
         items_ND = torch.from_numpy(self.index.vectors_ID[items[items < len(self.index)]])
         states_QTD = self.model.encode(items_ND, torch.from_numpy(rows.reshape(rows_QT.shape)))
-        return states_QTD[torch.arange(len(histories)), lengths_Q - 1]
+        return states_QTD[np.arange(len(histories)), lengths_Q - 1]
 
     @torch.inference_mode()
     def add_items(self, items: Catalog) -> None:
@@ -307,11 +283,9 @@ class TRM(Retriever):
         Raises:
             DeepRecError: the catalogue has an id already.
         """
-        known = set(self.catalog.ids)
-        for item in items.ids:
-            if item in known:
+        for item, times in Counter([*self.catalog.ids, *items.ids]).items():
+            if times > 1:
                 raise DeepRecError(f"The catalogue holds the item {item!r} already: add only new ones, each once.")
-            known.add(item)
         frame = pl.concat([self.catalog.to_frame(), items.to_frame()], how="vertical_relaxed")
         texts_NE = torch.from_numpy(self.encoder.encode(items.texts()))
         self.index.add(self.model.text(texts_NE))
@@ -347,48 +321,40 @@ class TRM(Retriever):
             DeepRecError: the folder holds no TRM, a damaged one, or one of another version of DeepRec.
         """
         try:
-            record = json.loads(_existing(folder / "trm.json").read_text(encoding="utf-8"))
+            record = json.loads((folder / "trm.json").read_text(encoding="utf-8"))
             if record.get("format_version") != FORMAT_VERSION:
                 raise ValueError("it was trained by another version of DeepRec")
+            names = ("catalog.parquet", "model.safetensors", "cooccurrence.safetensors")
             files = folder / record["folder"]
+            catalog_file, model_file, cooccurrence_file = ((files / name).resolve(strict=True) for name in names)
             config, preference_weight = TRMConfig.model_validate(record["config"]), record["preference_weight"]
-            catalog = Catalog.from_frame(pl.read_parquet(_existing(files / "catalog.parquet")))
-            state = load_file(_existing(files / "model.safetensors"))
+            catalog = Catalog.from_frame(pl.read_parquet(catalog_file))
+            state = load_file(model_file)
             # The index has the item vectors; only training needs the ids that they are made of.
             model = PreferenceSASRec(config, torch.empty(0, state["text.weight"].shape[1]))
             model.load_state_dict(state | {_IDS: torch.empty(0, config.width)})
-            cooccurrence = CoOccurrence.from_arrays(np_load_file(_existing(files / "cooccurrence.safetensors")))
+            cooccurrence = CoOccurrence.from_arrays(np_load_file(cooccurrence_file))
             index = Index.load(files / "index")
             sizes = len(catalog), len(index), cooccurrence.shares_II.shape[0]
             if len(set(sizes)) > 1:
                 raise ValueError("{} items in the catalogue, {} in the index, {} in the co-occurrence".format(*sizes))
             if index.width != config.width:
                 raise ValueError(f"vectors of width {index.width} in the index, {config.width} in the model")
-        except FileNotFoundError as error:
-            raise DeepRecError(
-                f"{folder} holds no trained TRM ({Path(error.filename or folder).name} is missing): train one with "
-                "`deeprec trm train --again`."
-            ) from None
         except NoFaissError:
             raise
         except Exception as error:  # noqa: BLE001 (readers of damaged files raise anything)
-            raise DeepRecError(
-                f"{folder} holds a damaged or unfit TRM ({one_line(error)}): "
-                "train it again with `deeprec trm train --again`."
-            ) from None
+            fault = f"a damaged or unfit TRM ({one_line(error)})"
+            if isinstance(error, FileNotFoundError):
+                fault = f"no trained TRM ({Path(error.filename or folder).name} is missing)"
+            raise DeepRecError(f"{folder} holds {fault}: train it again with `deeprec trm train --again`.") from None
         return cls(model, catalog, TextEncoder.load(offline=offline), config, cooccurrence, index, preference_weight)
 
 
-def _no_text(history: History) -> History:
-    if isinstance(history, str):
-        raise DeepRecError(f"A history is a list of titles or ids, not the text {history!r}: put it into a list.")
-    return history
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "missing", str(path))
-    return path
+def _batches(entries: Sequence[_T]) -> Iterator[tuple[int, Sequence[_T]]]:
+    """Up to `_BATCH` at a time, each with the number of entries up to its end."""
+    for start in range(0, len(entries), _BATCH):
+        batch = entries[start : start + _BATCH]
+        yield start + len(batch), batch
 
 
 def _scale_rows(scores_QI: csr_array, weights_Q: NDArray[np.floating]) -> None:
