@@ -39,6 +39,7 @@ _EXEMPT = (
     "src/deeprec/config/renamed.py",
     "src/deeprec/serving/schemas.py",
     "tests/serving/test_renamed_fields.py",
+    "tests/training/test_train_policy.py",
     "docs/research-log/",
     "docs/decisions/",
 )
@@ -63,6 +64,8 @@ def test_no_word_of_the_first_edition_is_left() -> None:
         if name.startswith(_EXEMPT) or not path.is_file() or path.suffix in (".png", ".safetensors"):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if "_SHUFFLE_NAMES" in line:  # a seed of the shipped adapters' trainings
+                continue
             found += [f"{name}:{number}: {match[0]!r} in {line.strip()[:80]!r}" for match in _PATTERN.finditer(line)]
     assert not found, f"{len(found)} old words:\n" + "\n".join(found[:50])
 
