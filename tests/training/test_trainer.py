@@ -451,7 +451,7 @@ def test_a_stage_without_enough_tasks_is_refused(task_sets: TaskSets, tmp_path: 
 
 def test_a_loss_that_is_not_finite_says_what_to_do(task_sets: TaskSets, tmp_path: Path) -> None:
     stages = [s.model_copy(update={"learning_rate": float("1e30"), "steps": 3}) for s in config_of().train.stages]
-    with pytest.raises(DeepRecError, match=r"Step \d of one has .* nan.*Lower the learning_rate|gives no numbers"):
+    with pytest.raises(DeepRecError, match=r"Step \d of one has .* nan.*Lower the learning_rate|logits are not numbers"):
         train(fresh(), task_sets, config_of(stages=stages), tmp_path, StepLog())
     assert json.loads((tmp_path / "checkpoints" / "one" / "checkpoint-1" / "trainer_state.json").read_text())
 
