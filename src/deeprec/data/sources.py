@@ -165,11 +165,12 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
     coded = coded.sort("user_number", maintain_order=True)
     text = items_in.join(items, on="item", how="left", maintain_order="left")
     text = text.select("item", "title", "year", "brand", pl.col("categories").fill_null([]), "description")
-    catalog = build_catalog(*map(pl.Series.to_list, text), title_chars=config.title_chars)
-    titles = catalog.title_report()
-    if titles.empty:
-        first = titles.empty_examples[0]
-        ledger.notes.append(f"{titles.empty:,} items of {raw.items_file} have no title, {first!r} first")
+    ids, titles, years, brands, categories, descriptions = (column.to_list() for column in text)
+    catalog = build_catalog(ids, titles, years, brands, categories, descriptions, config.title_chars)
+    title_report = catalog.title_report()
+    if title_report.empty:
+        first = title_report.empty_examples[0]
+        ledger.notes.append(f"{title_report.empty:,} items of {raw.items_file} have no title, {first!r} first")
     times_N = coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None
     return Dataset(
         name=name,

@@ -96,8 +96,8 @@ class Run:
             run.checkpoints.mkdir()
             run.config_path.write_text(dump_config(config), encoding="utf-8")
         # The manifest comes last: a folder that has one is complete.
-        manifest = {"kind": kind, "command": command, "created": now.isoformat(timespec="seconds"), "status": "running"}
-        manifest |= {"wall_seconds": 0.0, "dataset": fingerprint}
+        manifest: dict[str, Any] = {"kind": kind, "command": command, "created": now.isoformat(timespec="seconds")}
+        manifest |= {"status": "running", "wall_seconds": 0.0, "dataset": fingerprint}
         run._write_manifest(manifest | {"versions": versions(), "commit": commit(), "hardware": hardware()})
         return run
 
