@@ -112,7 +112,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> Pa
 
 
 def hub(repository: str = "good/model", digest: str = DIGEST, size: int = len(BODY)) -> Hub:
-    return Hub(repository, "r1", size, (File("weights.bin", digest),))
+    return Hub(repository, "r1", size, (File("weights.bin", digest, "weights.bin"),))
 
 
 def page_of(repository: str) -> str:
@@ -144,7 +144,7 @@ def child(server: Server, cache: Path, script: str, **environment: str) -> subpr
         from deeprec.assets import Asset, cache
         from deeprec.errors import DeepRecError
         from deeprec.assets.downloads import File, Hub, Wheel
-        source = Hub("good/model", "r1", {len(BODY)}, (File("weights.bin", "{DIGEST}"),))
+        source = Hub("good/model", "r1", {len(BODY)}, (File("weights.bin", "{DIGEST}", "weights.bin"),))
         define = lambda source: {{"toy": Asset("toy", "data set", "CC0-1.0", "tests", (source,), 1)}}
         cache.ASSETS = define(source)
     """

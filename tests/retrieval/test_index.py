@@ -230,11 +230,13 @@ def test_rounding_hides_no_item(added):
     assert index.search(queries_QD, 20) == sorted_hits(items_ID, queries_QD, 20, [()] * 9)
 
 
-def test_auto_is_exact_up_to_a_size():
+def test_auto_is_exact_up_to_a_size(monkeypatch):
     items_ID = clustered(2000)[0]
     assert Index.build(items_ID).kind == "exact"
-    assert Index.build(items_ID, exact_limit=2000).kind == "exact"
-    assert Index.build(items_ID, exact_limit=1999).kind == "hnsw"
+    monkeypatch.setattr("deeprec.retrieval.index._EXACT_LIMIT", 2000)
+    assert Index.build(items_ID).kind == "exact"
+    monkeypatch.setattr("deeprec.retrieval.index._EXACT_LIMIT", 1999)
+    assert Index.build(items_ID).kind == "hnsw"
 
 
 # files
@@ -361,15 +363,16 @@ def test_without_faiss(tmp_path, monkeypatch):
         return import_module(name)
 
     monkeypatch.setattr(importlib, "import_module", without)
+    monkeypatch.setattr("deeprec.retrieval.index._EXACT_LIMIT", 1999)
     for act in (
         lambda: Index.build(items_ID, "hnsw"),
         lambda: Index.build(items_ID, "ivfpq"),
-        lambda: Index.build(items_ID, exact_limit=10),
+        lambda: Index.build(items_ID),
         lambda: Index.load(tmp_path),
     ):
         with pytest.raises(DeepRecError, match=r"needs FAISS.*`pip install --editable '\.\[faiss\]'`.*exact"):
             act()
-    assert len(Index.build(items_ID).search(queries_QD, 3)[0]) == 3
+    assert len(Index.build(items_ID[:1999]).search(queries_QD, 3)[0]) == 3
 
 
 def test_bad_input():

@@ -32,7 +32,7 @@ def own_phrases(n_items):
     """Item i has phrase i."""
     items_IL = np.full((n_items, PHRASES), n_items)
     items_IL[:, 0] = np.arange(n_items)
-    return PhraseTable(torch.zeros(n_items + 1, 1), items_IL, np.ones(n_items, dtype=np.int64))
+    return PhraseTable(torch.zeros(n_items + 1, 1), items_IL)
 
 
 def batches_of(sequences, **options):

@@ -70,11 +70,7 @@ def fetch(name: str, *, offline: bool = False, read_all: bool = False) -> Path:
     """The ready folder of an asset, fetched first if the cache lacks it or its copy was altered.
 
     A copy counts as whole by the sizes of its files, with `read_all` by their sha256 too. Nothing half done stays
-    behind.
-
-    Raises:
-        DeepRecError: the name is unknown; `offline`, and the cache cannot serve it; no source gives the published
-            files; or the cache cannot be written.
+    behind. DeepRecError for an unknown name, if no source (or, `offline`, the cache) has it, or on a full disk.
     """
     asset = _asset(name)
     try:
@@ -208,11 +204,8 @@ def _gather(asset: Asset, staging: Path) -> tuple[Path, Source]:
 
 
 def _write_manifest(asset: Asset, source: Source, ready: Path) -> None:
-    files = {
-        path.relative_to(ready).as_posix(): _Entry(size=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(ready.rglob("*"))
-        if path.is_file()
-    }
+    paths = [path for path in sorted(ready.rglob("*")) if path.is_file()]
+    files = {p.relative_to(ready).as_posix(): _Entry(size=p.stat().st_size, sha256=sha256_of(p)) for p in paths}
     manifest = _Manifest(
         asset=asset.name, format_version=asset.format_version, source=source.label, licence=asset.licence, files=files
     )

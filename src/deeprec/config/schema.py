@@ -118,12 +118,9 @@ class PolicyConfig(Section):
     )
     model: str = Field(
         "smollm2-135m-instruct",
-        description="an asset's name, a model folder, a hub id, or a server's name for the model",
+        description="an asset's name, a model folder, a hub id, or a server's name",
     )
-    adapter: str = Field(
-        "shipped",
-        description="a peft adapter folder; shipped: the package's own, if it fits the model; none: no adapter",
-    )
+    adapter: str = Field("shipped", description="a peft folder; shipped: the package's, if it fits the model; or none")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; OpenVINO takes cpu, vLLM its own build's")
     gpu_share: float | None = Field(
@@ -133,7 +130,7 @@ class PolicyConfig(Section):
         None, description="of an OpenAI-compatible server, as http://127.0.0.1:8000/v1; default: kind openai needs one"
     )
     api: Literal["completions", "chat"] = Field(
-        "completions", description="of that server; chat where it offers no completions"
+        "completions", description="of that server; chat if it lacks completions"
     )
 
 
@@ -145,9 +142,7 @@ class ExploreConfig(Section):
     """
 
     history: int = Field(6, ge=1, description="most recent titles that the prompt shows")
-    items_per_call: int = Field(
-        8, ge=1, description="items a call returns; more if max_calls could not fill the answer"
-    )
+    items_per_call: int = Field(8, ge=1, description="items of a call; more if max_calls could not fill the answer")
     answer_size: int = Field(10, ge=1, description="titles in the answer")
     max_calls: int = Field(3, ge=1, description="calls of the recommender, at most")
     answer: Literal["free", "pool"] = Field(
@@ -208,12 +203,8 @@ class TrainConfig(Section):
     """
 
     lora_rank: int = Field(16, ge=0, description="of the adapter that is trained; 0: all weights")
-    adapter: str | None = Field(
-        None, description="to continue from, of that rank: a folder, or shipped; default: a new one"
-    )
-    max_target_rank: int = Field(
-        100, ge=1, description="keep tasks whose target the TRM alone ranks this high or higher"
-    )
+    adapter: str | None = Field(None, description="to continue, of that rank: a folder or shipped; default: a new one")
+    max_target_rank: int = Field(100, ge=1, description="keep tasks whose target the TRM alone ranks so high or higher")
     sft: SFTConfig = SFTConfig()
     stages: tuple[StageConfig, ...] = (
         StageConfig(
@@ -229,9 +220,7 @@ class TrainConfig(Section):
             rewards={"format": 1.0, "invocation": 0.0, "diversity": 0.0, "hit": 1.0, "rank": 1.0, "pointwise": 1.0},
         ),
     )
-    minutes: float | None = Field(
-        None, gt=0, description="of training, shared by SFT and the stages; default: no limit"
-    )
+    minutes: float | None = Field(None, gt=0, description="of training, shared by SFT and stages; default: no limit")
     tasks_per_step: int = Field(8, ge=1, description="tasks of a step, each explored by a group")
     group_size: int = Field(8, ge=2, description="explorations of each task")
     updates_per_step: int = Field(1, ge=1, description="optimiser steps a step")
@@ -279,9 +268,7 @@ class ServeConfig(Section):
     host: str = Field("127.0.0.1", description="any but a loopback address needs the environment's DEEPREC_TOKEN")
     port: int = Field(8000, ge=0, lt=2**16, description="0: any that is free")
     slots: int = Field(8, ge=1, description="explorations in flight at once; four times as many may wait")
-    seconds: float = Field(
-        120.0, gt=0, description="limit of one exploration, which then ends and is served from what it found"
-    )
+    seconds: float = Field(120.0, gt=0, description="of one exploration, which then is served from what it found")
 
 
 class Config(Section):

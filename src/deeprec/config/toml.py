@@ -10,11 +10,7 @@ from deeprec.errors import DeepRecError
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The file's content; `what` names it where it is missing.
-
-    Raises:
-        DeepRecError: it is missing or malformed.
-    """
+    """The file's content; `what` names it in the DeepRecError where it is missing."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -24,11 +20,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in a tree; the value is read as TOML and, failing that, as a string.
-
-    Raises:
-        DeepRecError: it is not of that form.
-    """
+    """Set `section.key=value` in a tree; the value is read as TOML and, failing that, as a string."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise DeepRecError(f"--set {override!r} is not of the form section.key=value.")

@@ -77,18 +77,12 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class TitleReport:
-    """How well titles name items. Counts are of items; examples are display titles.
+    """How well titles name items. Counts are of items; examples are display titles."""
 
-    Attributes:
-        distinct: different display titles.
-        empty: items without a title in the source; 'Untitled item {id}' stands in.
-        ambiguous: items whose title resolves to several.
-    """
-
-    distinct: int
-    empty: int
+    distinct: int  # different display titles
+    empty: int  # items without a title in the source; 'Untitled item {id}' stands in
     empty_examples: tuple[str, ...]
-    ambiguous: int
+    ambiguous: int  # items whose title resolves to several
     ambiguous_examples: tuple[str, ...]
 
 
@@ -111,11 +105,7 @@ class Catalog:
         return len(self.ids)
 
     def index(self, item: ItemId) -> ItemIdx:
-        """The position of an item.
-
-        Raises:
-            DeepRecError: no item has this id.
-        """
+        """The position of an item; DeepRecError if none has this id."""
         if item not in self._positions:
             raise _no_item("id", item, _close(item, self.ids))
         return self._positions[item]
@@ -142,13 +132,9 @@ class Catalog:
         return self._by_title.get(normalise_title(text), ())
 
     def find(self, name: str, *, id_first: bool = False) -> ItemIdx:
-        """The item that a person names, by its title or its id.
+        """The item that a person names, by its title or its id; where they are two items', `id_first` decides.
 
-        Args:
-            id_first: where one item's id is another's title, the id counts.
-
-        Raises:
-            DeepRecError: it is neither, or the title of several items; the message suggests others.
+        DeepRecError if it is neither, or the title of several items; the message suggests others.
         """
         found = [self.resolve(name).item, self._positions.get(ItemId(name))]
         for item in reversed(found) if id_first else found:
@@ -174,14 +160,9 @@ class Catalog:
 
     def text(self, item: ItemIdx) -> str:
         """One line for a text encoder: title, brand, categories, decade, start of the description."""
-        parts = (
-            self.titles[item],
-            self.brands[item],
-            ", ".join(self.categories[item]),
-            _decade(self.years[item]),
-            _cut(self.descriptions[item], TEXT_DESCRIPTION_CHARS),
-        )
-        return ". ".join(filter(None, parts))
+        description = _cut(self.descriptions[item], TEXT_DESCRIPTION_CHARS)
+        parts = (self.titles[item], self.brands[item], ", ".join(self.categories[item]), _decade(self.years[item]))
+        return ". ".join(filter(None, (*parts, description)))
 
     def texts(self) -> list[str]:
         """`text` of every item."""
@@ -191,13 +172,7 @@ class Catalog:
         """Empty titles, and titles that several items share, normalised."""
         empty = [title for title, item in zip(self.titles, self.ids, strict=True) if title == _untitled(item)]
         shared = [title for title in self.titles if len(self.namesakes(title)) > 1]
-        return TitleReport(
-            distinct=len(set(self.titles)),
-            empty=len(empty),
-            empty_examples=_first(empty),
-            ambiguous=len(shared),
-            ambiguous_examples=_first(shared),
-        )
+        return TitleReport(len(set(self.titles)), len(empty), _first(empty), len(shared), _first(shared))
 
     def to_frame(self) -> pl.DataFrame:
         """One row an item, in order; can be saved as Parquet or JSON lines."""
@@ -206,13 +181,8 @@ class Catalog:
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Catalog:
-        """The Catalog that `to_frame` wrote.
-
-        Raises:
-            DeepRecError: a column is missing.
-        """
-        missing = [name for name in _SCHEMA if name not in frame.columns]
-        if missing:
+        """The Catalog that `to_frame` wrote; DeepRecError if a column is missing."""
+        if missing := [name for name in _SCHEMA if name not in frame.columns]:
             raise DeepRecError(f"A saved catalogue lacks the column {missing[0]!r}: save the run again.")
         columns = {name: frame[name].to_list() for name in _SCHEMA}
         columns["categories"] = list(map(tuple, columns["categories"]))

@@ -58,10 +58,8 @@ class Dataset:
     Attributes:
         items_N: ItemIdx of all interactions, user after user (int32).
         starts_U1: where each user's interactions begin, and N (int64).
-        times_N: seconds since 1970, or the source's own counter, aligned with items_N; None where the source has
-            positions only. Equal times keep the order of the source's rows.
-        cuts: the times at which training ends, and validation, for all users alike; None where each user's last two
-            items are left out.
+        times_N: seconds since 1970 or the source's own counter, equal ones in its order; None if it has positions only.
+        cuts: times at which training ends, and validation, for all users; None if each user's last two are left out.
     """
 
     name: str
@@ -110,10 +108,8 @@ class Dataset:
     def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
         """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
 
-        A history has at least one item. Ids are 'train:{length of the history}:{user}'.
-
-        Returns:
-            The tasks and, by task id, what followed in the training sequence: the target and the items after it.
+        A history has at least one item. Ids are 'train:{length of the history}:{user}'. Beside the tasks, by id, what
+        followed in the training sequence: the target and the items after it.
         """
         tasks, followed = [], {}
         for user, sequence in zip(self.users, self.train_sequences(), strict=True):
@@ -127,10 +123,7 @@ class Dataset:
         """Disjoint parts of the users by name, and the rest of the users, all over the same catalogue.
 
         The seed and a user's id alone decide the user's part: other users and the order of rows change nothing.
-        Shares are expected, not exact.
-
-        Raises:
-            DeepRecError: a share is negative or they sum to more than 1.
+        Shares are expected, not exact. DeepRecError if one is negative or they sum to more than 1.
         """
         if not (all(share >= 0 for share in shares.values()) and sum(shares.values()) <= 1 + 1e-9):
             raise DeepRecError(f"The shares of users, {dict(shares)}, are negative or sum to more than 1: mend them.")

@@ -25,28 +25,18 @@ _UNICODE_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """What a format's reader returns, before any row is checked.
-
-    Attributes:
-        interactions: columns #line, user, item, order (strings).
-        items: columns #line, item, title, year, brand, description (strings), categories (lists of strings).
-        dated_titles: titles may end in '(year)'.
-    """
+    """What a format's reader returns, before any row is checked."""
 
     interactions_file: str
     items_file: str
-    interactions: pl.DataFrame
-    items: pl.DataFrame
+    interactions: pl.DataFrame  # columns #line, user, item, order (strings)
+    items: pl.DataFrame  # #line, item, title, year, brand, description (strings), categories (lists of strings)
     ordered_by: Literal["time", "position"] = "time"
-    dated_titles: bool = False
+    dated_titles: bool = False  # titles may end in '(year)'
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, gunzipped if its name ends in .gz.
-
-    Raises:
-        DeepRecError: missing, not a file, not a gzip, cut off, or another kind of file than text.
-    """
+    """The content of a text file, gunzipped if its name ends in .gz; DeepRecError if it is damaged or no text."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -57,10 +47,8 @@ def read_bytes(path: Path) -> bytes:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise DeepRecError(
-                f"{path.name} is not a whole gzip file ({error}): fetch it again, or take .gz off its name "
-                "if it is plain text."
-            ) from None
+            fault = f"{path.name} is not a whole gzip file ({error})"
+            raise DeepRecError(f"{fault}: fetch it again, or take .gz off its name if it is plain text.") from None
     elif raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
         raise DeepRecError(f"{path.name} is a compressed archive: unpack it, or name it .gz if it is a gzip.")
     if raw.startswith(_UNICODE_16_32):
@@ -95,9 +83,7 @@ def read_fields(
 
     With `quoted`, a field that begins with '"' runs to the closing '"', over separators and line breaks.
     The ledger takes rows that cannot be decoded, never close a quote or have another number of fields.
-
-    Raises:
-        DeepRecError: as `read_bytes`; no rows; a name occurs twice.
+    DeepRecError as `read_bytes`, and without rows or with a name twice.
     """
     header, lines = _read_lines(path, encoding, names is None, ledger)
     if names is None:
@@ -128,11 +114,7 @@ def read_fields(
 
 def read_parquet(path: Path) -> pl.DataFrame:
     """A Parquet file with all columns as strings, lists joined by '|', dates and times as seconds since 1970;
-    `#line` is the row's number from 1.
-
-    Raises:
-        DeepRecError: missing, damaged or without rows.
-    """
+    `#line` is the row's number from 1. DeepRecError if it is missing, damaged or without rows."""
     if not path.is_file():
         raise DeepRecError(f"There is no file {path}: check the path.")
     try:
@@ -167,13 +149,8 @@ def pick(frame: pl.DataFrame, names: Sequence[str]) -> str | None:
 
 
 def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, mend: str) -> str:
-    """The first of `names` that is a column.
-
-    Raises:
-        DeepRecError: none is; the message names the columns found and the one that was probably meant.
-    """
-    column = pick(frame, names)
-    if column is not None:
+    """As `pick`, but DeepRecError if none is a column, with the columns found and the one that was probably meant."""
+    if column := pick(frame, names):
         return column
     found = [name for name in frame.columns if name != LINE]
     bare = {re.sub(r"[^a-z0-9]", "", name.casefold()): name for name in reversed(found)}
@@ -184,11 +161,7 @@ def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, men
 
 
 def take(frame: pl.DataFrame, file: str, mend: str, **columns: str) -> pl.DataFrame:
-    """`#line` and the columns of a fixed layout, by what each holds (user="userId").
-
-    Raises:
-        DeepRecError: as `require`.
-    """
+    """`#line` and the columns of a fixed layout, by what each holds (user="userId"); errors as in `require`."""
     whats = {"order": "time"}
     named = {role: require(frame, (name,), whats.get(role, role), file, mend) for role, name in columns.items()}
     return frame.select(LINE, **named)

@@ -30,13 +30,9 @@ class BadKind(StrEnum):
     FIELDS = (
         "wrong number of fields",
         "{found} fields instead of {width}, {text}",
-        "give every row the same number of fields",
+        "give all rows the same number of fields",
     )
-    JSON = (
-        "broken JSON",
-        "not a JSON object with a parent_asin, {text}",
-        "write one JSON object a line, or fetch the file again",
-    )
+    JSON = "broken JSON", "no JSON object with a parent_asin, {text}", "write one JSON object a line or fetch it again"
     USER = "empty user", "the user is empty", "fill in the users"
     ITEM = "empty item", "the item is empty", "fill in the items"
     TIME = "unreadable time", "time {order} is not a number or a date", "write times as numbers or ISO dates"
@@ -58,21 +54,16 @@ class BadRows:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What happened between the files and the Dataset.
+    """What happened between the files and the Dataset."""
 
-    `rows` counts the rows read of each file. `repeats` counts the interactions in which a user meets an item
-    again at another time; they are no bad rows, and `repeats_kept` names the rule that was applied to them.
-    `notes` are sentences about what was repaired instead of dropped.
-    """
-
-    rows: dict[str, int]
+    rows: dict[str, int]  # read of each file
     bad: tuple[BadRows, ...]
-    repeats: int
-    repeats_kept: str
+    repeats: int  # interactions in which a user meets an item again at another time; they are no bad rows
+    repeats_kept: str  # the rule that was applied to them
     filtered_users: int
     filtered_items: int
     filtered_interactions: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences about what was repaired instead of dropped
 
     @property
     def bad_count(self) -> int:
@@ -124,11 +115,7 @@ class Ledger:
         return tuple(self._bad.values())
 
     def check(self, max_bad_share: float) -> None:
-        """Refuse the load where a file has too large a share of bad rows.
-
-        Raises:
-            DeepRecError: a file is over the limit.
-        """
+        """DeepRecError where a file has too large a share of bad rows."""
         for file, rows in self.rows.items():
             here = sorted((bad for bad in self.bad if bad.file == file), key=lambda bad: -bad.count)
             if (count := sum(bad.count for bad in here)) > max_bad_share * rows:

@@ -35,13 +35,9 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
     reported, up to `max_bad_share` of a file; then come `repeats`, then the cores. Times in milli-, micro- or
     nanoseconds become seconds.
 
-    Args:
-        source: an asset's name ("ml-100k"), a folder, an interaction file, a configuration file (`shop.toml`, whose
-            [data] section names the source, the columns and the rest), or that section itself.
-        offline: download no asset.
-
-    Raises:
-        DeepRecError: a file is missing, damaged or lacks a column, or too many of its rows are bad.
+    `source` is an asset's name ("ml-100k"), a folder, an interaction file, a configuration file (`shop.toml`, whose
+    [data] section names the source, the columns and the rest), or that section itself. `offline` downloads no asset.
+    DeepRecError if a file is missing, damaged or lacks a column, or too many of its rows are bad.
     """
     if isinstance(source, DataConfig):
         config = source
@@ -58,9 +54,7 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
         return _assemble(name, _read(path, config, ledger), config, ledger)
     except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DeepRecError(
-            f"{path} could not be read ({reason}): check that its files are whole and readable."
-        ) from error
+        raise DeepRecError(f"{path} could not be read ({reason}): check that its files are whole.") from error
 
 
 def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
@@ -158,33 +152,25 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         kept = pair.is_first_distinct() if config.repeats == "first" else pair.is_last_distinct()
         interactions = interactions.filter(kept)
 
+    n_users, n_items = interactions["user"].n_unique(), interactions["item"].n_unique()
     core = k_core(interactions, config.user_core, config.item_core)
     if core.is_empty():
         raise DeepRecError(
-            f"No interaction of {raw.interactions_file} is left ({interactions.height:,} of "
-            f"{interactions['user'].n_unique():,} users, {interactions['item'].n_unique():,} items) after "
-            f"data.user_core = {config.user_core} and data.item_core = {config.item_core}: lower them."
+            f"No interaction of {raw.interactions_file} is left ({interactions.height:,} of {n_users:,} users, "
+            f"{n_items:,} items) after data.user_core = {config.user_core} and data.item_core = {config.item_core}: "
+            "lower them."
         )
     users, items_in = _number(core["user"]), _number(core["item"])
-    coded = (
-        core.join(users, on="user", how="left", maintain_order="left")
-        .join(items_in, on="item", how="left", maintain_order="left")
-        .sort("user_number", maintain_order=True)
-    )
+    coded = core.join(users, on="user", maintain_order="left").join(items_in, on="item", maintain_order="left")
+    coded = coded.sort("user_number", maintain_order=True)
     text = items_in.join(items, on="item", how="left", maintain_order="left")
-    catalog = build_catalog(
-        ids=text["item"].to_list(),
-        titles=text["title"].to_list(),
-        years=text["year"].to_list(),
-        brands=text["brand"].to_list(),
-        categories=[row or [] for row in text["categories"].to_list()],
-        descriptions=text["description"].to_list(),
-        title_chars=config.title_chars,
-    )
-    titles = catalog.title_report()
-    if titles.empty:
-        first = titles.empty_examples[0]
-        ledger.notes.append(f"{titles.empty:,} items of {raw.items_file} have no title, {first!r} first")
+    text = text.select("item", "title", "year", "brand", pl.col("categories").fill_null([]), "description")
+    ids, titles, years, brands, categories, descriptions = (column.to_list() for column in text)
+    catalog = build_catalog(ids, titles, years, brands, categories, descriptions, config.title_chars)
+    title_report = catalog.title_report()
+    if title_report.empty:
+        first = title_report.empty_examples[0]
+        ledger.notes.append(f"{title_report.empty:,} items of {raw.items_file} have no title, {first!r} first")
     times_N = coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None
     return Dataset(
         name=name,
@@ -195,12 +181,12 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         times_N=times_N,
         cuts=_cuts(times_N, config, raw),
         report=LoadReport(
-            rows=dict(ledger.rows),
-            bad=ledger.bad,
-            repeats=repeats,
-            repeats_kept=config.repeats,
-            filtered_users=interactions["user"].n_unique() - users.height,
-            filtered_items=interactions["item"].n_unique() - items_in.height,
+            dict(ledger.rows),
+            ledger.bad,
+            repeats,
+            config.repeats,
+            filtered_users=n_users - users.height,
+            filtered_items=n_items - items_in.height,
             filtered_interactions=interactions.height - core.height,
             notes=tuple(ledger.notes),
         ),
@@ -239,17 +225,16 @@ def _check_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
 def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
     """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
     timed = raw.ordered_by == "time"
-    same = pl.struct("user", "item", "number")
-    known = pl.col("item").is_in(items["item"].implode())
     rows = raw.interactions.with_columns(number=_numbers(raw.interactions["order"], dates=timed))
-    for is_bad, kind in (
-        (pl.col("user") == "", BadKind.USER),
-        (pl.col("item") == "", BadKind.ITEM),
-        (pl.col("number").is_null(), BadKind.TIME if timed else BadKind.POSITION),
-        (~same.is_first_distinct(), BadKind.DUPLICATE),
-        (~known, BadKind.UNKNOWN_ITEM),
-    ):
-        words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}
+    bad_rows = {
+        BadKind.USER: pl.col("user") == "",
+        BadKind.ITEM: pl.col("item") == "",
+        BadKind.TIME if timed else BadKind.POSITION: pl.col("number").is_null(),
+        BadKind.DUPLICATE: ~pl.struct("user", "item", "number").is_first_distinct(),
+        BadKind.UNKNOWN_ITEM: ~pl.col("item").is_in(items["item"].implode()),
+    }
+    words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}
+    for kind, is_bad in bad_rows.items():
         rows = ledger.drop(rows, is_bad, kind, raw.interactions_file, **words)
     return rows.select("user", "item", order="number")
 

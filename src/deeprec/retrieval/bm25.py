@@ -51,9 +51,8 @@ class BM25:
             sorted({self._rows[word] for word in _WORD.findall(text.lower()) if word in self._rows})
             for text in preferences
         ]
-        where = flatten(rows_of)
-        ones, shape = np.ones(len(where[0]), np.float32), (len(rows_of), self.scores_WI.shape[0])
-        words_QW = csr_array((ones, where), shape=shape)
+        where, shape = flatten(rows_of), (len(rows_of), self.scores_WI.shape[0])
+        words_QW = csr_array((np.ones(len(where[0]), np.float32), where), shape=shape)
         scores_QI = csr_array(words_QW @ self.scores_WI)
         scores_QI.sort_indices()
         return scores_QI

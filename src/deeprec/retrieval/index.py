@@ -25,6 +25,7 @@ Excluded = Sequence[Collection[int]]
 
 _VECTORS, _FAISS = "vectors.npy", "faiss.bin"
 _FORMAT_VERSION = 2
+_EXACT_LIMIT = 200_000  # items up to which "auto" compares all
 _SCORES = 1 << 25  # scores that an exact search holds in memory at once
 _PAIRS = 4096  # pairs of a query and an item that are scored at once: they fit in a processor's cache
 _MIN_TRAINING = 256  # one vector for each code of `ivfpq`, which is a byte
@@ -41,34 +42,22 @@ class Index:
     `exact` compares every item. With `hnsw` (a graph) and `ivfpq` (lists of short codes) FAISS names candidates, which
     lack few or none of the best, and the vectors score them. So every kind gives the same scores: inner products,
     summed in float64 and rounded to float32. A score does not depend on the batch, and equal vectors tie.
-
-    Attributes:
-        vectors_ID: float32; a file mapped into memory after `load`.
-        faiss: FAISS's own index, None for exact search. `faiss.hnsw.efSearch` and `faiss.nprobe`, which are saved with
-            it, trade time for recall.
-        refine: candidates that `ivfpq` scores for each hit, since its codes rank coarsely.
+    `faiss.hnsw.efSearch` and `faiss.nprobe`, which are saved with the index, trade time for recall.
     """
 
     kind: Kind
-    vectors_ID: Vectors
+    vectors_ID: Vectors  # a file mapped into memory after `load`
     max_norm: float  # of all vectors; it bounds rounding errors
-    faiss: Any = None
-    refine: int = 4
+    faiss: Any = None  # FAISS's own index; None for exact search
+    refine: int = 4  # candidates that `ivfpq` scores for each hit, since its codes rank coarsely
     mapped: bool = False
 
     @classmethod
-    def build(
-        cls,
-        vectors_ID: NDArray[np.floating] | Tensor,
-        kind: Kind | Literal["auto"] = "auto",
-        *,
-        exact_limit: int = 200_000,
-    ) -> Index:
+    def build(cls, vectors_ID: NDArray[np.floating] | Tensor, kind: Kind | Literal["auto"] = "auto") -> Index:
         """An index of vectors (I, D), which are not copied if they are float32 rows already.
 
-        The kind "auto" is exact for at most `exact_limit` items, and hnsw for more if FAISS is installed.
-
-        DeepRecError if the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
+        The kind "auto" is exact for at most 200,000 items, and hnsw for more if FAISS is installed. DeepRecError if
+        the vectors are no finite matrix or too few for `ivfpq`, or FAISS is not installed.
         """
         vectors_ID = _matrix(vectors_ID, "items")
         n_items, width = vectors_ID.shape
@@ -76,7 +65,7 @@ class Index:
             raise DeepRecError(f"An index needs vectors and was given {n_items} of width {width}: add items.")
         if kind == "auto":
             # Exact search of a large catalogue without FAISS is slow, but right.
-            kind = "hnsw" if n_items > exact_limit and importlib.util.find_spec("faiss") else "exact"
+            kind = "hnsw" if n_items > _EXACT_LIMIT and importlib.util.find_spec("faiss") else "exact"
         index = None
         if kind != "exact":
             index = _empty(kind, n_items, width)
@@ -94,10 +83,8 @@ class Index:
     def search(self, vectors_QD: NDArray[np.floating] | Tensor, k: int, exclude: Excluded = ()) -> list[list[Hit]]:
         """For each query (Q, D) at most `k` hits, best first, equal scores by lower index.
 
-        Fewer than `k` come back only if there are no more. A score is the inner product. `exclude` holds, for each
-        query, the items that are not returned.
-
-        DeepRecError if the queries are no finite matrix of the items' width, or an excluded item is not in the index.
+        Fewer than `k` come back only if there are no more. `exclude` holds, for each query, the items that are not
+        returned. DeepRecError if it has others than the index, or the queries are no finite matrix of the items' width.
         """
         queries_QD = _matrix(vectors_QD, "queries", self.width)
         exclude = exclude or [()] * len(queries_QD)
@@ -121,10 +108,7 @@ class Index:
         self.max_norm, self.mapped = max(self.max_norm, _max_norm(vectors_ND)), False
 
     def save(self, folder: Path) -> None:
-        """Write the index into a folder of its own and replace one that is there; a kill leaves the old or the new.
-
-        DeepRecError if the folder can't be written.
-        """
+        """Write the index into a folder of its own and replace one that is there; errors as in `replacing`."""
         with replacing(folder, "index", "index") as (files, record):
             np.save(files / _VECTORS, self.vectors_ID)
             if self.faiss is not None:
@@ -138,9 +122,8 @@ class Index:
     def load(cls, folder: Path, *, read_all: bool = False) -> Index:
         """A saved index, mapped into memory: parts are read when a search needs them.
 
-        Sizes and shapes are checked, with `read_all` the sha256 sums too (about a second a GB).
-
-        DeepRecError if the folder holds no index or a damaged one, or FAISS is needed and not installed.
+        Sizes and shapes are checked, with `read_all` the sha256 sums too (about a second a GB). DeepRecError if the
+        folder holds no index or a damaged one, or FAISS is needed and not installed.
         """
         path = folder / "index.json"
         if not path.is_file():

@@ -26,9 +26,6 @@ class Query:
         preference: what to look for, in words: phrases separated by `;`. Empty for none.
         exclude: items that must not be returned (usually the history and what was shown already).
         preference_weight: how far the preference moves the ranking, from 0 (not at all) to 1 (as in training).
-
-    Raises:
-        DeepRecError: the preference weight is not between 0 and 1.
     """
 
     history: tuple[ItemIdx, ...]

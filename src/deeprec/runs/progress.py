@@ -21,12 +21,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, *, unit: str = "") -> Iterator[Advance]:
-        """A timed part of the work.
-
-        Args:
-            total: units of work; None where they are not counted.
-            unit: what is counted, for the bar.
-        """
+        """A timed part of the work of `total` units; `unit` says what is counted, for the bar."""
         yield lambda done, total=None, text="": None
 
 

@@ -39,13 +39,8 @@ class JsonLines:
         self.dropped = 0
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one object; numbers that JSON lacks (nan, inf) become null.
-
-        Raises:
-            DeepRecError: the disk is full.
-        """
-        finite = to_jsonable_python(record, inf_nan_mode="null")
-        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        """Write one object; numbers that JSON lacks (nan, inf) become null. DeepRecError if the disk is full."""
+        line = json.dumps(to_jsonable_python(record, inf_nan_mode="null"), allow_nan=False).encode() + b"\n"
         with explaining_full_disk(self.path), open(self.path, "a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -68,12 +63,7 @@ class JsonLines:
 
 
 class Run:
-    """One run's folder. As a context manager it records how the run ended and lets the exception go on.
-
-    Attributes:
-        path: the folder; `config.toml`, `manifest.json`, `checkpoints/` lie in it.
-        metrics: `metrics.jsonl`; its `dropped` counts torn lines once it was read.
-    """
+    """One run's folder. As a context manager it records how the run ended and lets the exception go on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,8 +87,7 @@ class Run:
     ) -> Run:
         """A new folder `<root>/<UTC time>-<name>`; `name` defaults to `kind` ("trm", "eval", ...).
 
-        Raises:
-            DeepRecError: the folder can't be written, or the disk is full.
+        DeepRecError if it can't be written.
         """
         now = datetime.now(UTC)
         label = re.sub(r"[^\w.-]+", "-", name or kind).strip("-.")
@@ -107,28 +96,14 @@ class Run:
             run.checkpoints.mkdir()
             run.config_path.write_text(dump_config(config), encoding="utf-8")
         # The manifest comes last: a folder that has one is complete.
-        run._write_manifest(
-            {
-                "kind": kind,
-                "command": command,
-                "created": now.isoformat(timespec="seconds"),
-                "status": "running",
-                "wall_seconds": 0.0,
-                "dataset": fingerprint,
-                "versions": versions(),
-                "commit": commit(),
-                "hardware": hardware(),
-            }
-        )
+        manifest: dict[str, Any] = {"kind": kind, "command": command, "created": now.isoformat(timespec="seconds")}
+        manifest |= {"status": "running", "wall_seconds": 0.0, "dataset": fingerprint}
+        run._write_manifest(manifest | {"versions": versions(), "commit": commit(), "hardware": hardware()})
         return run
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run.
-
-        Raises:
-            DeepRecError: the folder is not a run's.
-        """
+        """An existing run; DeepRecError if the folder is not a run's."""
         run = cls(path)
         if _read_manifest(run.manifest_path) is None or not run.config_path.exists():
             raise DeepRecError(f"{path} is not a run's folder: give one that `deeprec runs` lists.")
@@ -140,15 +115,10 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest as it is on disk now.
-
-        Raises:
-            DeepRecError: it was removed or damaged since the run was opened.
-        """
-        manifest = _read_manifest(self.manifest_path)
-        if manifest is None:
-            raise DeepRecError(f"{self.manifest_path} is missing or damaged: the run can't be read.")
-        return manifest
+        """The manifest as it is on disk now; DeepRecError if it was removed or damaged since the run was opened."""
+        if manifest := _read_manifest(self.manifest_path):
+            return manifest
+        raise DeepRecError(f"{self.manifest_path} is missing or damaged: the run can't be read.")
 
     def record(self, **fields: Any) -> None:
         """Set fields of the manifest that are known only later, as the fingerprint of the data."""
@@ -170,11 +140,7 @@ class Run:
         self.record(status=status, wall_seconds=seconds, error=error)
 
     def __enter__(self) -> Run:
-        """Take the run for this process.
-
-        Raises:
-            DeepRecError: another process is at work in it; a killed one leaves no lock behind.
-        """
+        """Take the run for this process, as `lock` does; a killed one leaves no lock behind."""
         self._lock = lock(self.path)  # held until the run ends
         if self.manifest["status"] != "running":
             self.record(status="running", error=None)
@@ -227,9 +193,7 @@ def matching_runs(
 ) -> Iterator[Run]:
     """Runs of a kind whose configuration has the same sections and whose manifest holds `origin`, latest first.
 
-    Args:
-        origin: fields of the manifest; `dataset` is the fingerprint of the data.
-        ignore: a key, as "policy.adapter", that may differ.
+    `ignore` is a key, as "policy.adapter", that may differ.
     """
     wanted = tomllib.loads(dump_config(config))
     section, _, key = ignore.partition(".")
@@ -252,8 +216,7 @@ def matching_runs(
 def lock(folder: Path) -> IO[str]:
     """Reserve a folder for this process until the returned file is closed or the process ends in any way.
 
-    Raises:
-        DeepRecError: another process is at work in it.
+    DeepRecError if another process is at work in it.
     """
     import fcntl  # absent on Windows, where the rest works
 
@@ -283,9 +246,8 @@ def _new_folder(root: Path, name: str) -> Path:
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, or None where the file is missing, damaged, or another program's."""
     with suppress(OSError):
-        manifest = _object(path.read_bytes())
-        if manifest is not None and {*_SHOWN, "command"} <= manifest.keys():
-            return manifest
+        manifest = _object(path.read_bytes()) or {}
+        return manifest if {*_SHOWN, "command"} <= manifest.keys() else None
     return None
 
 
@@ -298,17 +260,12 @@ def _object(text: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-_FULL = 1 << 20
-"""A disk with fewer free bytes counts as full."""
+_FULL = 1 << 20  # a disk with fewer free bytes counts as full
 
 
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
-    """Turn the errors of writing to a full disk into one sentence; libraries that write weights raise their own kinds.
-
-    Raises:
-        DeepRecError: the disk of `path` is full.
-    """
+    """Turn the errors of writing to a full disk into one DeepRecError; libraries raise kinds of their own."""
     try:
         yield
     except DeepRecError:

@@ -69,18 +69,16 @@ class PhraseTable:
 
     vectors_PE: Tensor  # unit vectors and, last, a zero one for padding
     items_IL: IntArray  # up to `PHRASES` rows of `vectors_PE` for each item, padded
-    counts_I: IntArray  # their number
 
     @classmethod
     def build(cls, catalog: Catalog, encoder: TextEncoder) -> PhraseTable:
         phrases = [item_phrases(catalog, ItemIdx(item)) for item in range(len(catalog))]
         rows = {phrase: row for row, phrase in enumerate(dict.fromkeys(chain.from_iterable(phrases)))}
-        counts_I = np.array([len(row) for row in phrases], dtype=np.int64)
         items_IL = np.full((len(catalog), PHRASES), len(rows), dtype=np.int64)
         for item, row in enumerate(phrases):
             items_IL[item, : len(row)] = [rows[phrase] for phrase in row]
         vectors_PE = F.pad(torch.from_numpy(encoder.encode(list(rows))), (0, 0, 0, 1))
-        return cls(vectors_PE, items_IL, counts_I)
+        return cls(vectors_PE, items_IL)
 
     def vectors(self, rows_NL: IntArray) -> tuple[Tensor, Tensor]:
         """As `encode_preferences`, for preferences given as rows of the table, padded."""
@@ -128,11 +126,10 @@ class PreferenceSampler:
 
     def _some(self, rng: np.random.Generator, items_N: IntArray) -> IntArray:
         """A random subset, never empty, of each item's phrases."""
-        counts_N = self.phrase_table.counts_I[items_N]
-        order_NL = rng.random((items_N.size, PHRASES))
-        order_NL[np.arange(PHRASES) >= counts_N[:, None]] = 2
-        kept_N1 = rng.integers(1, counts_N + 1)[:, None]
         rows_NL = self.phrase_table.items_IL[items_N]
+        order_NL = rng.random(rows_NL.shape)
+        order_NL[rows_NL == self.phrase_table.padding] = 2
+        kept_N1 = rng.integers(1, (order_NL < 2).sum(1) + 1)[:, None]
         return np.where(order_NL.argsort(1).argsort(1) < kept_N1, rows_NL, self.phrase_table.padding)
 
     def _frequent_phrases(self, start: int, firsts_N: IntArray) -> NDArray[np.int32]:

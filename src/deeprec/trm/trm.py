@@ -47,9 +47,8 @@ History = Sequence[str | ItemIdx]  # items by title, id or position in the catal
 class TRM(Retriever):
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen.
 
-    Attributes:
-        preference_weight: the weight (0..1) that suits guessed preferences on this catalogue; None if not calibrated.
-        curve: the epochs of the training; empty after `load`.
+    `preference_weight` suits guessed preferences on this catalogue; `curve` has the training's epochs, none after
+    `load`.
     """
 
     catalog: Catalog
@@ -94,15 +93,9 @@ class TRM(Retriever):
     ) -> TRM:
         """Train on the training interactions; the validation targets choose the epoch and calibrate.
 
-        Args:
-            encoder: of item texts and preferences; default: MiniLM, fetched if the cache lacks it.
-            checkpoint: a file that is written after every epoch; a training that finds it resumes.
-
-        Returns:
-            The model of the best validation epoch; `curve` has all epochs.
-
-        Raises:
-            DeepRecError: no user has three interactions, the loss diverged, or the encoder can't be fetched.
+        The encoder of item texts and preferences is MiniLM by default, fetched if the cache lacks it. `checkpoint` is a
+        file that is written after every epoch; a training that finds it resumes. DeepRecError if no user has three
+        interactions, the loss diverged, or the encoder can't be fetched.
         """
         config = config or TRMConfig()
         tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
@@ -111,8 +104,7 @@ class TRM(Retriever):
         if config.index in ("hnsw", "ivfpq"):
             import_faiss(config.index)  # fails now and not after the training
         encoder = encoder or TextEncoder.load()
-        queries = queries_of(tasks)
-        targets_Q = np.array([targets[task.id] for task in tasks])
+        queries, targets_Q = queries_of(tasks), np.array([targets[task.id] for task in tasks])
         sequences = dataset.train_sequences()
         cooccurrence = CoOccurrence.fit(sequences, len(dataset.catalog))
         exact = config.model_copy(update={"index": "exact"})
@@ -148,10 +140,7 @@ class TRM(Retriever):
 
         Returns:
             A frame, best items first: user (str), item (id, str), title (str), rank (1..k, int), score (float; see
-            `retrieve`).
-
-        Raises:
-            DeepRecError: the catalogue lacks an item of a history, or `k` or the weight is out of bounds.
+            `retrieve`). DeepRecError if the catalogue lacks an item, or `k` or the weight is out of bounds.
         """
         if k < 1:
             raise DeepRecError(f"k is the number of items to recommend, at least 1, not {k}.")
@@ -230,9 +219,8 @@ class TRM(Retriever):
     def scores(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         """Scores (Q, I) of all items, excluded ones too: inner products plus score offsets."""
         users_QD, offsets_QI = self._condition(queries)
-        scores_QI: NDArray[np.float32] = (
-            torch.from_numpy(users_QD) @ torch.from_numpy(self.index.vectors_ID).T
-        ).numpy()
+        items_ID = torch.from_numpy(self.index.vectors_ID)
+        scores_QI: NDArray[np.float32] = (torch.from_numpy(users_QD) @ items_ID.T).numpy()
         offsets_QI = offsets_QI.tocoo()
         scores_QI[offsets_QI.row, offsets_QI.col] += offsets_QI.data.astype(np.float32)
         return scores_QI
@@ -279,13 +267,11 @@ class TRM(Retriever):
         """Make items retrievable that training never saw, by vectors from their text alone.
 
         They follow the known items of the catalogue. Nothing is trained; the cost is that of `Index.add`.
-
-        Raises:
-            DeepRecError: the catalogue has an id already.
+        DeepRecError if the catalogue has an id already.
         """
-        for item, times in Counter([*self.catalog.ids, *items.ids]).items():
-            if times > 1:
-                raise DeepRecError(f"The catalogue holds the item {item!r} already: add only new ones, each once.")
+        [(item, times)] = Counter([*self.catalog.ids, *items.ids]).most_common(1)
+        if times > 1:
+            raise DeepRecError(f"The catalogue holds the item {item!r} already: add only new ones, each once.")
         frame = pl.concat([self.catalog.to_frame(), items.to_frame()], how="vertical_relaxed")
         texts_NE = torch.from_numpy(self.encoder.encode(items.texts()))
         self.index.add(self.model.text(texts_NE))
@@ -296,10 +282,7 @@ class TRM(Retriever):
     def save(self, folder: Path) -> None:
         """Write weights, index, co-occurrence and catalogue: all that recommending needs.
 
-        A TRM that is there is replaced; a kill leaves the old one or the new.
-
-        Raises:
-            DeepRecError: the folder can't be written.
+        A TRM that is there is replaced; a kill leaves the old one or the new. DeepRecError if it can't be written.
         """
         with replacing(folder, "trm", "TRM") as (files, record):
             weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
@@ -314,11 +297,8 @@ class TRM(Retriever):
     def load(cls, folder: Path, *, offline: bool = False) -> TRM:
         """A saved TRM with its catalogue, ready to recommend without a data set.
 
-        Args:
-            offline: fail if the cache lacks the text encoder.
-
-        Raises:
-            DeepRecError: the folder holds no TRM, a damaged one, or one of another version of DeepRec.
+        DeepRecError if the folder holds none, a damaged one, or one of another version of DeepRec, or if `offline` and
+        the cache lacks the text encoder.
         """
         try:
             record = json.loads((folder / "trm.json").read_text(encoding="utf-8"))
