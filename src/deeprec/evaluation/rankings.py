@@ -22,7 +22,7 @@ Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
 Tick = Callable[[int], None]
 """Is told how many users are done, in all."""
 
-_BATCH = 256
+BATCH = 256
 _SEED = 0
 _FUSED = 100
 """Items of each list that is fused."""
@@ -53,8 +53,8 @@ def rankings_of(
 ) -> Rankings:
     """The retriever's best `k` items for each task, the history excluded."""
     rankings: Rankings = []
-    for start in range(0, len(tasks), _BATCH):
-        batch = tasks[start : start + _BATCH]
+    for start in range(0, len(tasks), BATCH):
+        batch = tasks[start : start + BATCH]
         queries = queries_of(batch, map(preference, batch), preference_weight)
         rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
     return rankings
