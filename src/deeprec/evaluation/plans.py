@@ -38,7 +38,6 @@ external
     Rankings of another library, from a file of lines `user<TAB>item<TAB>item...`, best first.
 """
 ASKS_MODEL = get_args(ModelKind)
-"""Kinds that ask a language model."""
 
 Seed = int | None
 """None: the seeds of the configuration itself."""
@@ -143,7 +142,6 @@ class Plan(Section):
 
     @property
     def runs(self) -> tuple[Seed, ...]:
-        """The seed of each repetition."""
         return self.seeds or (None,)
 
     def systems_of(self, set_: SetPlan) -> list[SystemPlan]:
@@ -242,7 +240,7 @@ def _chosen(plan: Plan, sources: Sequence[str], *, training: bool, model: bool) 
     left_out = {set_.label for set_ in plan.sets} - {set_.label for set_ in sets}
     systems = []
     for system in plan.systems:
-        on = None if system.sets is None else tuple(name for name in system.sets if name not in left_out)
+        on = system.sets and tuple(name for name in system.sets if name not in left_out)
         if (on or not system.sets) and (training or not system.train) and (model or system.kind not in ASKS_MODEL):
             systems.append(system.model_copy(update={"sets": on}))
     return plan.model_copy(update={"sets": tuple(sets), "systems": tuple(systems)})

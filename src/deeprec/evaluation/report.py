@@ -41,7 +41,6 @@ class Report:
     """An evaluation of several systems on one data set or more.
 
     Attributes:
-        sets: at least one.
         late: labels of sets without a result yet.
         plan: as TOML; empty where there is none.
         failed: what went wrong with systems that failed.
@@ -72,8 +71,7 @@ class Report:
         """Write `report.md` with plots (where there is matplotlib), `report.html`, `report.json`; the first's path."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"# {self.name}", "", *([self.about, ""] if self.about else []), *self._preface()]
-        for each in self.sets:
-            lines += _section(each, folder)
+        lines += [line for each in self.sets for line in _section(each, folder)]
         if table := across(self.sets):
             lines += ["", "## All sets", "", *table]
         if self.late:

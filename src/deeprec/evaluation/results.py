@@ -176,17 +176,14 @@ def reach(result: Result, users: frozenset[str], of: Users, k: int) -> tuple[flo
         shown = [item for user, row in zip(part.users, part.rankings, strict=True) if user in users for item in row[:k]]
         shown_I = np.bincount(np.array(shown, dtype=np.int64), minlength=len(counts_I))
         each.append(((shown_I > 0).mean(), gini(shown_I), bits_I[shown].mean() if shown else np.nan))
-    coverage, unevenness, novelty = np.mean(each, axis=0)
-    return float(coverage), float(unevenness), float(novelty)
+    coverage, unevenness, novelty = np.mean(each, axis=0).tolist()
+    return coverage, unevenness, novelty
 
 
 def gini(counts_I: Ints) -> float:
     """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are equal."""
     total, n = counts_I.sum(), len(counts_I)
-    if not total:
-        return 0.0
-    positions_I = np.arange(1, n + 1)
-    return float((2 * positions_I - n - 1) @ np.sort(counts_I) / (n * total))
+    return float(np.arange(1 - n, n, 2) @ np.sort(counts_I) / (n * total)) if total else 0.0
 
 
 def thirds(values: Mapping[str, int], users: Sequence[str]) -> list[tuple[tuple[int, int], np.ndarray]]:

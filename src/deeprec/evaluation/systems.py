@@ -42,12 +42,12 @@ Rank = Callable[[Sequence[Task], int], Rankings]
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a system did.
+    """What a system did, task by task.
 
     Attributes:
-        rankings: items of each task, best first.
+        rankings: best first.
         seconds_per_user: of ranking alone; None where unknown.
-        traces: of systems that explore or ask a language model, in the order of the tasks.
+        traces: of systems that explore or ask a language model.
         explorer: that made the traces; None for systems that call no tool.
     """
 
@@ -76,8 +76,7 @@ class System(ABC):
         and takes new ones."""
 
     def cache_key(self) -> dict[str, Any]:
-        """What decides its rankings, as JSON values: settings, and digests of data and weights. By default that is
-        unknown, and no result is used again."""
+        """What decides its rankings, as JSON values; by default that is unknown, and no result is used again."""
         return {"object": uuid4().hex}
 
 
@@ -138,10 +137,7 @@ class PlannedSystem(System):
     Attributes:
         uses_trm: whether the TRM decides its rankings.
         explore_keys: keys of `explore` that decide its rankings; None: all.
-
-    Args:
         config: its own, with the weights of its training.
-        file: of external rankings.
     """
 
     uses_trm = False

@@ -222,10 +222,10 @@ def _finished(
 
 def across(sets: Sequence[SetReport]) -> list[str]:
     """Each system's rank on each set among those that ran on all users of every set, and how far the sets agree."""
-    means = []
-    for each in sets:
-        ranked = [result for result in each.results if len(result.users) == len(each.users.users)]
-        means.append({result.name: result.metrics[each.headline].mean() for result in ranked})
+    means = [
+        {x.name: x.metrics[each.headline].mean() for x in each.results if len(x.users) == len(each.users.users)}
+        for each in sets
+    ]
     names = [name for name in means[0] if all(name in found for found in means)]
     if len(sets) < 2 or len(names) < 2:
         return []
@@ -250,7 +250,6 @@ def held_out_by(time_split: tuple[float, float] | None) -> str:
 
 
 def share_text(value: float) -> str:
-    """Of 1, in per cent."""
     return f"{100 * value:.1f} %"
 
 
