@@ -102,7 +102,6 @@ def test_raw_answers_are_kept_apart_from_rankings_with_fallback():
         part([0, 1], explorations=explored(raw=(0, -1))), part([0, 1], explorations=explored((-1, 0)))
     )
     assert with_fallback.raw.tolist() == [0.5, 0.5]
-    assert result(part([0])).raw is None
 
 
 def test_what_explorations_had_after_each_call():

@@ -19,8 +19,8 @@ def show_all(options: Options) -> None:
 
     options.config()
     rows = (
-        (status.name, status.kind, status.state, f"{status.size / 1e6:,.0f}", status.licence, status.purpose)
-        for status in assets.statuses()
+        (each.name, each.kind, each.state, f"{each.size / 1e6:,.0f}", each.licence, each.purpose)
+        for each in assets.statuses()
     )
     show_table(options.console, ("name", "kind", "state", "MB", "licence", "used for"), rows)
     options.say(f"Cache: {assets.cache_folder()} (DEEPREC_CACHE moves it)")

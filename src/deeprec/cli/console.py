@@ -58,14 +58,8 @@ class ConsoleProgress(Progress):
 
     @contextmanager
     def _bar(self, text: str, total: int) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bars(*columns, console=self.console) as bars:
+        name, times = TextColumn("{task.description}", markup=False), (TimeElapsedColumn(), TimeRemainingColumn())
+        with Bars(name, BarColumn(), MofNCompleteColumn(), *times, console=self.console) as bars:
             task = bars.add_task(text, total=total)
 
             def advance(done: int, total: int | None = None, text: str = "") -> None:

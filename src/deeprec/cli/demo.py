@@ -18,11 +18,9 @@ def demo(
     from deeprec.cli.data import show_dataset
     from deeprec.cli.evaluation import run_evaluation
     from deeprec.cli.explore import View, pick_task
-    from deeprec.evaluation.models import Models
     from deeprec.policies.scripted import ScriptedPolicy
 
-    console, progress = options.console, options.progress
-    models = Models(options.runs, offline=options.offline, progress=progress)
+    console, progress, models = options.console, options.progress, options.models
     console.rule("1 of 4: data")
     dataset = models.dataset(config)
     show_dataset(dataset, console)
@@ -35,7 +33,7 @@ def demo(
     console.rule("the same user by the scripted explorer")
     view.watch(ScriptedPolicy(config.explore.answer_size), task)
     console.rule("4 of 4: evaluation")
-    run_evaluation(options, config, "demo", models)
+    run_evaluation(options, config, "demo")
     for part, seconds in progress.seconds.items():
         console.print(f"{seconds:7.1f} s  {part}")
     console.print("Next: deeprec serve (explore on a page, or over HTTP)")

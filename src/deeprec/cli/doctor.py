@@ -45,11 +45,7 @@ def doctor(options: Options) -> None:
 
 
 def examine() -> list[Finding]:
-    """Look at versions, processor, memory, GPU, cache and assets.
-
-    Compares the sha256 of every cached asset (about a second) and imports torch, if it is installed, to look for a
-    GPU. Raises nothing: what cannot be found out is a finding too.
-    """
+    """Look at versions, processor, memory, GPU, cache and assets; what cannot be found out is a finding too."""
     return [*_versions(), *_processor(), _memory(), _gpu(), _cache(), *_assets()]
 
 
@@ -71,9 +67,8 @@ def _versions() -> list[Finding]:
 def _processor() -> list[Finding]:
     from deeprec.runs import cores
 
-    usable = float(cores())
-    if quota := re.match(r"(\d+) (\d+)", _read("/sys/fs/cgroup/cpu.max")):
-        usable = min(usable, int(quota[1]) / int(quota[2]))
+    quota = re.match(r"(\d+) (\d+)", _read("/sys/fs/cgroup/cpu.max"))
+    usable = min(cores(), int(quota[1]) / int(quota[2])) if quota else cores()
     findings = [Finding("cores", f"{usable:g}")]
     if flags := re.search(r"^flags.*", _read("/proc/cpuinfo"), re.MULTILINE):
         present = ", ".join(feature for feature in CPU_FEATURES if feature in flags[0].split())

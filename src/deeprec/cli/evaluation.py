@@ -13,7 +13,6 @@ from deeprec.errors import DeepRecError
 
 if TYPE_CHECKING:
     from deeprec.config import Config
-    from deeprec.evaluation.models import Models
     from deeprec.evaluation.report import Report
 
 app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets, and one report.")
@@ -43,23 +42,21 @@ def evaluate(
         options.runs = resume.parent
     with run or lock(resume):
         plan = load_plan(resume / PLAN_FILE, Config())
-        _show(options, run_plan(plan, resume, _models(options), same_data=True), resume)
+        _show(options, run_plan(plan, resume, options.models, same_data=True), resume)
 
 
-def run_evaluation(
-    options: Options, config: Config, plan: Literal["eval", "demo"], models: Models | None = None
-) -> None:
-    """A built-in plan in a run folder of its own; shows the report. `models` are what is loaded already."""
+def run_evaluation(options: Options, config: Config, plan: Literal["eval", "demo"]) -> None:
+    """A built-in plan in a run folder of its own; shows the report."""
     from deeprec.evaluation.plans import built_in_plan
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import Run
 
-    models, found = models or _models(options), built_in_plan(plan, config)
-    dataset = models.dataset(config)  # before there is a folder, for its source may be wrong
+    found = built_in_plan(plan, config)
+    dataset = options.models.dataset(config)  # before there is a folder, for its source may be wrong
     run = Run.create(options.runs, plan, config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
     options.say(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}")
     with run:
-        _show(options, run_plan(found, run.path, models), run.path)
+        _show(options, run_plan(found, run.path, options.models), run.path)
 
 
 @command(app, "run")
@@ -100,7 +97,7 @@ def experiment_run(
     options.say(f"Experiment in {folder}; if interrupted, the same command continues")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
-        _show(options, run_plan(found, folder, _models(options)), folder)
+        _show(options, run_plan(found, folder, options.models), folder)
 
 
 @command(app, "report")
@@ -114,12 +111,6 @@ def experiment_report(
     report = Report.read(folder)
     report.save(folder)
     _show(options, report, folder)
-
-
-def _models(options: Options) -> Models:
-    from deeprec.evaluation.models import Models
-
-    return Models(options.runs, offline=options.offline, progress=options.progress)
 
 
 def _show(options: Options, report: Report, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deeprec.cli.options import Items, Options, User
@@ -23,26 +24,23 @@ if TYPE_CHECKING:
 
 def explore(options: Options, user: User = None, item: Items = None) -> None:
     """Watch one user's whole exploration, live as it is written."""
-    config = options.config()
-    view, task = _prepare(options, config, user, item)
+    view, task = _prepare(options, user, item)
     from deeprec.policies.loading import load_policy
 
-    view.watch(load_policy(config, offline=options.offline), task)
+    view.watch(load_policy(view.config, offline=options.offline), task)
 
 
 def play(options: Options, user: User = None, item: Items = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
-    config = options.config()
-    view, task = _prepare(options, config, user, item)
+    view, task = _prepare(options, user, item)
     from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
     from deeprec.policies.text import TextPolicy
 
-    console, limits = options.console, config.explore
-    human = HumanWriter(
-        console.input, lambda line: console.print(line, markup=False), limits.answer_size, limits.max_calls
-    )
+    console, limits = options.console, view.config.explore
+    show = partial(console.print, markup=False)
+    human = HumanWriter(console.input, show, limits.answer_size, limits.max_calls)
     weight = first_weight(limits.preference_weight)  # a person knows what to ask for
     try:
         view.watch(TextPolicy(human), task, limits.model_copy(update={"preference_weight": weight}))
@@ -53,7 +51,8 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
     view.show(view.explorer(ScriptedPolicy(limits.answer_size)).run([task])[0])
 
 
-def _prepare(options: Options, config: Config, user: str | None, titles: list[str] | None) -> tuple[View, Task]:
+def _prepare(options: Options, user: str | None, titles: list[str] | None) -> tuple[View, Task]:
+    config = options.config()
     dataset = options.dataset(config)
     task = pick_task(dataset, config.eval.split, user, titles or ())  # before the TRM, whose training takes a while
     trm, _ = options.trm(dataset, config)
@@ -61,11 +60,7 @@ def _prepare(options: Options, config: Config, user: str | None, titles: list[st
 
 
 def pick_task(dataset: Dataset, split: Split, user: str | None = None, titles: Sequence[str] = ()) -> Task:
-    """The evaluation task of a user of the data, or one of the titles or ids that a new user names.
-
-    Raises:
-        DeepRecError: both are given, or there is no such user or item.
-    """
+    """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
     from deeprec.config import EvalConfig
     from deeprec.data.catalog import UserId
     from deeprec.data.dataset import Task
@@ -115,12 +110,11 @@ class View:
                 console.print(Panel(Text(text.rstrip()), title=escape(f"prompt for user {task.user}"), style="dim"))
 
         started = time.perf_counter()
-        trace = self.explorer(policy, limits).run([task], listener)[0]
-        seconds = time.perf_counter() - started
+        (trace,) = self.explorer(policy, limits).run([task], listener)
+        spent = f"{trace.policy_tokens} tokens written, {time.perf_counter() - started:.1f} s"
         console.print()
         self.show(trace)
-        written = f"{len(trace.turns)} tool calls, {trace.policy_tokens} tokens written, {seconds:.1f} s"
-        console.print(f"{written}; ended by: {trace.stop.value}")
+        console.print(f"{len(trace.turns)} tool calls, {spent}; ended by: {trace.stop.value}")
         if trace.usage is not None:
             console.print(f"The server read {trace.usage.read} tokens and wrote {trace.usage.written}.")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deeprec.cli.console import ConsoleProgress
     from deeprec.config import Config
     from deeprec.data.dataset import Dataset
+    from deeprec.evaluation.models import Models
     from deeprec.trm.trm import TRM
 
 User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
@@ -70,6 +71,12 @@ class Options:
         from deeprec.cli.console import ConsoleProgress
 
         return ConsoleProgress(self.console)
+
+    @cached_property
+    def models(self) -> Models:
+        from deeprec.evaluation.models import Models
+
+        return Models(self.runs, offline=self.offline, progress=self.progress)
 
     def say(self, text: str) -> None:
         """A line of plain text, not wrapped: paths and commands stay whole."""

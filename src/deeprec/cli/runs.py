@@ -20,10 +20,8 @@ def show_all(options: Options) -> None:
     from deeprec.runs import list_runs
 
     options.config()
-    rows = (
-        (str(run.path), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}")
-        for run in list_runs(options.runs)
-    )
+    runs = list_runs(options.runs)
+    rows = ((str(run.path), run.kind, run.status, run.created[:16], f"{run.wall_seconds:.0f}") for run in runs)
     show_table(options.console, ("folder", "kind", "status", "created (UTC)", "seconds"), rows)
 
 
@@ -47,9 +45,7 @@ def compare(
     theirs: Annotated[Path, typer.Argument(help="Folder of another; of an evaluation, on the same data.")],
 ) -> None:
     """Two evaluations, system by system, with paired intervals on the same users; or two trainings."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    from deeprec.cli.console import show_table
     from deeprec.evaluation.report import compare as compare_evaluations
 
     options.config()
@@ -61,10 +57,9 @@ def compare(
     ends = [
         {(stage, name): found.end for stage, name, found in trends(read_curves(folder))} for folder in (ours, theirs)
     ]
-    table = Table("stage", "number, last fifth of the steps", "ours", "theirs")
-    for key in dict.fromkeys([*ends[0], *ends[1]]):
-        table.add_row(key[0], escape(key[1]), *(f"{each[key]:.3f}" if key in each else "" for each in ends))
-    options.console.print(table)
+    keys = dict.fromkeys([*ends[0], *ends[1]])
+    rows = ((*key, *(f"{each[key]:.3f}" if key in each else "" for each in ends)) for key in keys)
+    show_table(options.console, ("stage", "number, last fifth of the steps", "ours", "theirs"), rows)
 
 
 @command(app, "curves")

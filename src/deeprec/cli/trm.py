@@ -43,8 +43,7 @@ def recommend(
     history = tuple(map(catalog.find, item or []))
     hits = trm.retrieve([Query(history, preference, frozenset(history), weight)], k)[0]
     rows = (
-        (str(rank), catalog.ids[hit.item], catalog.titles[hit.item], categories, f"{hit.score:.3f}")
-        for rank, hit in enumerate(hits, start=1)
-        for categories in [", ".join(catalog.categories[hit.item])]
+        (str(rank), catalog.ids[i], catalog.titles[i], ", ".join(catalog.categories[i]), f"{score:.3f}")
+        for rank, (i, score) in enumerate(((hit.item, hit.score) for hit in hits), start=1)
     )
     show_table(options.console, ("rank", "id", "title", "categories", "score"), rows)

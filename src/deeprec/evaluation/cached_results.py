@@ -37,11 +37,7 @@ class _Record:
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
-        """None where there is no file.
-
-        Raises:
-            DeepRecError: the file is damaged.
-        """
+        """None where there is no file; DeepRecError where it is damaged."""
         try:
             return TypeAdapter(cls).validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -172,13 +168,11 @@ class TraceLog:
     def explore(self, tasks: Sequence[Task], stream: Stream, tick: Tick) -> list[Trace]:
         """Traces of all tasks in order: those that the log holds, and the others explored and logged at once.
 
-        Raises:
-            DeepRecError: some failed. They are logged as failed, and explored again next time.
+        DeepRecError where some failed: they are logged as failed, and explored again next time.
         """
         missing = [task for task in tasks if task.id not in self._traces]
-        known, failed = len(tasks) - len(missing), []
+        known, explored, failed, started = len(tasks) - len(missing), 0, [], time.perf_counter()
         tick(known)
-        explored, started = 0, time.perf_counter()
         try:
             for explored, (_, trace) in enumerate(stream(missing) if missing else (), start=1):
                 self._entries.append({"trace": trace.to_json()})

@@ -54,12 +54,12 @@ def evaluate(
     if first not in systems:
         raise DeepRecError(f"evaluate: baseline {first!r} is none of the systems {list(systems)}.")
     tasks, sample = evaluation_tasks(dataset, config)
-    targets, k, results = dataset.targets(split), max(cutoffs), []
+    targets, results = dataset.targets(split), []
     for name, system in systems.items():
         if not isinstance(system, System):
             system = AnyExplorer(name, system) if isinstance(system, Explorer) else AnyRetriever(name, system)
         chosen = sample if system.on_sample else tasks
-        part = evaluate_system(system, chosen, targets, k, TraceLog(), progress)
+        part = evaluate_system(system, chosen, targets, max(cutoffs), TraceLog(), progress)
         results.append(Result(name, (None,), (part,), config.cutoffs))
     held_out = held_out_by(None) if dataset.cuts is None else "split by time"
     found = SetReport(dataset.name, split, held_out, Users.of(dataset, config), tuple(results), first)

@@ -27,11 +27,7 @@ def external_file(system: SystemPlan, set_: SetPlan, seed: Seed) -> Path:
 
 
 def read_external_rankings(path: Path, dataset: Dataset, tasks: Sequence[Task]) -> list[list[ItemIdx]]:
-    """The ranking of each task from a file of lines `user<TAB>item<TAB>item...`, by the ids of the data, best first.
-
-    Raises:
-        DeepRecError: an id is unknown, comes twice, or is in the user's history, or a user has no line.
-    """
+    """The ranking of each task from a file of lines `user<TAB>item<TAB>item...`, by the ids of the data, best first."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -48,7 +44,8 @@ def read_external_rankings(path: Path, dataset: Dataset, tasks: Sequence[Task]) 
     for task in tasks:
         if task.user not in found:
             raise DeepRecError(f"{path} has no line for user {task.user!r}: it needs one for each.")
-        if seen := set(found[task.user]) & set(task.history):
-            item = dataset.catalog.ids[min(seen)]
-            raise DeepRecError(f"{path}: user {task.user!r} has item {item!r} in the history: leave the history out.")
+        if seen := [dataset.catalog.ids[item] for item in sorted({*found[task.user]} & {*task.history})]:
+            raise DeepRecError(
+                f"{path}: user {task.user!r} has item {seen[0]!r} in the history: leave the history out."
+            )
     return [found[task.user] for task in tasks]

@@ -48,11 +48,7 @@ class PairedInterval:
 
 
 def mean_interval(values_U: Floats) -> Interval:
-    """The mean of one value per user, and its interval: of no width for constant values, nan for a single user.
-
-    Raises:
-        ValueError: `values_U` is empty, not one-dimensional, or holds a value that is not finite.
-    """
+    """The mean of one value per user (U,), and its interval: of no width for constant values, nan for a single user."""
     if values_U.ndim != 1 or not len(values_U) or not np.isfinite(values_U).all():
         raise ValueError("an interval needs a non-empty vector of finite values, one per user")
     mean = float(np.mean(values_U))
@@ -73,11 +69,7 @@ def mean_interval(values_U: Floats) -> Interval:
 
 
 def paired_interval(ours_U: Floats, theirs_U: Floats) -> PairedInterval:
-    """How much better ours is than theirs; both of shape (U,), the users in the same order and resampled in pairs.
-
-    Raises:
-        ValueError: the shapes differ, or as for `mean_interval`.
-    """
+    """How much better ours is than theirs; both of shape (U,), the users in the same order and resampled in pairs."""
     if ours_U.shape != theirs_U.shape:
         raise ValueError(f"paired values have one shape, not {ours_U.shape} and {theirs_U.shape}")
     change, base = mean_interval(ours_U - theirs_U), float(np.mean(theirs_U))
@@ -95,9 +87,6 @@ def regression_estimator(ours_U: Floats, controls_UK: Floats, base_U: Floats) ->
     Args:
         ours_U: nan where ours did not run.
         controls_UK: what K other systems have on all users.
-
-    Raises:
-        ValueError: the users differ, ours ran on fewer than K + 2, or a value that must be known is not finite.
     """
     if not (len(ours_U) == len(controls_UK) == len(base_U)) or controls_UK.ndim != 2:
         raise ValueError(f"not of the same users: {ours_U.shape}, {controls_UK.shape} and {base_U.shape}")

@@ -17,11 +17,7 @@ Ints = NDArray[np.int64]
 
 
 def ranks_of(rankings: Sequence[Sequence[int]], targets: Sequence[int]) -> Ints:
-    """The rank of each target in its ranking (U,).
-
-    Raises:
-        ValueError: the lengths differ, or a ranking names an item twice.
-    """
+    """The rank of each target in its ranking (U,); ValueError where a ranking names an item twice."""
     ranks_U = np.full(len(targets), -1, dtype=np.int64)
     for user, (ranking, target) in enumerate(zip(rankings, targets, strict=True)):
         if len(set(ranking)) != len(ranking):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,25 +25,21 @@ CANDIDATES = 20
 Similarity = Callable[[Sequence[str]], NDArray[np.float32]]
 """Of each of N texts to each title of the catalogue (N, I)."""
 
+_Answer = tuple[tuple[Line, ...], tuple[Fault, ...]]
 _STOPS = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
 
 
 @dataclass
 class _Question:
-    """A prompt that ends with `ONE_SHOT_START`, and what the policy writes.
-
-    Attributes:
-        read: lines and faults of the text up to the end of the answer, and of whether that end is there.
-        room: new tokens at most; none where the context is full.
-    """
+    """A prompt that ends with `ONE_SHOT_START`, and what the policy writes."""
 
     task: Task
     prompt: str
-    read: Callable[[str, bool], tuple[tuple[Line, ...], tuple[Fault, ...]]]
+    read: Callable[[str, bool], _Answer]  # of the text up to the answer's end, and of whether that end is there
     turns: tuple[Turn, ...] = ()
     constraint: Constraint | None = None
     context: tuple[int, ...] = ()
-    room: int = 0
+    room: int = 0  # new tokens at most
     chunks: list[Chunk] = field(default_factory=list)
 
 
@@ -63,7 +60,7 @@ def rerank(
     def question(task: Task, hits: Sequence[Hit]) -> _Question:
         turn, offered = Turn("", "", tuple(hits)), [hit.item for hit in hits]
 
-        def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
+        def read(body: str, closed: bool) -> _Answer:
             # An answer that is cut off is none, as in an exploration; its last line may name another item.
             if not closed:
                 return (), (Fault.NO_ANSWER,)
@@ -75,8 +72,8 @@ def rerank(
         prompt = protocol.rerank_prompt(shown, item_lines(catalog, offered), answer_size=config.answer_size)
         return _Question(task, prompt, read, (turn,), constraint_of(catalog, [turn], config, begun=ONE_SHOT_START))
 
-    def questions(batch: Sequence[Task]) -> list[_Question]:
-        return list(map(question, batch, retriever.retrieve(queries_of(batch), candidates)))
+    def questions(batch: Sequence[Task]) -> Iterable[_Question]:
+        return map(question, batch, retriever.retrieve(queries_of(batch), candidates))
 
     yield from _ask(policy, questions, catalog, tasks, config)
 
@@ -92,7 +89,7 @@ def recall_titles(
     """
 
     def question(task: Task) -> _Question:
-        def read(body: str, closed: bool) -> tuple[tuple[Line, ...], tuple[Fault, ...]]:
+        def read(body: str, closed: bool) -> _Answer:
             whole = body if closed else body.rpartition("\n")[0]
             written, faults = protocol.parse_lines(whole, answer_size=config.answer_size)
             titles, taken, lines = written[: config.answer_size], set(task.history), []
@@ -108,10 +105,10 @@ def recall_titles(
         shown = item_lines(catalog, task.history[-config.history :])
         return _Question(task, protocol.titles_prompt(shown, answer_size=config.answer_size), read)
 
-    yield from _ask(policy, lambda batch: list(map(question, batch)), catalog, tasks, config)
+    yield from _ask(policy, partial(map, question), catalog, tasks, config)
 
 
-_Questions = Callable[[Sequence[Task]], list[_Question]]
+_Questions = Callable[[Sequence[Task]], Iterable[_Question]]
 
 
 def _ask(
@@ -120,15 +117,15 @@ def _ask(
     """Each question is answered by one segment, or by none where its context has no room left."""
     limit = limits_of(config, catalog)["segment_tokens"]
     for start in range(0, len(tasks), config.batch_size):
-        batch = questions(tasks[start : start + config.batch_size])
-        asked = {f"one-shot:{position}": question for position, question in enumerate(batch, start)}
+        batch = dict(enumerate(questions(tasks[start : start + config.batch_size]), start))
+        asked = {f"one-shot:{position}": question for position, question in batch.items()}
         requests = []
         for key, question in asked.items():
             question.context = tuple(policy.encode(question.prompt, first=True))
             question.room = min(limit, config.context_tokens - len(question.context))
             if question.room > 0:
-                constraint = question.constraint
-                requests.append(Request(key, question.context, (END_ANSWER,), question.room, constraint=constraint))
+                given = (key, question.context, (END_ANSWER,), question.room)
+                requests.append(Request(*given, constraint=question.constraint))
             else:
                 question.chunks.append(Chunk(key, (), (), Finish.NO_ROOM))
         try:
@@ -138,7 +135,7 @@ def _ask(
                     asked[chunk.key].chunks.append(chunk)
         finally:
             policy.release(list(asked))
-        for position, question in enumerate(batch, start):
+        for position, question in batch.items():
             yield position, _trace(policy, question, question.room < limit, config.answer_size)
 
 
@@ -147,8 +144,7 @@ def _trace(policy: Policy, question: _Question, cut_short: bool, answer_size: in
     chunks, task = question.chunks, question.task
     tokens = tuple(token for chunk in chunks for token in chunk.tokens)
     logprobs = tuple(value for chunk in chunks for value in chunk.logprobs)
-    # Decoded behind its beginning: some decoders drop a space at the very beginning.
-    text = policy.decode([*policy.encode(ONE_SHOT_START), *tokens])
+    text = policy.decode([*policy.encode(ONE_SHOT_START), *tokens])  # some decoders drop a space at the very beginning
     body, closed, _ = text.partition(END_ANSWER)
     answer, faults = question.read(body, bool(closed))
     finish = chunks[-1].finish or Finish.LENGTH

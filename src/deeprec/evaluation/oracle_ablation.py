@@ -11,15 +11,13 @@ import numpy as np
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.evaluation.metrics import ranks_of
-from deeprec.evaluation.rankings import Rankings, rankings_of
+from deeprec.evaluation.rankings import BATCH, Rankings, rankings_of
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.trace import Trace
 from deeprec.retrieval.retriever import Query, Retriever
 
 if TYPE_CHECKING:  # a report reads ranks, and needs no torch
     from deeprec.trm.trm import TRM
-
-_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,8 @@ def rank_tuple(rankings: Sequence[Sequence[int]], targets: Sequence[ItemIdx]) ->
 def in_own_order(trm: TRM, tasks: Sequence[Task], lists: Sequence[Sequence[ItemIdx]]) -> Rankings:
     """Each task's list as the TRM ranks it without a preference."""
     found: Rankings = []
-    for start in range(0, len(tasks), _BATCH):
-        part = slice(start, start + _BATCH)
+    for start in range(0, len(tasks), BATCH):
+        part = slice(start, start + BATCH)
         scores_BI = trm.scores([Query(task.history) for task in tasks[part]])
         for scores_I, items in zip(scores_BI, lists[part], strict=True):
             items_P = np.array(items, dtype=np.int64)
@@ -87,11 +85,11 @@ def replay(
     """What the calls of each task would retrieve, list after list."""
     pools: Rankings = [[] for _ in tasks]
     for call in range(max(map(len, preferences), default=0)):
-        calling = [position for position, stated in enumerate(preferences) if call < len(stated)]
+        calling = [each for each in zip(tasks, preferences, pools, strict=True) if call < len(each[1])]
         queries = [
-            Query(tasks[p].history, preferences[p][call], frozenset([*tasks[p].history, *pools[p]]), weight)
-            for p in calling
+            Query(task.history, stated[call], frozenset([*task.history, *pool]), weight)
+            for task, stated, pool in calling
         ]
-        for position, hits in zip(calling, retriever.retrieve(queries, per_call), strict=True):
-            pools[position] += [hit.item for hit in hits]
+        for (*_, pool), hits in zip(calling, retriever.retrieve(queries, per_call), strict=True):
+            pool += [hit.item for hit in hits]
     return pools

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,7 +38,6 @@ external
     Rankings of another library, from a file of lines `user<TAB>item<TAB>item...`, best first.
 """
 ASKS_MODEL = get_args(ModelKind)
-"""Kinds that ask a language model."""
 
 Seed = int | None
 """None: the seeds of the configuration itself."""
@@ -68,8 +67,7 @@ class SetPlan(Section):
     def folder(self) -> str:
         """A name for folders: files of one name in two places have two."""
         path = Path(self.source)
-        place = f"-{_hash(str(path.resolve()))}" if path.exists() else ""
-        return f"{slug(self.label)}{place}"
+        return slug(self.label) + (f"-{_hash(str(path.resolve()))}" if path.exists() else "")
 
 
 class SystemPlan(Section):
@@ -144,7 +142,6 @@ class Plan(Section):
 
     @property
     def runs(self) -> tuple[Seed, ...]:
-        """The seed of each repetition."""
         return self.seeds or (None,)
 
     def systems_of(self, set_: SetPlan) -> list[SystemPlan]:
@@ -161,11 +158,7 @@ class Plan(Section):
         return self._config(set_, system.name, seed, system.config)
 
     def training_of(self, set_: SetPlan, system: SystemPlan, seed: Seed) -> Config:
-        """The configuration of the training whose weights a system uses, without the system's own `config`.
-
-        Raises:
-            DeepRecError: it is not valid, or has no such part.
-        """
+        """The configuration of the training whose weights a system uses, without the system's own `config`."""
         on = next(each for each in self.sets if each.label == (system.train_on or set_.label))
         config = self._config(on, system.name, seed, system.training)
         if system.train not in (parts := active(config.train)):
@@ -197,10 +190,8 @@ class Plan(Section):
 
 
 def built_in_plan(name: Literal["comparison", "eval", "demo"], config: Config, sources: Sequence[str] = ()) -> Plan:
-    """A plan of the package, on the configuration's set or on those of `sources`.
-
-    Systems with a language model need one in the configuration; systems that train it need `train.minutes`.
-    """
+    """A plan of the package, on the configuration's set or on those of `sources`. Systems with a language model need
+    one in the configuration; systems that train it need `train.minutes`."""
     training, model = config.train.minutes is not None, config.policy.kind != "scripted"
     return load_plan(_BUILT_IN / f"{name}.toml", config, sources, training=training, model=model)
 
@@ -208,16 +199,12 @@ def built_in_plan(name: Literal["comparison", "eval", "demo"], config: Config, s
 def load_plan(
     path: Path, config: Config, sources: Sequence[str] = (), *, training: bool = True, model: bool = True
 ) -> Plan:
-    """Read a plan.
+    """Read a plan; DeepRecError where the file is missing, or a key or value does not fit.
 
     Args:
         config: what was set in it is laid over the plan's; its set is taken where the plan names none.
         sources: the sets to run on, in place of all of the plan: by source or name, or others.
-        training: whether to keep the systems that train the language model, and its settings.
-        model: whether to keep the systems that ask a language model.
-
-    Raises:
-        DeepRecError: the file is missing or malformed, a key is unknown, or a value does not fit.
+        training, model: whether to keep the systems that train, and those that ask, a language model.
     """
     plan = _validated(read_toml(path, "experiment"), path)
     said = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
@@ -229,12 +216,10 @@ def load_plan(
     settings = _merged({name: part for name, part in plan.config.items() if training or name != "train"}, said)
     if data := _table(settings, "data"):
         settings["data"] = {name: value for name, value in data.items() if name != "source"}  # the sets have it
-    plan = _chosen(plan, sources, training=training, model=model)
-    plan = _validated(dict(plan) | {"config": settings}, path)
-    for set_ in plan.sets:
+    plan = _validated({**dict(_chosen(plan, sources, training=training, model=model)), "config": settings}, path)
+    for set_, seed in product(plan.sets, plan.runs):
         for system in plan.systems_of(set_):
-            for seed in plan.runs:
-                plan.digest(set_, system, seed)  # reads it all
+            plan.digest(set_, system, seed)  # reads it all
     return plan
 
 
@@ -248,16 +233,14 @@ def _validated(tree: Mapping[str, Any], path: Path) -> Plan:
 
 
 def _chosen(plan: Plan, sources: Sequence[str], *, training: bool, model: bool) -> Plan:
-    """The plan on these sets: its own of such a source or name as it describes them, and others bare. Systems of other
-    sets are left out."""
+    """The plan on these sets: its own of such a source or name, and others bare; without systems of other sets."""
     sets = [] if sources else list(plan.sets)
     for source in sources:
-        own = [set_ for set_ in plan.sets if source in (set_.source, set_.label)]
-        sets += own or [SetPlan(source=source)]
+        sets += [own for own in plan.sets if source in (own.source, own.label)] or [SetPlan(source=source)]
     left_out = {set_.label for set_ in plan.sets} - {set_.label for set_ in sets}
     systems = []
     for system in plan.systems:
-        on = None if system.sets is None else tuple(name for name in system.sets if name not in left_out)
+        on = system.sets and tuple(name for name in system.sets if name not in left_out)
         if (on or not system.sets) and (training or not system.train) and (model or system.kind not in ASKS_MODEL):
             systems.append(system.model_copy(update={"sets": on}))
     return plan.model_copy(update={"sets": tuple(sets), "systems": tuple(systems)})

@@ -35,12 +35,11 @@ def plot_turns(results: Sequence[Result], metric: str, path: Path) -> Path | Non
     if not lines:
         return None
     figure, axes_2 = _axes(10, 4, columns=2)
-    for number, (name, found) in enumerate(lines):
-        turns = [after.turn for after in found]
-        for axes, values in zip(axes_2, ([a.pool_recall for a in found], [a.ndcg for a in found]), strict=True):
-            _draw(axes, turns, values, marker="o", capsize=3, color=f"C{number % 10}", label=name)
-    titles = ("target among what was retrieved, share", f"{metric}, list after list")
-    for axes, title in zip(axes_2, titles, strict=True):
+    titles = {"pool_recall": "target among what was retrieved, share", "ndcg": f"{metric}, list after list"}
+    for axes, (values, title) in zip(axes_2, titles.items(), strict=True):
+        for number, (name, found) in enumerate(lines):
+            turns, style = [after.turn for after in found], {"color": f"C{number % 10}", "label": name}
+            _draw(axes, turns, [getattr(after, values) for after in found], marker="o", capsize=3, **style)
         axes.set_xlabel("after call")
         axes.set_ylabel(title)
         axes.set_xticks(range(1, 1 + max(len(found) for _, found in lines)))
@@ -95,9 +94,9 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def _saved(figure: Any, path: Path) -> Path:
-    # Without these two, the file would differ from one writing to the next.
     import matplotlib
 
+    # Without these two, the file would differ from one writing to the next.
     with matplotlib.rc_context({"svg.hashsalt": "deeprec"}):
         figure.savefig(path, metadata={"Date": None})
     return path

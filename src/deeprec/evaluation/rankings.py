@@ -22,7 +22,7 @@ Stream = Callable[[Sequence[Task]], Iterable[tuple[int, Trace]]]
 Tick = Callable[[int], None]
 """Is told how many users are done, in all."""
 
-_BATCH = 256
+BATCH = 256
 _SEED = 0
 _FUSED = 100
 """Items of each list that is fused."""
@@ -31,10 +31,8 @@ _DAMPING = 60
 
 
 def evaluation_tasks(dataset: Dataset, config: EvalConfig) -> tuple[list[Task], list[Task]]:
-    """All tasks of the split, and the seeded sample of `config.users` that costly systems run on.
-
-    A smaller sample is a part of a larger one, so that systems with samples of two sizes have users in common.
-    """
+    """All tasks of the split, and the seeded sample of `config.users` that costly systems run on, of which a larger
+    sample holds a smaller one."""
     tasks = dataset.tasks(config.split)
     if not tasks:
         raise DeepRecError(f"{dataset.name} has no {config.split} users: each needs 3 interactions.")
@@ -53,8 +51,7 @@ def rankings_of(
 ) -> Rankings:
     """The retriever's best `k` items for each task, the history excluded."""
     rankings: Rankings = []
-    for start in range(0, len(tasks), _BATCH):
-        batch = tasks[start : start + _BATCH]
+    for batch in (tasks[start : start + BATCH] for start in range(0, len(tasks), BATCH)):
         queries = queries_of(batch, map(preference, batch), preference_weight)
         rankings += [[hit.item for hit in hits] for hits in retriever.retrieve(queries, k)]
     return rankings

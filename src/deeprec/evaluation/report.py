@@ -6,7 +6,7 @@ import base64
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from html import escape
 from io import StringIO
@@ -41,7 +41,6 @@ class Report:
     """An evaluation of several systems on one data set or more.
 
     Attributes:
-        sets: at least one.
         late: labels of sets without a result yet.
         plan: as TOML; empty where there is none.
         failed: what went wrong with systems that failed.
@@ -56,31 +55,23 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> Report:
-        """What is finished in the folder of an evaluation.
-
-        Raises:
-            DeepRecError: the folder is not an evaluation's, or no set's baseline is finished.
-        """
+        """What is finished in the folder of an evaluation; DeepRecError before any set's baseline is."""
         if not (folder / PLAN_FILE).is_file():
             raise DeepRecError(f"{folder} is not an evaluation's folder: give one that `deeprec eval` made.")
         plan = load_plan(folder / PLAN_FILE, Config())
         found = {set_.label: SetReport.read(plan, set_, folder) for set_ in plan.sets}
         sets = tuple(each for each in found.values() if each is not None)
         if not sets:
-            told = f"{folder} has no finished {plan.baseline!r} yet"
-            raise DeepRecError(f"{told}: continue with `deeprec eval --resume {folder}`.")
+            how = f"continue with `deeprec eval --resume {folder}`"
+            raise DeepRecError(f"{folder} has no finished {plan.baseline!r} yet: {how}.")
         late = tuple(label for label, each in found.items() if each is None)
         return cls(plan.name, sets, plan.about, late, dump_plan(plan))
 
     def save(self, folder: Path) -> Path:
-        """Write `report.md` with its plots, `report.html` and `report.json`; the first's path.
-
-        The plots need matplotlib, and are left out without it.
-        """
+        """Write `report.md` with plots (where there is matplotlib), `report.html`, `report.json`; the first's path."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"# {self.name}", "", *([self.about, ""] if self.about else []), *self._preface()]
-        for each in self.sets:
-            lines += _section(each, folder)
+        lines += [line for each in self.sets for line in _section(each, folder)]
         if table := across(self.sets):
             lines += ["", "## All sets", "", *table]
         if self.late:
@@ -97,13 +88,12 @@ class Report:
         """A row for each set, system and metric: its mean with bounds, and the difference to the baseline on the users
         that both ran on; what has no value is null."""
         rows = []
-        for each in self.sets:
-            for result in each.results:
-                for metric in result.metrics:
-                    change = each.change(result, metric)
-                    row = {"set": each.label, "system": result.name, "users": len(result.users), "metric": metric}
-                    compared = {} if change is None else {f"difference {k}": v for k, v in asdict(change).items()}
-                    rows.append(row | asdict(result.mean(metric)) | compared)
+        for each, result in ((set_, result) for set_ in self.sets for result in set_.results):
+            for metric in result.metrics:
+                row = {"set": each.label, "system": result.name, "users": len(result.users), "metric": metric}
+                change = each.change(result, metric)
+                compared = {} if change is None else {f"difference {k}": v for k, v in asdict(change).items()}
+                rows.append(row | asdict(result.mean(metric)) | compared)
         return pl.DataFrame(rows, infer_schema_length=None).fill_nan(None)
 
     def to_json(self) -> str:
@@ -143,15 +133,15 @@ class Report:
 
     def __str__(self) -> str:
         console = Console(file=StringIO(), width=_WIDTH)
-        console.print(self)
-        assert isinstance(console.file, StringIO)
-        return console.file.getvalue().rstrip()
+        with console.capture() as printed:
+            console.print(self)
+        return printed.get().rstrip()
 
     def _preface(self) -> list[str]:
         made = [part.environment for each in self.sets for result in each.results for part in result.parts]
         dates = sorted(each["date"] for each in made)
-        words = [each["command"].partition(" ") for each in made]
-        commands = {f"{Path(program).name} {rest}" for program, _, rest in words}
+        words = (each["command"].partition(" ") for each in made)
+        commands = {f"`{Path(program).name} {rest}`" for program, _, rest in words}
         baselines = "/".join(dict.fromkeys(each.baseline for each in self.sets))
         bootstrap = f"percentile bootstrap over users, {intervals.RESAMPLES} resamples, seed {intervals.SEED}"
         return [
@@ -167,7 +157,7 @@ class Report:
             f"- machines: {'; '.join(sorted({each['hardware'] for each in made}))}",
             f"- dates: {dates[0]} to {dates[-1]}",
             f"- versions: {'; '.join(sorted({each['versions'] for each in made}))}",
-            f"- commands: {'; '.join(f'`{command}`' for command in sorted(commands))}",
+            f"- commands: {'; '.join(sorted(commands))}",
             f"- commits: {'; '.join(sorted({each.get('commit', 'unknown') for each in made}))}",
         ]
 
@@ -179,9 +169,9 @@ def _notes(result: Result) -> list[str]:
 def _terminal_table(each: SetReport) -> Table:
     """Fits 80 columns, one line a row: the baseline and the last other systems of the plan."""
     rows = [("system", each.headline, f"Recall@{each.k}", f"% to {each.baseline}")]
-    others = [result for result in each.results if result is not each.base][1 - _ROWS :]
+    left_out = [result.name for result in each.results if result is not each.base][: 1 - _ROWS]
     for result in each.results:
-        if result is each.base or result in others:
+        if result.name not in left_out:
             change = each.change(result)
             cell = "baseline" if result is each.base else "–" if change is None else percent_text(change)
             ndcg, recall = (f"{result.mean(f'{name}@{each.k}').mean:.4f}" for name in ("NDCG", "Recall"))
@@ -219,22 +209,19 @@ def _section(each: SetReport, folder: Path) -> list[str]:
         *("", *each.main(), "", *each.sentences()),
         *(f"- {sentence}." for sentence in said),
     ]
-    figures: dict[str, list[str]] = {}
-    for plot, what, title in (
-        (plot_quality, "quality", "Quality by system"),
-        (plot_cost, "cost", "Cost against quality"),
-        (plot_turns, "turns", "Quality by call"),
-    ):
+
+    def figure(plot: Callable[..., Path | None], what: str, title: str) -> list[str]:
         path = folder / f"{name}-{what}.svg"
         drawn = importlib.util.find_spec("matplotlib") and plot(each.results, each.headline, path)
-        figures[what] = ["", f"![{title}]({drawn.name})"] if drawn else []
-    lines += figures["quality"]
+        return ["", f"![{title}]({path.name})"] if drawn else []
+
+    lines += figure(plot_quality, "quality", "Quality by system")
     common, reach = each.reaches()
     by_history = each.groups("items in the history", users.histories)
     by_popularity = each.groups("times chosen in training", users.target_counts)
     for title, table, after in (
-        ("How the explorers ran", each.explorers(), figures["cost"]),
-        ("Call by call", each.turns(), figures["turns"]),
+        ("How the explorers ran", each.explorers(), figure(plot_cost, "cost", "Cost against quality")),
+        ("Call by call", each.turns(), figure(plot_turns, "turns", "Quality by call")),
         ("Oracle ablation", each.oracle_ablation(), ["", *_ORACLES]),
         (f"{each.headline} by length of the history", by_history, _CELLS),
         (f"{each.headline} by popularity of the target", by_popularity, _CELLS),
@@ -262,23 +249,19 @@ def to_html(markdown: str, folder: Path, title: str) -> str:
 
 
 def compare(ours: Path, theirs: Path) -> Table:
-    """Every system that the reports of two folders have on the same data, ours minus theirs, paired on common users.
-
-    Raises:
-        DeepRecError: a report is absent or damaged, or nothing is common.
-    """
+    """Every system that the reports of two folders have on the same data, ours minus theirs, paired on common users;
+    DeepRecError where there is none."""
     difference = f"difference [{100 * intervals.CONFIDENCE:.0f} % interval]"
     table = Table("system", "users", "metric", "ours", "theirs", difference)
     mine, others = _saved_results(ours), _saved_results(theirs)
     if not {data for data, _ in mine} & {data for data, _ in others}:
         raise DeepRecError(f"{ours} and {theirs} are evaluations of different data.")
-    for key in [key for key in mine if key in others]:
-        k = max({*mine[key].cutoffs} & {*others[key].cutoffs}, default=0)
+    for a, b in [(mine[key], others[key]) for key in mine if key in others]:
+        k = max({*a.cutoffs} & {*b.cutoffs}, default=0)
         for metric in (f"{name}@{k}" for name in METRICS if k):
-            if (found := mine[key].minus(others[key], metric)) is not None:
+            if found := a.minus(b, metric):
                 means = (f"{found.base + found.difference:.4f}", f"{found.base:.4f}")
-                row = (mine[key].name, str(found.users), metric, *means, difference_text(found))
-                table.add_row(*map(Text, row))
+                table.add_row(*map(Text, (a.name, str(found.users), metric, *means, difference_text(found))))
     if not table.row_count:
         raise DeepRecError(f"{ours} and {theirs} have no system with common users and cutoffs.")
     return table

@@ -50,11 +50,10 @@ class Result:
         return mean_interval(self.metrics[metric] if chosen_U is None else self.metrics[metric][chosen_U])
 
     @cached_property
-    def raw(self) -> Floats | None:
-        """NDCG at the last cutoff of each user's answer alone (U,), 0 for a failed answer; None without answers."""
-        k = max(self.cutoffs)
-        each = [ndcg_at(np.array(run.raw, dtype=np.int64), k) for run in self.explorations]
-        return np.mean(each, axis=0) if each else None
+    def raw(self) -> Floats:
+        """Of explorations: NDCG at the last cutoff of each user's answer alone (U,), 0 for a failed answer."""
+        raw_SU = np.array([run.raw for run in self.explorations], dtype=np.int64)
+        return np.asarray(ndcg_at(raw_SU, max(self.cutoffs)).mean(axis=0))
 
     @property
     def ever_valid(self) -> bool:
@@ -77,13 +76,11 @@ class Result:
         return paired_interval(ours_U, theirs_U) if users else None
 
     def minus_on_all(self, base: Result, others: Sequence[Result], metric: str) -> PairedInterval | None:
-        """The difference to the base on all of its users, estimated with `regression_estimator`.
+        """The difference to the base on all of its users, estimated with `regression_estimator`; `others` are further
+        controls, which ran on all of these.
 
         None where ours ran on all of them, where users or seeds differ, or where ours ran on too few: `ENOUGH` of its
         users must have more than 0, and on as many must ours and each of the others differ from the base.
-
-        Args:
-            others: further controls, which ran on all users of the base.
         """
         known = dict(zip(self.users, self.metrics[metric].tolist(), strict=True))
         alike = all(each.users == base.users and each.seeds == self.seeds for each in (base, *others))
@@ -131,8 +128,7 @@ def by_turn(result: Result) -> list[AfterTurn]:
     counts_N = np.array([len(calls) for run in runs for calls in run.retrieved], dtype=np.int64)
     found_SU, pooled_SU = np.array([run.found for run in runs]), np.array([run.pooled for run in runs])
     for turn in range(1, counts_N.max(initial=0) + 1):
-        share = float((counts_N >= turn).mean())
-        if share < 0.01:
+        if (share := float((counts_N >= turn).mean())) < 0.01:
             break
         new = [calls[turn - 1] for run in runs for calls in run.retrieved if len(calls) >= turn]
         there_SU = (found_SU > 0) & (found_SU <= turn)
@@ -170,12 +166,9 @@ def common_users(results: Sequence[Result]) -> frozenset[str]:
 
 
 def reach(result: Result, users: frozenset[str], of: Users, k: int) -> tuple[float, float, float]:
-    """What a system shows of the catalogue to the given users, at least one; the mean over the seeds.
-
-    Returns:
-        The share of the items that anyone was shown; `gini` of how often each was shown; and the mean information of a
-        shown item in bits, -log2 of its share of the training interactions (one added to each).
-    """
+    """What a system shows of the catalogue to the given users, at least one, as a mean over the seeds: the share of the
+    items that anyone was shown; `gini` of how often each was shown; and the mean information of a shown item in bits,
+    -log2 of its share of the training interactions (one added to each)."""
     counts_I = np.array(of.item_counts, dtype=np.float64) + 1
     bits_I = -np.log2(counts_I / counts_I.sum())
     each = []
@@ -183,17 +176,14 @@ def reach(result: Result, users: frozenset[str], of: Users, k: int) -> tuple[flo
         shown = [item for user, row in zip(part.users, part.rankings, strict=True) if user in users for item in row[:k]]
         shown_I = np.bincount(np.array(shown, dtype=np.int64), minlength=len(counts_I))
         each.append(((shown_I > 0).mean(), gini(shown_I), bits_I[shown].mean() if shown else np.nan))
-    coverage, unevenness, novelty = np.mean(each, axis=0)
-    return float(coverage), float(unevenness), float(novelty)
+    coverage, unevenness, novelty = np.mean(each, axis=0).tolist()
+    return coverage, unevenness, novelty
 
 
 def gini(counts_I: Ints) -> float:
     """Of counts: the mean absolute difference of two of them, divided by twice their mean; 0 where all are equal."""
     total, n = counts_I.sum(), len(counts_I)
-    if not total:
-        return 0.0
-    positions_I = np.arange(1, n + 1)
-    return float((2 * positions_I - n - 1) @ np.sort(counts_I) / (n * total))
+    return float(np.arange(1 - n, n, 2) @ np.sort(counts_I) / (n * total)) if total else 0.0
 
 
 def thirds(values: Mapping[str, int], users: Sequence[str]) -> list[tuple[tuple[int, int], np.ndarray]]:

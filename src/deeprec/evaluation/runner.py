@@ -29,13 +29,11 @@ from deeprec.runs.progress import Progress
 
 
 def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = False) -> Report:
-    """Make what is missing of a plan's results in a folder, which the caller has locked, and write the report there.
+    """Make what is missing of a plan's results in a folder, which the caller has locked, and write the report there. It
+    says what failed; DeepRecError where there is nothing to report.
 
     Args:
         same_data: whether to refuse data that are others than those of the folder's results.
-
-    Raises:
-        DeepRecError: there is nothing to report. Else the report says what failed.
     """
     (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
     failed = Runner(plan, folder, models, same_data).run()
@@ -89,9 +87,8 @@ class Runner:
 
     def _warn_of_missing_files(self) -> None:
         """At once: there may be hours until it is their turn, in which they can be made."""
-        for set_ in self.plan.sets:
-            files = [system for system in self.plan.systems_of(set_) if system.file is not None]
-            for system, seed in product(files, self.plan.runs):
+        for set_, seed in product(self.plan.sets, self.plan.runs):
+            for system in [system for system in self.plan.systems_of(set_) if system.file is not None]:
                 try:
                     external_file(system, set_, seed)
                 except DeepRecError as error:
@@ -125,8 +122,7 @@ class Runner:
             from deeprec.training.time_budget import time_spent
 
             weights = self.models.trained(self.plan.training_of(set_, plan, seed), plan.train)
-            # An adapter, or a whole model where the training made one.
-            adapter = (weights / "adapter_config.json").is_file()
+            adapter = (weights / "adapter_config.json").is_file()  # or a whole model
             own = {"adapter": str(weights)} if adapter else {"model": str(weights), "adapter": "none"}
             config = config.model_copy(update={"policy": config.policy.model_copy(update=own)})
             spent = time_spent(weights.parent)
@@ -140,9 +136,8 @@ def evaluate_system(
 ) -> CachedResult:
     """The system's result for these tasks, without a key."""
     ranked, wanted = system.rank(tasks, k, log, progress), [targets[task.id] for task in tasks]
-    explorations, explorer = None, ranked.explorer
+    explorations, explorer, ablation = None, ranked.explorer, None
     if ranked.traces is not None:
-        ablation = None
         if explorer is not None:
             from deeprec.trm.trm import TRM
 

@@ -36,19 +36,18 @@ from deeprec.runs.progress import SILENT, Progress
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
 _ONE_SHOT_KEYS = ("history", "answer_size", "segment_tokens", "context_tokens")
 
-
 Rank = Callable[[Sequence[Task], int], Rankings]
 """At most `k` items for each task."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a system did.
+    """What a system did, task by task.
 
     Attributes:
-        rankings: items of each task, best first.
+        rankings: best first.
         seconds_per_user: of ranking alone; None where unknown.
-        traces: of systems that explore or ask a language model, in the order of the tasks.
+        traces: of systems that explore or ask a language model.
         explorer: that made the traces; None for systems that call no tool.
     """
 
@@ -73,23 +72,18 @@ class System(ABC):
 
     @abstractmethod
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
-        """At most `k` items for each task, none of its history and none twice.
-
-        Args:
-            log: of traces that exist already, and for new ones.
-        """
+        """At most `k` items for each task, none of its history and none twice; `log` holds traces that exist already,
+        and takes new ones."""
 
     def cache_key(self) -> dict[str, Any]:
-        """What decides its rankings, as JSON values: settings, and digests of data and weights. By default that is
-        unknown, and no result is used again."""
+        """What decides its rankings, as JSON values; by default that is unknown, and no result is used again."""
         return {"object": uuid4().hex}
 
 
 class RankingSystem(System):
-    """Ranks by a function."""
-
     @abstractmethod
-    def load(self) -> Rank: ...
+    def load(self) -> Rank:
+        """The function that ranks."""
 
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
         rankings_for, started = self.load(), time.perf_counter()
@@ -143,10 +137,7 @@ class PlannedSystem(System):
     Attributes:
         uses_trm: whether the TRM decides its rankings.
         explore_keys: keys of `explore` that decide its rankings; None: all.
-
-    Args:
         config: its own, with the weights of its training.
-        file: of external rankings.
     """
 
     uses_trm = False
@@ -186,17 +177,15 @@ class EASE(PlannedSystem, RankingSystem):
 
     def load(self) -> Rank:
         tasks, targets = self.dataset.tasks("validation"), self.dataset.targets("validation")
-        wanted = [targets[task.id] for task in tasks]
-        best: tuple[float, float, Retriever] | None = None
-        for value in _EASE_GRID:
-            retriever = EASERetriever.fit(self.dataset.train_sequences(), len(self.dataset.catalog), value)
-            ndcg = float(ndcg_at(ranks_of(rankings_of(retriever, tasks, 10), wanted), 10).mean())
-            if best is None or ndcg > best[0]:
-                best = (ndcg, value, retriever)
-        assert best is not None
-        grid = ", ".join(f"{value:g}" for value in _EASE_GRID)
-        self.note = f"regularisation {best[1]:g} of {grid}, by validation NDCG@10"
-        return partial(rankings_of, best[2])
+        wanted, train = [targets[task.id] for task in tasks], self.dataset.train_sequences()
+
+        def ndcg(fitted: tuple[float, Retriever]) -> float:
+            return float(ndcg_at(ranks_of(rankings_of(fitted[1], tasks, 10), wanted), 10).mean())
+
+        each = ((value, EASERetriever.fit(train, len(self.dataset.catalog), value)) for value in _EASE_GRID)
+        value, best = max(each, key=ndcg)
+        self.note = f"regularisation {value:g} of {', '.join(f'{x:g}' for x in _EASE_GRID)}, by validation NDCG@10"
+        return partial(rankings_of, best)
 
 
 class TRMAlone(PlannedSystem, RankingSystem):
@@ -264,8 +253,7 @@ class ModelSystem(PlannedSystem, ExploringSystem):
         return spread(stream, policy, self.config.explore.batch_size), explorer
 
     def cache_key(self) -> dict[str, Any]:
-        policy = self.config.policy
-        # Of an adapter or a local model, the weights count and not the folder.
+        policy = self.config.policy  # of an adapter or a local model, the weights count and not the folder
         folders = (adapter_folder(policy), Path(policy.model).expanduser())
         return super().cache_key() | {
             "text": self.dataset.text_digest,
@@ -281,9 +269,8 @@ class Titles(ModelSystem):
         from deeprec.trm.text_encoder import TextEncoder
 
         encode, catalog = TextEncoder.load(offline=self.models.offline).encode, self.dataset.catalog
-        titles_IE = encode(catalog.titles)
-        ask = partial(recall_titles, policy, lambda texts: encode(texts) @ titles_IE.T, catalog)
-        return partial(ask, config=self.config.explore), None
+        titles_IE, config = encode(catalog.titles), self.config.explore
+        return lambda tasks: recall_titles(policy, lambda x: encode(x) @ titles_IE.T, catalog, tasks, config), None
 
 
 class Rerank(ModelSystem):

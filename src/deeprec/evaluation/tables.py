@@ -42,8 +42,7 @@ class SetReport:
     @classmethod
     def read(cls, plan: Plan, set_: SetPlan, folder: Path) -> SetReport | None:
         """What is finished of a set; None before its baseline is."""
-        users = Users.load(users_file(folder, set_))
-        if users is None:
+        if (users := Users.load(users_file(folder, set_))) is None:
             return None
         settings = plan.config_of(set_, plan.systems_of(set_)[0], plan.runs[0])
         results, missing, left_out = [], [], []
@@ -126,10 +125,9 @@ class SetReport:
 
     def cutoffs(self) -> list[str]:
         """Every metric at every cutoff; empty where there is one cutoff."""
+        several = [result for result in self.results if len(result.cutoffs) > 1]
         return _table(
-            {"system": result.name} | {name: interval_text(result.mean(name)) for name in result.metrics}
-            for result in self.results
-            if len(result.cutoffs) > 1
+            {"system": each.name} | {name: interval_text(each.mean(name)) for name in each.metrics} for each in several
         )
 
     def explorers(self) -> list[str]:
@@ -137,14 +135,13 @@ class SetReport:
         return _table(self._ran(result) for result in self.results if result.explorations)
 
     def _ran(self, result: Result) -> dict[str, str]:
-        runs, raw_U, seconds = result.explorations, result.raw, result.seconds_per_user
-        assert raw_U is not None
+        runs, seconds = result.explorations, result.seconds_per_user
         users = sum(len(run.found) for run in runs)
         calls = sum(len(calls) for run in runs for calls in run.retrieved)
         stops: Counter[str] = sum((Counter(run.stops) for run in runs), Counter())
         return {
             "system": result.name,
-            f"{self.headline}, raw": interval_text(mean_interval(raw_U)),
+            f"{self.headline}, raw": interval_text(mean_interval(result.raw)),
             "well-formed": share_text(sum(sum(run.well_formed) for run in runs) / users),
             "fallback": share_text(sum(sum(run.fallback) for run in runs) / users),
             "calls": f"{calls / users:.2f}" if calls else "",
@@ -188,8 +185,8 @@ class SetReport:
         for result in self.results:
             row = {title: result.name}
             for (low, high), chosen_U in thirds(by_user, result.users):
-                mean = result.mean(self.headline, chosen_U) if chosen_U.any() else None
-                row[f"{low:,} to {high:,}"] = "" if mean is None else f"{interval_text(mean)}, {chosen_U.sum():,}"
+                text = f"{interval_text(result.mean(self.headline, chosen_U))}, {n:,}" if (n := chosen_U.sum()) else ""
+                row[f"{low:,} to {high:,}"] = text
             rows.append(row)
         return _table(rows)
 
@@ -225,10 +222,10 @@ def _finished(
 
 def across(sets: Sequence[SetReport]) -> list[str]:
     """Each system's rank on each set among those that ran on all users of every set, and how far the sets agree."""
-    means = []
-    for each in sets:
-        ranked = [result for result in each.results if len(result.users) == len(each.users.users)]
-        means.append({result.name: result.metrics[each.headline].mean() for result in ranked})
+    means = [
+        {x.name: x.metrics[each.headline].mean() for x in each.results if len(x.users) == len(each.users.users)}
+        for each in sets
+    ]
     names = [name for name in means[0] if all(name in found for found in means)]
     if len(sets) < 2 or len(names) < 2:
         return []
@@ -249,12 +246,10 @@ def across(sets: Sequence[SetReport]) -> list[str]:
 def held_out_by(time_split: tuple[float, float] | None) -> str:
     if time_split is None:
         return "each user's last two items held out"
-    first, second = time_split
-    return f"split by time: trained on the first {first:.0%} of the interactions, validated up to {second:.0%}"
+    return "split by time: trained on the first {:.0%} of the interactions, validated up to {:.0%}".format(*time_split)
 
 
 def share_text(value: float) -> str:
-    """Of 1, in per cent."""
     return f"{100 * value:.1f} %"
 
 

@@ -46,12 +46,11 @@ def in_worker_processes(stream: Stream, most: int, at_least: int) -> Stream:
         try:
             for first in range(processes):
                 ours, theirs = context.Pipe(duplex=False)
-                share = range(first, len(tasks), processes)
-                arguments = (stream, [tasks[position] for position in share], theirs, os.getpid())
+                arguments = (stream, tasks[first::processes], theirs, os.getpid())
                 workers.append(context.Process(target=_work, args=arguments, daemon=True))
                 workers[-1].start()
                 theirs.close()
-                open_[ours] = share
+                open_[ours] = range(first, len(tasks), processes)
             while open_:
                 for end in wait(list(open_)):
                     assert isinstance(end, Connection)

@@ -137,9 +137,7 @@ async def page() -> FileResponse:
 def create_app(service: Service, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
     """The application of a service: the API, the Model Context Protocol at /mcp, and the page.
 
-    Args:
-        token: the bearer token that clients must show; None: no token.
-        host: the address of the server. On a loopback address, /mcp accepts only requests sent to one.
+    Clients must show the `token`, if there is one. On a loopback `host`, /mcp accepts only requests sent to one.
     """
     mcp = create_mcp(service)
     # A token protects against DNS rebinding. Without one, the host of every request is checked.
@@ -158,8 +156,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
         lifespan=lifespan,
         responses={401: {"model": schemas.Problem}},
     )
-    app.state.service = service
-    app.state.metrics = Metrics(service.workers)
+    app.state.service, app.state.metrics = service, Metrics(service.workers)
     app.add_exception_handler(RequestValidationError, _problem(422, _invalid))
     app.add_exception_handler(DeepRecError, _problem(422))
     app.add_exception_handler(BusyError, _problem(429, headers={"Retry-After": str(_RETRY_AFTER)}))
@@ -200,4 +197,4 @@ def _invalid(error: RequestValidationError) -> str:
     """Where the request is wrong, and why. It repeats names of fields, but no values."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))[:200]
-    return f"{where}: {schemas.why(first)}" if where else schemas.why(first)
+    return ": ".join(filter(None, [where, schemas.why(first)]))

@@ -22,17 +22,12 @@ class Batcher:
     """
 
     def __init__(self, retriever: Retriever, limit: int) -> None:
-        self.retriever = retriever
-        self.limit = limit
+        self.retriever, self.limit = retriever, limit
         self._waiting: list[tuple[Query, int, asyncio.Future[list[Hit]]]] = []
         self._work: asyncio.Task[None] | None = None
 
     def retrieve(self, queries: Sequence[Query], k: int) -> asyncio.Future[list[list[Hit]]]:
-        """The result of the retriever's `retrieve`, or its exception, as a future.
-
-        Raises:
-            BusyError: at once, if too many queries wait.
-        """
+        """The result of the retriever's `retrieve`, or its exception, as a future; BusyError if too many wait."""
         if len(self._waiting) + len(queries) > self.limit:
             raise BusyError(f"{len(self._waiting)} queries wait for the recommender: try later.")
         loop = asyncio.get_running_loop()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from itertools import count
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -37,11 +38,11 @@ class Exploration:
             raise DeepRecError(f"There is no policy {self.policy!r}: there are {', '.join(service.policies())}.")
         self.task = service.task(body.user, body.history)
         allowed = service.explore.max_calls
-        limits = {"max_calls": min(body.max_calls or allowed, allowed)}
-        if len(body.calls) > limits["max_calls"]:
-            raise DeepRecError(f"There are {len(body.calls)} calls, and an exploration may make {limits['max_calls']}.")
+        calls, given = min(body.max_calls or allowed, allowed), len(body.calls)
+        if given > calls:
+            raise DeepRecError(f"There are {given} calls, and an exploration may make {calls}.")
         weight = body.model_dump(include={"preference_weight"}, exclude_none=True)
-        self.limits = service.explore.model_copy(update=limits | weight)
+        self.limits = service.explore.model_copy(update={"max_calls": calls} | weight)
         self._started = time.perf_counter()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._worker = service.workers.get(self.policy)
@@ -67,37 +68,29 @@ class Exploration:
             self._worker.cancel(self._job)
 
     async def events(self, silence: float) -> AsyncGenerator[str | schemas.Turn | schemas.Ranking]:
-        """What happens, in order; the ranking is the last. Closing the iterator cancels the exploration.
-
-        `silence` is the number of seconds without an event after which there is an empty text.
-        """
+        """What happens, in order, and an empty text after so many seconds of silence; the ranking is the last. Closing
+        the iterator cancels the exploration."""
         try:
             if self._retrieved is not None:
                 (hits,) = await self._retrieved
                 yield await self._ranking(trace_of_hits(self.task, Stop.ANSWERED, hits))
                 return
-            calls = 0
-            while True:
+            calls = count(1)
+            event: Event = ""
+            while not isinstance(event, Trace):
                 try:
-                    event: Event = await asyncio.wait_for(self._events.get(), silence)
+                    event = await asyncio.wait_for(self._events.get(), silence)
                 except TimeoutError:
                     event = ""
-                if isinstance(event, str):
-                    yield event
-                elif isinstance(event, Turn):
-                    calls += 1
-                    yield self._turn(calls, event)
-                else:
-                    yield await self._ranking(event)
-                    return
+                if not isinstance(event, Trace):
+                    yield self._turn(next(calls), event) if isinstance(event, Turn) else event
+            yield await self._ranking(event)
         finally:
             self.cancel()
 
     async def result(self, request: Request | None) -> schemas.RecommendResponse:
-        """All events at the end. Cancelling the call cancels the exploration.
-
-        If the client of an HTTP request disconnects, the exploration is cancelled, and GoneError raised.
-        """
+        """All events at the end. Cancelling the call cancels the exploration, as the client of an HTTP request does
+        that disconnects: then there is a GoneError."""
         found = []
         async with aclosing(self.events(_POLL)) as events:
             async for event in events:
@@ -109,14 +102,9 @@ class Exploration:
         return schemas.RecommendResponse.model_validate({"policy": self.policy, "turns": turns, "ranking": ranking})
 
     def _turn(self, call: int, turn: Turn) -> schemas.Turn:
-        given = self.body.calls[call - 1 : call]
-        return schemas.Turn(
-            call=call,
-            by_policy=not given or given[0].by_policy,
-            thought=turn.thought,
-            preference=turn.preference,
-            items=self.service.scored(turn.hits),
-        )
+        by_policy = all(given.by_policy for given in self.body.calls[call - 1 : call])
+        said, items = {"thought": turn.thought, "preference": turn.preference}, self.service.scored(turn.hits)
+        return schemas.Turn(call=call, by_policy=by_policy, **said, items=items)
 
     async def _ranking(self, trace: Trace) -> schemas.Ranking:
         seconds = time.perf_counter() - self._started

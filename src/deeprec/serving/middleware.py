@@ -25,8 +25,7 @@ _BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 def bearer_auth(app: ASGIApp, token: str) -> ASGIApp:
     """Requires the token, except for /health and for the page's files, which a browser fetches without headers."""
-    expected = f"Bearer {token}".encode()
-    detail = "Show the server's token: Authorization: Bearer TOKEN."
+    expected, detail = f"Bearer {token}".encode(), "Show the server's token: Authorization: Bearer TOKEN."
     refuse = JSONResponse({"detail": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,10 +66,8 @@ class Metrics:
         self.requests = Counter("deeprec_requests", "Requests.", ("path", "status"), registry=registry)
         what = "Seconds to the end of the answer."
         self.seconds = Histogram("deeprec_request_seconds", what, ("path",), registry=registry, buckets=_BUCKETS)
-        self.loads = [
-            Gauge(f"deeprec_explorations_{state}", "Explorations.", ("policy",), registry=registry)
-            for state in ("in_flight", "queued")
-        ]
+        names = ("deeprec_explorations_in_flight", "deeprec_explorations_queued")
+        self.loads = [Gauge(name, "Explorations.", ("policy",), registry=registry) for name in names]
 
     def text(self) -> bytes:
         """All numbers, for Prometheus."""

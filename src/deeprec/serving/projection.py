@@ -16,11 +16,7 @@ _TSNE_MIN, _TSNE_MAX = 6, 20_000
 
 
 def project(vectors_ID: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
-    """Points (I, 2) in the unit square; similar vectors lie near each other.
-
-    Args:
-        path: a file that keeps the points, if its folder can be written.
-    """
+    """Points (I, 2) in the unit square; similar ones lie near each other. The file keeps them, if it can be."""
     with suppress(OSError, KeyError, SafetensorError):  # absent or damaged
         points_I2: NDArray[np.float32] = load_file(path)["points"]
         if points_I2.shape == (len(vectors_ID), 2):

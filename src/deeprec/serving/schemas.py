@@ -26,9 +26,7 @@ _RECOMMEND_EXAMPLES: list[JsonValue] = [
     {"user": "1", "max_calls": 2},
     {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
 ]
-_RETRIEVE_EXAMPLES: list[JsonValue] = [
-    {"queries": [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}], "k": 5}
-]
+_QUERIES: JsonValue = [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}]
 
 
 def _check_visible(text: str) -> str:
@@ -122,7 +120,7 @@ class RetrieveQuery(_Request):
 
 
 class RetrieveRequest(_Request):
-    model_config = ConfigDict(json_schema_extra={"examples": _RETRIEVE_EXAMPLES})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"queries": _QUERIES, "k": 5}]})
 
     queries: tuple[RetrieveQuery, ...] = Field(min_length=1, max_length=64)
     k: ListSize = 10

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -39,14 +39,11 @@ _KEEP_ALIVE = 75
 def token_for(host: str) -> str | None:
     """The token of the environment; DeepRecError if there is none, and other machines can reach the address."""
     token = os.environ.get(TOKEN) or None
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
+    loopback = host == "localhost"
+    with suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
     if not loopback and token is None:
-        raise DeepRecError(
-            f"serve.host={host!r} is open to others: set a token for them, {TOKEN}=..., or serve on 127.0.0.1."
-        )
+        raise DeepRecError(f"serve.host={host!r} is open to others: set {TOKEN}=... for them, or serve on 127.0.0.1.")
     return token
 
 
@@ -65,12 +62,8 @@ def load_policies(config: Config, *, offline: bool = False) -> dict[str, Policy]
 def open_service(
     dataset: Dataset, trm: TRM, folder: Path, config: Config, *, offline: bool = False
 ) -> Iterator[Service]:
-    """A service with a worker for each policy of the configuration; the workers are closed at the end.
-
-    Args:
-        folder: keeps the points of the map.
-        offline: use the cache only, never the network.
-    """
+    """A service with a worker for each policy of the configuration; the workers are closed at the end. `folder` keeps
+    the points of the map."""
     points_I2 = project(trm.index.vectors_ID, folder / "map.safetensors")
     slots, seconds = config.serve.slots, config.serve.seconds
     with ExitStack() as stack:
@@ -107,6 +100,5 @@ def open_listener(config: ServeConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family)
     except OSError as error:
-        raise DeepRecError(
-            f"{config.host}:{config.port} can't be had ({error.strerror or error}): choose another serve.port."
-        ) from None
+        where, why = f"{config.host}:{config.port}", error.strerror or error
+        raise DeepRecError(f"{where} can't be had ({why}): choose another serve.port.") from None

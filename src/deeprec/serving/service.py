@@ -73,7 +73,6 @@ class Service:
         return [*self.workers, TRM_ALONE]
 
     def users(self, n: int) -> list[str]:
-        """Some users of the data."""
         return list(self._tasks)[:n]
 
     def task(self, user: str | None, history: Sequence[str] = ()) -> Task:
@@ -81,19 +80,16 @@ class Service:
         if user is None:
             return Task("new:you", UserId("you"), self._find(history))
         if user not in self._tasks:
-            examples = ", ".join(self.users(3))
-            raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {examples}.")
+            some = ", ".join(self.users(3))
+            raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {some}.")
         return self._tasks[user]
 
     def _find(self, names: Sequence[str]) -> tuple[ItemIdx, ...]:
         return tuple(self.catalog.find(name, id_first=True) for name in names)
 
     def query(self, body: schemas.RetrieveQuery, user: str | None = None) -> Query:
-        """The query with positions for ids and titles, of a user of the data if there is one in place of a history.
-
-        Raises:
-            DeepRecError: there is both a user and a history, or the user or an item is unknown.
-        """
+        """The query with positions for ids and titles, of a user of the data if there is one in place of a history;
+        DeepRecError where there are both, or one is unknown."""
         if body.history and user is not None:
             raise DeepRecError("Give a history or a user, and not both.")
         history = self.task(user, body.history).history
@@ -111,7 +107,7 @@ class Service:
         return schemas.Item(**self._fields(item))
 
     def details(self, item: ItemId) -> schemas.ItemDetails:
-        """An item by its id; DeepRecError for an unknown one."""
+        """By its id; DeepRecError for an unknown one."""
         return schemas.ItemDetails(**self._fields(self.catalog.index(item)))
 
     def _fields(self, item: ItemIdx) -> dict[str, Any]:
@@ -141,8 +137,7 @@ class Service:
         found, turns = [], trace.first_found()
         for item in ranked:
             call, turn = turns.get(item, (None, None))
-            preference = turn.preference if turn else None
-            found.append(schemas.RankedItem(**self._fields(item), call=call, preference=preference))
+            found.append(schemas.RankedItem(**self._fields(item), call=call, preference=turn and turn.preference))
         return schemas.Ranking(
             items=tuple(found),
             origin=origin,

@@ -29,7 +29,7 @@ Event = str | Turn | Trace
 FAILED = "the policy failed; the server's log says why"
 """The error of an exploration whose policy or explorer raised an exception."""
 TIMED_OUT = "it took more than"
-"""The error of an exploration that exceeded its time limit starts with these words."""
+"""How the error of an exploration that exceeded its time limit begins."""
 
 
 def trace_of_hits(task: Task, stop: Stop, hits: Sequence[Hit] = (), error: str | None = None) -> Trace:
@@ -72,14 +72,9 @@ class Worker:
     """
 
     def __init__(self, explorer: Explorer, *, slots: int, queue: int, seconds: float) -> None:
-        self.explorer = explorer
-        self.slots = slots
-        self.queue = queue
-        self.seconds = seconds
-        self._queued: deque[Job] = deque()
-        self._in_flight: list[Job] = []
+        self.explorer, self.slots, self.queue, self.seconds = explorer, slots, queue, seconds
+        self._queued, self._in_flight, self._closed = deque[Job](), list[Job](), False
         self._changed = threading.Condition()
-        self._closed = False
         self._thread = threading.Thread(target=self._run, name="explorations", daemon=True)
         self._thread.start()
 
@@ -90,14 +85,8 @@ class Worker:
         on_event: Callable[[Event], None],
         forced_prefix: Sequence[ForcedSegment] = (),
     ) -> Job:
-        """Start an exploration (see `Explorer.start`) as soon as there is a slot.
-
-        Args:
-            on_event: called from the worker's thread.
-
-        Raises:
-            BusyError: no slot is free, and the queue is full.
-        """
+        """Start an exploration (see `Explorer.start`) as soon as there is a slot; BusyError where the queue is full.
+        `on_event` is called from the worker's thread."""
         job = Job(task, config, on_event, forced_prefix, time.monotonic() + self.seconds)
         with self._changed:
             if self._closed:
