@@ -79,7 +79,7 @@ class Explorer:
     def recommend(self, history: Sequence[str | int], k: int = 10, *, listener: Listener | None = None) -> Trace:
         """Explore for a user with this history: titles, ids, or positions in the catalogue, oldest first.
 
-        The answer has `k` titles; the trace's `titles` are the ranking. DeepRecError if an item is unknown, or `k` is 0.
+        The answer has `k` titles; the trace's `titles` are the ranking. DeepRecError for an unknown item, or k below 1.
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
