@@ -221,8 +221,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
             # As positions, not as a number: of a slice, PyTorch would copy the whole vocabulary's matrix to multiply.
             logits_to_keep=positions_T[len(positions_T) - keep :],
         )
-        logits_BTV: Tensor = output.logits
-        return logits_BTV
+        return output.logits
 
     def _sample(self, logits_BV: Tensor, rows: Sequence[_Row]) -> list[tuple[int, float]]:
         heat_B = [row.stop_checker.request.temperature or 1.0 for row in rows]
