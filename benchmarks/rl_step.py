@@ -38,6 +38,7 @@ from deeprec.training.callback import StageCallback
 from deeprec.training.run import prepare_task_sets
 from deeprec.training.sampling import in_process
 from deeprec.training.schedule import SFT
+from deeprec.training.time_budget import TimeBudget
 from deeprec.training.trainer import adapted, load_weights, rubrics_of
 
 
@@ -129,7 +130,7 @@ class _StopWatch(StageCallback):
     """The step's seconds by activity."""
 
     def __init__(self, stage: str) -> None:
-        super().__init__(stage, lambda *_: None)
+        super().__init__(stage, lambda *_: None, TimeBudget(Path(), {}, None))
         self.parts: dict[str, float] = {}
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:

@@ -115,7 +115,7 @@ def write_by_chance(sampler: ConstrainedSampler, seed: int, scale: float, begun:
     while END_ANSWER not in (text := codec.decode(tokens)):
         assert len(tokens) < 5000
         scores_V = scale * torch.randn(len(codec.tokenizer), generator=generator)
-        draw = transformers._best if seed % 2 else lambda row_V: transformers._draw(row_V, 0.9, generator)
+        draw = functools.partial(transformers._draw, top_p=0.9, generator=None if seed % 2 else generator)
         tokens.append(sampler.pick(scores_V.log_softmax(-1), draw))
     return text
 
@@ -171,7 +171,7 @@ def test_a_token_that_opens_the_answer_brings_nothing_but_its_beginning(after: s
     wanted, next_best = tokenizer.convert_tokens_to_ids([after, ">Ċ"])
     scores_V = torch.zeros(len(tokenizer))
     scores_V[next_best], scores_V[wanted] = 8.0, 9.0
-    assert sampler.pick(scores_V, transformers._best) == (wanted if kept else next_best)
+    assert sampler.pick(scores_V, lambda row_V: int(row_V.argmax())) == (wanted if kept else next_best)
     assert (
         parse(
             OPENING.removesuffix(">")

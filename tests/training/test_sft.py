@@ -13,6 +13,7 @@ from deeprec.config import SFTConfig, TrainConfig
 from deeprec.training.callback import StageCallback
 from deeprec.training.demonstrations import Example
 from deeprec.training.sft import collate, sft
+from deeprec.training.time_budget import TimeBudget
 from tiny_models import bytes_tokenizer, tiny
 
 
@@ -35,7 +36,9 @@ def config_of(micro_batch_size: int, **more: Any) -> TrainConfig:
 def first_loss(micro_batch_size: int, folder: Path) -> tuple[float, Any]:
     losses: list[float] = []
     model = copy.deepcopy(tiny(bytes_tokenizer())).requires_grad_(True)
-    callback = StageCallback("sft", lambda part, step, steps, metrics: losses.append(metrics["loss"]))
+    time_budget = TimeBudget(folder.parent, {"sft": 1}, None)
+    time_budget.begin("sft", 1)
+    callback = StageCallback("sft", lambda part, step, steps, metrics: losses.append(metrics["loss"]), time_budget)
     sft(model, examples(), config_of(micro_batch_size), folder, callback)
     return losses[0], model
 

@@ -36,22 +36,15 @@ class ForcedSegment:
 
 @dataclass
 class _InFlight:
-    """
-    Attributes:
-        context: tokens of all segments.
-        tokens: of the segment that the policy is writing; likewise `logprobs`.
-        reported: characters of that segment that the listener has.
-    """
-
     key: str
     seed: int
     environment: Environment
     listener: Listener | None
     segments: list[Segment] = field(default_factory=list)
-    context: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)  # of all segments
+    tokens: list[int] = field(default_factory=list)  # of the segment that the policy is writing; likewise `logprobs`
     logprobs: list[float] = field(default_factory=list)
-    reported: int = 0
+    reported: int = 0  # characters of that segment that the listener has
     usage: Usage | None = None
 
     @property
@@ -67,12 +60,7 @@ class Explorer:
     """Runs explorations side by side, through one policy and one retriever.
 
     None waits for another: a tool call is answered while others still write, and new ones may start at any step.
-
-    Args:
-        catalog: default: the retriever's.
-
-    Raises:
-        DeepRecError: neither the caller nor the retriever has a catalogue.
+    The catalogue is the retriever's by default; DeepRecError if neither has one.
     """
 
     def __init__(
@@ -89,17 +77,9 @@ class Explorer:
         self._started = 0
 
     def recommend(self, history: Sequence[str | int], k: int = 10, *, listener: Listener | None = None) -> Trace:
-        """Explore for a user with this history.
+        """Explore for a user with this history: titles, ids, or positions in the catalogue, oldest first.
 
-        Args:
-            history: titles, ids, or positions in the catalogue; oldest first.
-            k: titles in the answer.
-
-        Returns:
-            A trace, whose `titles` are the ranking.
-
-        Raises:
-            DeepRecError: an item is unknown, or `k` is below 1.
+        The answer has `k` titles; the trace's `titles` are the ranking. DeepRecError for an unknown item, or k below 1.
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
@@ -152,8 +132,7 @@ class Explorer:
         Args:
             config: limits and sampling of this one; default: the explorer's.
             occurrence: gives several explorations of one task different seeds.
-            forced_prefix: the first segments; their author is the environment. Those after one that ends the
-                exploration are ignored.
+            forced_prefix: the first segments, by the environment; those after one that ends it are ignored.
         """
         settings = self._resolve(config) if config else self.config
         key = f"{self._started}:{task.id}"

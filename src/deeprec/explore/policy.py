@@ -25,10 +25,8 @@ class Finish(StrEnum):
 class Constraint:
     """Between `opening` and `closing` a segment holds nothing but `lines` lines `1. title`, `2. title` and so on.
 
-    Each of `titles` stands there at most once, and all if they are fewer. The text before `opening` is free.
-
-    Attributes:
-        begun: what the context already has of the first line, if the answer is open.
+    Each of `titles` stands there at most once, and all if they are fewer. The text before `opening` is free. `begun` is
+    what the context already has of the first line, if the answer is open.
     """
 
     opening: str
@@ -40,23 +38,15 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Continue `context` by one segment.
+    """Continue `context` by one segment."""
 
-    Attributes:
-        key: names the exploration; contexts of one key only ever grow, so a policy may keep state by it.
-        context: every token so far, those of the policy included.
-        stops: the segment ends with the token that completes one of these strings.
-        temperature: 0 is greedy.
-        seed: of this segment alone, so that a sample does not depend on the rest of the batch.
-    """
-
-    key: str
-    context: Sequence[int]
-    stops: tuple[str, ...]
+    key: str  # names the exploration; contexts of one key only ever grow, so a policy may keep state by it
+    context: Sequence[int]  # every token so far, those of the policy included
+    stops: tuple[str, ...]  # the segment ends with the token that completes one of these strings
     max_new_tokens: int
-    temperature: float = 0.0
+    temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
-    seed: int = 0
+    seed: int = 0  # of this segment alone, so that a sample does not depend on the rest of the batch
     constraint: Constraint | None = None
 
 
@@ -81,12 +71,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that a policy has written.
+    """Tokens that a policy has written; in the last chunk of a segment also why it ended.
 
-    Attributes:
-        logprobs: of each token at the requested temperature, before `top_p` and any constraint (at temperature 0 the
-            model's own); empty if unknown.
-        finish: why the segment ended, in its last chunk.
+    `logprobs` are at the requested temperature (at 0 the model's own), before `top_p` and any constraint; empty if
+    unknown.
     """
 
     key: str

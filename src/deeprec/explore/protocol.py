@@ -106,29 +106,25 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A well delimited tool call: the thought before it and the preference inside it."""
-
-    thought: str
-    preference: str
-    faults: tuple[Fault, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A delimited answer: the thought before `</think>` and the titles, in order."""
-
-    thought: str
-    titles: tuple[str, ...]
-    faults: tuple[Fault, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stray:
+class Parsed:
     """Text that is neither a call nor an answer."""
 
     thought: str
     faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Parsed):
+    """A well delimited tool call: the thought before it and the preference inside it."""
+
+    preference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Parsed):
+    """A delimited answer: the thought before `</think>` and the titles, in order."""
+
+    titles: tuple[str, ...]
 
 
 def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> str:
@@ -140,12 +136,10 @@ def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> st
 
 
 def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int, guidance: Guidance = "rules") -> str:
-    """The opening text, up to and including the opened thought.
+    """The opening text, up to and including the opened thought; the history is from `item_lines`.
 
-    Args:
-        history: from `item_lines`.
-        guidance: the task in one line; the rules; or the rules and a short exploration of invented items, for models
-            that were not trained to explore.
+    Guidance is the task in one line; the rules; or the rules and a short exploration of invented items, for models that
+    were not trained to explore.
     """
     return ((_TASK if guidance == "task" else _RULES) + _DIALOGUE).format(
         demonstration=_demonstration(answer_size) if guidance == "example" else "",
@@ -206,15 +200,15 @@ def _demonstration(answer_size: int) -> str:
     )
 
 
-def parse(text: str, *, answer_size: int, after_items: bool) -> Call | Answer | Stray:
-    """Read one segment that a policy wrote. Any string is accepted; errors become faults.
-
-    Args:
-        text: everything the policy wrote since the environment last spoke.
-        answer_size: the number of titles an answer must have.
-        after_items: whether an item list precedes the segment.
-    """
-    faults = _common_faults(text)
+def parse(text: str, *, answer_size: int, after_items: bool) -> Parsed:
+    """Read one segment that a policy wrote, before which there may be items. Any string is accepted; errors become
+    faults, as another number of titles than `answer_size`."""
+    common = {
+        Fault.FORGED_ITEMS: ITEMS in text or END_ITEMS in text,
+        Fault.ECHO: _ROLE_LINE.search(text),
+        Fault.THINK: THINK in text,
+    }
+    faults = [fault for fault, there in common.items() if there]
     if END_ANSWER in text or ANSWER in text or END_THINK in text:
         return _parse_answer(text, faults, answer_size, after_items)
     if text.count(PREFERENCE) == 1 and text.count(END_PREFERENCE) == 1:
@@ -226,22 +220,13 @@ def parse(text: str, *, answer_size: int, after_items: bool) -> Call | Answer | 
                 faults.append(Fault.EMPTY_PREFERENCE)
             elif preference == _EXAMPLE_PREFERENCE:
                 faults.append(Fault.ECHO)
-            return Call(thought.strip(), preference, tuple(faults))
+            return Call(thought.strip(), tuple(faults), preference)
     if PREFERENCE in text or END_PREFERENCE in text:
         faults.append(Fault.TAGS)
-    return Stray(text.strip(), tuple(faults))
+    return Parsed(text.strip(), tuple(faults))
 
 
-def _common_faults(text: str) -> list[Fault]:
-    found = {
-        Fault.FORGED_ITEMS: ITEMS in text or END_ITEMS in text,
-        Fault.ECHO: _ROLE_LINE.search(text),
-        Fault.THINK: THINK in text,
-    }
-    return [fault for fault, there in found.items() if there]
-
-
-def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items: bool) -> Answer | Stray:
+def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items: bool) -> Parsed:
     thought, closed, rest = text.partition(END_THINK)
     if PREFERENCE in thought or END_PREFERENCE in thought:
         faults.append(Fault.TAGS)
@@ -254,7 +239,7 @@ def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items:
         faults.append(Fault.NO_FINAL_THOUGHT)
     if text.count(ANSWER) != 1 or text.count(END_ANSWER) != 1 or not 0 <= rest.find(ANSWER) < rest.find(END_ANSWER):
         faults.append(Fault.NO_ANSWER)
-        return Stray(thought.strip(), tuple(faults))
+        return Parsed(thought.strip(), tuple(faults))
     between, _, rest = rest.partition(ANSWER)
     body, _, _ = rest.partition(END_ANSWER)
     if between.strip():
@@ -262,7 +247,7 @@ def _parse_answer(text: str, faults: list[Fault], answer_size: int, after_items:
     if PREFERENCE in rest or END_PREFERENCE in rest:
         faults.append(Fault.TOOL_IN_ANSWER)
     titles, line_faults = parse_lines(body, answer_size=answer_size)
-    return Answer(thought.strip(), titles, (*faults, *line_faults))
+    return Answer(thought.strip(), (*faults, *line_faults), titles)
 
 
 def parse_lines(body: str, *, answer_size: int) -> tuple[tuple[str, ...], tuple[Fault, ...]]:

@@ -15,19 +15,13 @@ _TOKEN = 2
 
 
 class ExploreSettings(ExploreConfig):
-    """`ExploreConfig` without None; `resolve_defaults` makes it.
-
-    Attributes:
-        items_per_call: at least so many that all calls together can fill the answer.
-        request_weight: preference weight of people's requests: the configured one, else the default for people.
-        top_p: sample from the smallest set of tokens that holds this probability.
-    """
+    """`ExploreConfig` without None; `resolve_defaults` makes it."""
 
     segment_tokens: int
     guidance: Guidance
     preference_weight: float
-    request_weight: float
-    top_p: float = 1.0
+    request_weight: float  # of people's preferences: the configured one, else the default for people
+    top_p: float = 1.0  # sample from the smallest set of tokens that holds this probability
 
 
 def resolve_defaults(
@@ -35,11 +29,7 @@ def resolve_defaults(
 ) -> ExploreSettings:
     """Fill unset options: the policy's defaults first, then the retriever's calibrated preference weight.
 
-    Args:
-        catalog: of the items that are shown; default: the retriever's.
-
-    Raises:
-        DeepRecError: there is no catalogue.
+    The catalogue is of the items that are shown; default: the retriever's, or a DeepRecError if it has none.
     """
     if isinstance(config, ExploreSettings):
         return config
@@ -70,10 +60,6 @@ def limits_of(config: ExploreConfig, catalog: Catalog) -> dict[str, int]:
 
 
 def catalog_of(retriever: Retriever) -> Catalog:
-    """
-    Raises:
-        DeepRecError: the retriever has no catalogue.
-    """
     if retriever.catalog is None:
         raise DeepRecError(f"{type(retriever).__name__} has no catalogue: pass one, as in Explorer(..., catalog).")
     return retriever.catalog

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from deeprec.assets.downloads import sha256_of
 from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import PromptDefaults
+from deeprec.policies.tokenizer import explain_errors
 
 SHIPPED = Path(assets.__file__).with_name("adapters")
 """Adapters in the package, in folders named after the asset that is their model."""
@@ -20,10 +23,13 @@ _DECIDING = ("*.safetensors", "*.gguf", "*.bin", _PROMPT_DEFAULTS)
 """Files that decide what a folder's model writes."""
 
 
-def model_source(config: PolicyConfig, *, offline: bool) -> str:
-    """The folder of a fetched asset, or the folder or hub id that the configuration names."""
+@contextmanager
+def model_source(config: PolicyConfig, *, offline: bool) -> Iterator[str]:
+    """The folder of a fetched asset, or the folder or hub id that the configuration names; explains loading errors."""
     source = str(Path(config.model).expanduser())
-    return str(fetch(source, offline=offline)) if source in ASSETS else source
+    known = f"assets: {', '.join(ASSETS)}; or a model folder, or a hub id"
+    with explain_errors(f"policy.model={config.model!r} can't be loaded ({known})"):
+        yield str(fetch(source, offline=offline)) if source in ASSETS else source
 
 
 def adapter_folder(config: PolicyConfig) -> Path | None:

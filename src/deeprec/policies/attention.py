@@ -27,11 +27,10 @@ def attend(
     """
     B, heads, T, _ = query.shape
     groups = heads // key.shape[1]
-    plain = attention_mask is None or groups == 1 or T > _FEW or torch.is_grad_enabled()
-    if plain or options.get("dropout") or options.get("position_bias") is not None:
+    plain = groups == 1 or T > _FEW or torch.is_grad_enabled() or options.get("dropout")
+    if attention_mask is None or plain or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     mask = attention_mask
-    assert mask is not None
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
     mixed = F.scaled_dot_product_attention(

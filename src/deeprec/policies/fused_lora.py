@@ -40,9 +40,8 @@ def fuse(model: PeftModel) -> Any:
     Returns peft's model itself if the adapter is of another kind, or weights are elsewhere (ZeRO-3, FSDP).
     """
     inner: Any = model.base_model.model
-    if not all(_plain(module) for module in inner.modules() if hasattr(module, "lora_A")):
-        return model
-    return _fused(inner)
+    plain = all(_plain(module) for module in inner.modules() if hasattr(module, "lora_A"))
+    return _fused(inner) if plain else model
 
 
 def _fused(module: Any) -> Any:

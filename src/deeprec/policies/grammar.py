@@ -22,9 +22,8 @@ def alternatives(texts: Iterable[str]) -> str:
 class AnswerGrammar:
     """A segment under a constraint: free until the answer opens, then nothing but lines of titles, then free again.
 
-    Attributes:
-        choices: the texts, none of which begins another, that the next tokens may write, each with its title (None:
-            the end of the answer). If it is empty, tokens are free.
+    `choices` has the texts, none of which begins another, that the next tokens may write, each with its title (None:
+    the end of the answer). If it is empty, tokens are free.
     """
 
     def __init__(self, constraint: Constraint, codec: TokenizerCodec) -> None:

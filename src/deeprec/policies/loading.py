@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from deeprec.config import Config, PolicyConfig
 from deeprec.errors import DeepRecError
@@ -23,15 +23,12 @@ P = TypeVar("P", bound="Policy")
 def load_policy(
     source: str | Path | PolicyConfig | Config, *, rows: int | None = None, offline: bool = False
 ) -> Policy:
-    """Load a policy.
+    """Load a policy; DeepRecError if that fails, or it can't explore as the configuration says.
 
     Args:
         source: `scripted`; the URL of an OpenAI-compatible server with one model; an asset's name, a folder of a model
             or of an adapter that was trained, or a hub id; or a configuration.
         rows: explorations in flight at once, at most; default: `explore.batch_size`.
-
-    Raises:
-        DeepRecError: it can't be loaded, or can't explore as the configuration says.
     """
     if isinstance(source, str | Path):
         source = _named(str(source))
@@ -46,29 +43,27 @@ def load_policy(
         case "openai":
             from deeprec.policies.openai import OpenAIPolicy
 
-            _check_support(OpenAIPolicy, config)
-            return _checked(OpenAIPolicy.load(config.policy), config)
+            return _load(OpenAIPolicy, config)
         case "openvino":
             from deeprec.policies.openvino import OpenVinoPolicy
 
-            _check_support(OpenVinoPolicy, config)
             rows, tokens = rows or config.explore.batch_size, config.explore.context_tokens
-            return _checked(OpenVinoPolicy.load(config.policy, offline=offline, rows=rows, tokens=tokens), config)
+            return _load(OpenVinoPolicy, config, offline=offline, rows=rows, tokens=tokens)
 
 
 def load_transformers(config: Config, *, offline: bool = False, training: bool = False) -> TransformersPolicy:
     from deeprec.policies.transformers import TransformersPolicy
 
-    policy = TransformersPolicy.load(bare(config.policy) if training else config.policy, offline=offline)
-    return _checked(policy, config)
+    return _load(TransformersPolicy, config, training, offline=offline)
 
 
 def load_vllm(config: Config, *, offline: bool = False, training: bool = False) -> VllmPolicy:
     from deeprec.policies.vllm import VllmPolicy
 
-    _check_support(VllmPolicy, config)
-    return VllmPolicy.load(
-        bare(config.policy) if training else config.policy,
+    return _load(
+        VllmPolicy,
+        config,
+        training,
         offline=offline,
         lora_rank=config.train.lora_rank if training else 0,
         max_model_len=config.explore.context_tokens,
@@ -89,17 +84,12 @@ def _named(source: str) -> PolicyConfig:
     return PolicyConfig(model=source)
 
 
-def _check_support(policy: type[Policy], config: Config) -> None:
-    """Before a model is loaded, which may take minutes."""
-    explore, kind = config.explore, config.policy.kind
-    refuse_unsupported(policy, kind, constrained=explore.answer == "pool", sampled=explore.temperature > 0)
-
-
-def _checked(policy: P, config: Config) -> P:
-    """The policy, if it reads contexts as long as the configuration allows."""
-    if policy.context_limit < config.explore.context_tokens:
-        raise DeepRecError(
-            f"explore.context_tokens={config.explore.context_tokens} is more than the {policy.context_limit} tokens "
-            f"that {config.policy.model or 'the model'} reads: lower it."
-        )
+def _load(kind: type[P], config: Config, training: bool = False, **options: Any) -> P:
+    """Whether the policy can explore as the configuration says is checked first: loading may take minutes."""
+    explore, source, engine = config.explore, config.policy, cast("Any", kind)
+    refuse_unsupported(kind, source.kind, constrained=explore.answer == "pool", sampled=explore.temperature > 0)
+    policy: P = engine.load(bare(source) if training else source, **options)
+    if policy.context_limit < explore.context_tokens:
+        limit = f"the {policy.context_limit} tokens that {source.model or 'the model'} reads"
+        raise DeepRecError(f"explore.context_tokens={explore.context_tokens} is more than {limit}: lower it.")
     return policy

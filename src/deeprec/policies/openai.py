@@ -54,8 +54,7 @@ class _Job:
 class OpenAIPolicy(WordTokenizer, Policy):
     """See the module. The server's tokenizer is unknown here, so each piece that it sends counts as one token.
 
-    Args:
-        chat: use messages (the assistant's are those that the policy wrote) instead of continuing one text.
+    With `chat`, messages (the assistant's are those that the policy wrote) replace one text that is continued.
     """
 
     def __init__(
@@ -204,11 +203,11 @@ class OpenAIPolicy(WordTokenizer, Policy):
         from openai import BadRequestError, UnprocessableEntityError
 
         create: Any = self.client.chat.completions.create if self.chat else self.client.completions.create
-        for position in range(self._counts, len(_COUNTS)):
+        while True:
+            tried = self._counts
             try:
-                return await create(**body, **_COUNTS[position])
+                return await create(**body, **_COUNTS[tried])
             except (BadRequestError, UnprocessableEntityError) as error:
-                if "stream_options" not in str(error):
+                if "stream_options" not in str(error) or tried == len(_COUNTS) - 1:
                     raise
-                self._counts = max(self._counts, position + 1)  # of several requests the furthest counts
-        raise ValueError("the server refuses stream_options that were not sent")
+                self._counts = max(self._counts, tried + 1)  # of several requests the furthest counts

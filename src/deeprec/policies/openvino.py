@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,7 @@ from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
 from deeprec.policies.grammar import AnswerGrammar, alternatives
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
-from deeprec.policies.tokenizer import (
-    StopChecker,
-    TokenizerCodec,
-    ends_of,
-    explain_errors,
-    explain_loading,
-    refuse_missing,
-    refuse_unsupported,
-)
+from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, explain_errors, refuse_missing, refuse_unsupported
 
 _BATCHED_TOKENS = 2048
 """At most this many tokens are encoded in one step."""
@@ -52,15 +44,14 @@ class _Open:
 
 
 class OpenVinoPolicy(TokenizerCodec, Policy):
-    """See the module. `pipeline` is an `openvino_genai.ContinuousBatchingPipeline`; `ends` end any text."""
+    """See the module. `pipeline` is an `openvino_genai.ContinuousBatchingPipeline`."""
 
     supports_sampling = False
     supports_constraints = True
 
-    def __init__(self, pipeline: Any, tokenizer: Any, context_limit: int, ends: Collection[int]) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, pipeline: Any, tokenizer: Any, context_limit: int, generation: Any) -> None:
+        super().__init__(tokenizer, generation)
         self.pipeline = pipeline
-        self.ends = ends
         self.context_limit = context_limit
         self.seconds = {"generate": 0.0}
         self._open: dict[str, _Open] = {}
@@ -70,11 +61,7 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
     def load(cls, config: PolicyConfig, *, offline: bool = False, rows: int = 16, tokens: int = 4096) -> OpenVinoPolicy:
         """Load an asset, a folder with an OpenVINO model, or one with a GGUF file, which is converted.
 
-        Args:
-            rows: explorations in flight at once, at most; the cache has room for so many, of `tokens` tokens each.
-
-        Raises:
-            DeepRecError: OpenVINO is missing, or the model or its adapter can't be loaded.
+        At most `rows` explorations are in flight at once; the cache has room for so many, of `tokens` tokens each.
         """
         try:
             import openvino_genai as genai
@@ -101,8 +88,8 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
         scheduler.max_num_batched_tokens = _BATCHED_TOKENS
         # With so many requests a cache that grows on demand hangs in 2026.4.
         scheduler.num_kv_blocks = rows * (-(-tokens // _BLOCK) + 1)
-        with explain_loading(config):
-            folder = openvino_folder(Path(model_source(config, offline=offline)))
+        with model_source(config, offline=offline) as source:
+            folder = openvino_folder(Path(source))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             generation = GenerationConfig.from_model_config(model_config)
@@ -112,7 +99,7 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
                 properties["adapters"] = _adapter_config(adapter, config, folder)
             pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         limit = getattr(model_config, "max_position_embeddings", None) or sys.maxsize
-        policy = cls(pipeline, tokenizer, limit, ends_of(generation, tokenizer))
+        policy = cls(pipeline, tokenizer, limit, generation)
         policy.prompt_defaults = read_prompt_defaults(adapter)
         return policy
 
@@ -121,7 +108,7 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
         for request in requests:
             self.release([request.key])
             grammar = AnswerGrammar(request.constraint, self) if request.constraint else None
-            self._open[request.key] = opened = _Open(StopChecker(self, request, self.ends), grammar)
+            self._open[request.key] = opened = _Open(StopChecker(self, request), grammar)
             self._begin(opened)
 
     def step(self) -> list[Chunk]:
@@ -183,9 +170,8 @@ class OpenVinoPolicy(TokenizerCodec, Policy):
             self._begin(opened)
         elif not tokens and opened.handle.get_status() != GenerationStatus.RUNNING:  # FINISHED was read, so IGNORED
             self.release([key])
-            return Chunk(
-                key, (), (), Finish.FAILED, "OpenVINO's cache has no room for it: explore.context_tokens is too small."
-            )
+            problem = "OpenVINO's cache has no room for it: explore.context_tokens is too small."
+            return Chunk(key, (), (), Finish.FAILED, problem)
         return Chunk(key, tuple(tokens), tuple(logprobs), finish) if tokens else None
 
 
@@ -208,9 +194,7 @@ def _adapter_config(adapter: Path, config: PolicyConfig, folder: Path) -> Any:
             names = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
         lora = genai.Adapter(str(weights))
     if found.bias != "none" or any(getattr(found, each, None) for each in _UNUSUAL):
-        raise DeepRecError(
-            f"policy.adapter={config.adapter!r} is no plain LoRA, which OpenVINO needs: use policy.kind=transformers."
-        )
+        raise DeepRecError(f"policy.adapter={config.adapter!r} is no plain LoRA: use policy.kind=transformers.")
     graph = (folder / MODEL_FILE).read_text(encoding="utf-8")
     if missing := sorted(name for name in names if name not in graph):  # OpenVINO would leave them out, with a warning
         raise DeepRecError(f"policy.adapter={config.adapter!r} does not fit {config.model}: it has no {missing[0]}.")

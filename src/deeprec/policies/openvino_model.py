@@ -23,11 +23,7 @@ _COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "genera
 
 
 def openvino_folder(source: Path) -> Path:
-    """The folder of an OpenVINO model, converted from a GGUF file if necessary.
-
-    Raises:
-        DeepRecError: there is no model, or the folder can't be written.
-    """
+    """The folder of an OpenVINO model, converted from a GGUF file if necessary."""
     target = source / "openvino"
     for folder in (source, target):
         if (folder / MODEL_FILE).is_file():

@@ -18,7 +18,7 @@ class PromptLookup:
     """The token that followed each pair of tokens last."""
 
     def __init__(self) -> None:
-        self._after: dict[tuple[int, int], int] = {}
+        self._after: dict[tuple[int, ...], int] = {}
 
     def learn(self, context: Sequence[int], start: int) -> None:
         """Record the tokens of a context from position `start` on."""
@@ -30,13 +30,8 @@ class PromptLookup:
     def guess(self, context: Sequence[int], most: int, others: PromptLookup) -> list[int]:
         """The next tokens, up to `most`; for pairs that are unknown here, those of `others`."""
         found: list[int] = []
-        if len(context) < 2:
-            return found
-        a, b = context[-2:]
-        while len(found) < most:
-            after = self._after.get((a, b), others._after.get((a, b)))
-            if after is None:
-                break
+        pair = tuple(context[-2:])
+        while len(found) < most and (after := self._after.get(pair, others._after.get(pair))) is not None:
             found.append(after)
-            a, b = b, after
+            pair = (pair[1], after)
         return found

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from deeprec.assets import ASSETS
-from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Finish, Policy, Request
 
 
 class TokenizerCodec:
-    """Encodes piece by piece, without special tokens except a start token if the tokenizer sets one."""
+    """Encodes piece by piece, without special tokens except a start token if the tokenizer sets one.
 
-    def __init__(self, tokenizer: Any) -> None:
+    `ends` are the tokens that end any text, by the tokenizer and a `GenerationConfig` of transformers.
+    """
+
+    def __init__(self, tokenizer: Any, generation: Any = None) -> None:
         self.tokenizer = tokenizer
         # What the tokenizer itself puts before a text; its settings don't tell for all kinds of tokenizer.
         opened = tokenizer("a")["input_ids"][:1]
         self.start = opened if opened == [tokenizer.bos_token_id] else []
+        ends = getattr(generation, "eos_token_id", None)
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
 
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
@@ -30,19 +33,11 @@ class TokenizerCodec:
         return text
 
 
-def ends_of(generation: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end any text, by a `GenerationConfig` of transformers (None without one) and a tokenizer."""
-    ends = generation.eos_token_id if generation is not None else None
-    ends = ends if isinstance(ends, list) else [ends]
-    return frozenset({*ends, tokenizer.eos_token_id} - {None})
-
-
 class StopChecker:
-    """Finds the end of a segment, token by token. `ends` are tokens that end any text."""
+    """Finds the end of a segment, token by token."""
 
-    def __init__(self, codec: TokenizerCodec, request: Request, ends: Collection[int]) -> None:
-        self.codec, self.request, self.ends = codec, request, ends
-        self.written = 0
+    def __init__(self, codec: TokenizerCodec, request: Request) -> None:
+        self.codec, self.request, self.written = codec, request, 0
         # Every token adds at least one byte or nothing, so a stop that just ended lies in so many of the last.
         self._longest = max((len(stop.encode()) for stop in request.stops), default=1)
         self._tail: list[int] = []
@@ -54,7 +49,7 @@ class StopChecker:
         text = self.codec.decode(self._tail)
         if any(stop in text for stop in self.request.stops):
             return Finish.STOP
-        if token in self.ends:
+        if token in self.codec.ends:
             return Finish.END
         return Finish.LENGTH if self.written >= self.request.max_new_tokens else None
 
@@ -82,11 +77,6 @@ def explain_errors(problem: str) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 (whatever foreign code raises)
         raise DeepRecError(f"{problem}: {brief(error)}") from None
-
-
-def explain_loading(config: PolicyConfig) -> AbstractContextManager[None]:
-    known = f"assets: {', '.join(ASSETS)}; or a model folder, or a hub id"
-    return explain_errors(f"policy.model={config.model!r} can't be loaded ({known})")
 
 
 def brief(error: Exception) -> str:

@@ -28,14 +28,7 @@ from deeprec.policies.attention import group
 from deeprec.policies.constrained import ConstrainedSampler, TokenMatchers
 from deeprec.policies.kv_cache import SlottedKVCache
 from deeprec.policies.prompt_lookup import PromptLookup
-from deeprec.policies.tokenizer import (
-    StopChecker,
-    TokenizerCodec,
-    ends_of,
-    explain_errors,
-    explain_loading,
-    refuse_missing,
-)
+from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, explain_errors, refuse_missing
 
 _PREFILL_TOKENS = 2048
 """At most this many tokens are encoded at once, which bounds the memory of attention."""
@@ -52,18 +45,14 @@ class _Row:
     """A context; `cached` of its tokens are in the cache, and the lookup tables have `learned` of them."""
 
     key: str
+    stop_checker: StopChecker
+    writing: bool = True  # False while the row waits for the tool
     context: list[int] = field(default_factory=list)
     cached: int = 0
-    stop_checker: StopChecker | None = None
     generator: torch.Generator | None = None
     sampler: ConstrainedSampler | None = None
     lookup: PromptLookup = field(default_factory=PromptLookup)
     learned: int = 0
-
-    @property
-    def request(self) -> Request | None:
-        """The request that is being written; None while the row waits for the tool."""
-        return self.stop_checker.request if self.stop_checker else None
 
 
 class TransformersPolicy(TokenizerCodec, Policy):
@@ -72,9 +61,8 @@ class TransformersPolicy(TokenizerCodec, Policy):
     supports_constraints = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, model.generation_config)
         self.model = model
-        self.ends = ends_of(model.generation_config, tokenizer)
         window = getattr(model.config, "sliding_window", None)  # of all layers, where there are no types (Mistral)
         kinds = getattr(model.config, "layer_types", None)
         layers = set(kinds or ["sliding_attention" if window else "full_attention"])
@@ -91,10 +79,9 @@ class TransformersPolicy(TokenizerCodec, Policy):
     @classmethod
     def load(cls, config: PolicyConfig, *, offline: bool = False) -> TransformersPolicy:
         """Load by the name of an asset, a folder, or the id of a model on the hub."""
-        source = model_source(config, offline=offline)
         device = pick_device(config.device)
         disable_progress_bar()  # loading takes a second, and the bar would interrupt ours
-        with explain_loading(config):
+        with model_source(config, offline=offline) as source:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -121,15 +108,16 @@ class TransformersPolicy(TokenizerCodec, Policy):
     def submit(self, requests: Sequence[Request]) -> None:
         rows = {row.key: row for row in self.rows}
         for request in requests:
+            stop_checker = StopChecker(self, request)
             if (row := rows.get(request.key)) is None:
-                row = _Row(request.key)
+                row = _Row(request.key, stop_checker)
                 self.rows.append(row)
             context = list(request.context)
             same = row.cached if context[: row.cached] == row.context[: row.cached] else 0
             row.learned = min(row.learned, same)
             # The last token is always computed again: its logits give the first new token.
             row.cached = min(same, len(context) - 1)
-            row.context, row.stop_checker = context, StopChecker(self, request, self.ends)
+            row.context, row.stop_checker, row.writing = context, stop_checker, True
             row.generator = torch.Generator().manual_seed(request.seed) if request.temperature > 0 else None
             row.sampler = ConstrainedSampler(request.constraint, self.matchers) if request.constraint else None
 
@@ -162,7 +150,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
     def release(self, keys: Sequence[str]) -> None:
         for position in reversed(range(len(self.rows))):
             if self.rows[position].key in keys:
-                self.rows[position].stop_checker = None
+                self.rows[position].writing = False
                 self._swap(position, len(self.rows) - 1)
                 self.rows.pop()
         if not self.rows:
@@ -173,7 +161,7 @@ class TransformersPolicy(TokenizerCodec, Policy):
         """Move the rows that are being written to the front, so that a step works on one block of the cache."""
         self.writing = 0
         for position, row in enumerate(self.rows):
-            if row.request is not None:
+            if row.writing:
                 self._swap(self.writing, position)
                 self.writing += 1
 
@@ -208,7 +196,6 @@ class TransformersPolicy(TokenizerCodec, Policy):
         most = min(most, self.context_limit - max(len(row.context) for row in rows))
         guesses = []
         for row in rows:
-            assert row.stop_checker is not None
             for lookup in (row.lookup, self.lookup):
                 lookup.learn(row.context, row.learned)
             row.learned = len(row.context)
@@ -234,23 +221,19 @@ class TransformersPolicy(TokenizerCodec, Policy):
             # As positions, not as a number: of a slice, PyTorch would copy the whole vocabulary's matrix to multiply.
             logits_to_keep=positions_T[len(positions_T) - keep :],
         )
-        logits_BTV: Tensor = output.logits
-        return logits_BTV
+        return output.logits
 
     def _sample(self, logits_BV: Tensor, rows: Sequence[_Row]) -> list[tuple[int, float]]:
-        requests = [row.request for row in rows if row.request is not None]
-        heat_B = [request.temperature or 1.0 for request in requests]
+        heat_B = [row.stop_checker.request.temperature or 1.0 for row in rows]
         logits_BV = logits_BV.float() / torch.tensor(heat_B, device=logits_BV.device)[:, None]
         if logits_BV.isnan().any():
             raise DeepRecError("The language model's logits are not numbers: training diverged, or it is damaged.")
         logprobs_BV = logits_BV.log_softmax(-1)
         best_B = logits_BV.argmax(-1).tolist()
         picks: list[int] = []
-        for position, (row, request) in enumerate(zip(rows, requests, strict=True)):
-            scores_V, draw = logits_BV[position], _best
-            if row.generator is not None:
-                scores_V = logprobs_BV[position]
-                draw = partial(_draw, top_p=request.top_p, generator=row.generator)
+        for position, row in enumerate(rows):
+            scores_V = (logits_BV if row.generator is None else logprobs_BV)[position]
+            draw = partial(_draw, top_p=row.stop_checker.request.top_p, generator=row.generator)
             if row.sampler is not None:
                 picks.append(row.sampler.pick(scores_V, draw))
             else:
@@ -266,9 +249,12 @@ class TransformersPolicy(TokenizerCodec, Policy):
         open_ = list(range(len(rows)))
         for t in range(logits_BTV.shape[1]):
             picks = self._sample(logits_BTV[open_, t], [rows[b] for b in open_])
-            for b, (token, logprob) in zip(open_, picks, strict=True):
-                written[b].append((token, logprob))
-                finishes[b] = self._write(rows[b], token)
+            for b, pick in zip(open_, picks, strict=True):
+                written[b].append(pick)
+                rows[b].cached = len(rows[b].context)
+                rows[b].context.append(pick[0])
+                finishes[b] = rows[b].stop_checker.after(pick[0])
+                rows[b].writing = finishes[b] is None
             open_ = [b for b in open_ if finishes[b] is None and guesses[b][t : t + 1] == [written[b][t][0]]]
             if not open_:
                 break
@@ -276,15 +262,6 @@ class TransformersPolicy(TokenizerCodec, Policy):
             Chunk(row.key, tuple(token for token, _ in pairs), tuple(logprob for _, logprob in pairs), finish)
             for row, pairs, finish in zip(rows, written, finishes, strict=True)
         ]
-
-    def _write(self, row: _Row, token: int) -> Finish | None:
-        assert row.stop_checker is not None
-        row.cached = len(row.context)
-        row.context.append(token)
-        finish = row.stop_checker.after(token)
-        if finish is not None:
-            row.stop_checker = None
-        return finish
 
 
 def _with_adapter(model: Any, adapter: Path, config: PolicyConfig) -> Any:
@@ -304,12 +281,10 @@ def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
     return next((position for position in range(limit) if a[position] != b[position]), limit)
 
 
-def _best(scores_V: Tensor) -> int:
-    return int(scores_V.argmax())
-
-
-def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator) -> int:
-    """One token from the smallest set that holds `top_p` of the probability."""
+def _draw(logprobs_V: Tensor, top_p: float, generator: torch.Generator | None) -> int:
+    """One token from the smallest set that holds `top_p` of the probability; the best without a generator."""
+    if generator is None:
+        return int(logprobs_V.argmax())
     probabilities_V = logprobs_V.exp().cpu()
     if top_p == 1:
         return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -14,18 +14,14 @@ from typing import Any
 from deeprec.config import PolicyConfig
 from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
-from deeprec.policies.tokenizer import TokenizerCodec, explain_loading, refuse_missing, refuse_unsupported
+from deeprec.policies.tokenizer import TokenizerCodec, refuse_missing, refuse_unsupported
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM can be prepared for."""
 
 
 class VllmPolicy(TokenizerCodec, Policy):
-    """See the module.
-
-    Args:
-        llm: a `vllm.LLM` that lives in this process.
-    """
+    """See the module. `llm` is a `vllm.LLM` that lives in this process."""
 
     def __init__(self, llm: Any) -> None:
         super().__init__(llm.get_tokenizer())
@@ -40,11 +36,9 @@ class VllmPolicy(TokenizerCodec, Policy):
 
     @classmethod
     def load(cls, config: PolicyConfig, *, offline: bool = False, lora_rank: int = 0, **engine: Any) -> VllmPolicy:
-        """Load as `TransformersPolicy.load` does.
+        """Load as `TransformersPolicy.load` does, with more arguments of vLLM.
 
-        Args:
-            lora_rank: of the adapters for `use_adapter`; default: that of `config.adapter`.
-            engine: more arguments of vLLM.
+        `lora_rank` is that of the adapters for `use_adapter`; default: of `config.adapter`.
         """
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights can be set in this process only
         try:
@@ -55,8 +49,7 @@ class VllmPolicy(TokenizerCodec, Policy):
         adapter = adapter_folder(config)
         if rank := lora_rank or (LoraConfig.from_pretrained(str(adapter)).r if adapter else 0):
             engine |= {"enable_lora": True, "max_lora_rank": next(n for n in _RANKS if n >= rank)}
-        source = model_source(config, offline=offline)
-        with explain_loading(config):
+        with model_source(config, offline=offline) as source:
             llm = LLM(model=source, dtype=config.dtype, enable_prefix_caching=True, **engine)
         policy = cls(llm)
         if adapter:
@@ -84,8 +77,7 @@ class VllmPolicy(TokenizerCodec, Policy):
         for request in requests:
             self.release([request.key])
             self._count += 1
-            name = f"{self._count}"
-            self._keys[name] = request.key
+            self._keys[name := f"{self._count}"] = request.key
             greedy = request.temperature == 0
             params = SamplingParams(
                 temperature=request.temperature,

@@ -43,9 +43,6 @@ class Rubric:
             weights: by a term's name, or by `package.module:function` for a `Reward` of your own.
             embed: preferences to unit vectors, for invocation and diversity.
             text_ID, collaborative_ID: vectors of the items' texts, and of the TRM, of any length.
-
-        Raises:
-            DeepRecError: there is no such reward.
         """
         text_ID, collaborative_ID = _unit(text_ID), _unit(collaborative_ID)
         paper: dict[str, Reward] = {

@@ -34,7 +34,7 @@ class StageCallback(TrainerCallback):
     loss or gradient is not finite, or the disk has no room for a checkpoint.
     """
 
-    def __init__(self, part: str, on_step: OnStep, time_budget: TimeBudget | None = None) -> None:
+    def __init__(self, part: str, on_step: OnStep, time_budget: TimeBudget) -> None:
         self.part, self.on_step, self.time_budget = part, on_step, time_budget
         self.rollout_metrics: dict[str, float] = {}
         self.policy_tokens = 0
@@ -48,8 +48,7 @@ class StageCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, updates = divmod(state.global_step, args.logging_steps)
-        budget, steps = self.time_budget, state.max_steps // args.logging_steps
-        if budget and not updates and budget.end_step(step, steps):
+        if not updates and self.time_budget.end_step(step, state.max_steps // args.logging_steps):
             control.should_training_stop = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **more: Any) -> None:
@@ -74,8 +73,7 @@ class StageCallback(TrainerCallback):
             metrics["step_time"] *= args.logging_steps  # the trainer logs the mean over the updates
             if self.policy_tokens:
                 metrics["tokens/s"] = self.policy_tokens / metrics["step_time"]
-        expected = steps if self.time_budget is None else self.time_budget.expected_steps(step, steps)
-        self.on_step(self.part, step, expected, metrics)
+        self.on_step(self.part, step, self.time_budget.expected_steps(step, steps), metrics)
 
 
 def measure(traces: Sequence[Trace], scores: Sequence[Scored]) -> dict[str, float]:

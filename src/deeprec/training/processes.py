@@ -23,11 +23,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main_process() -> bool:
-    """Whether this is the main process, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def broadcast(value: _T) -> _T:
     """The main process's value, in all of them; each must call this."""
     values = [value]
@@ -52,8 +47,8 @@ def require_equal_shares(config: TrainConfig) -> None:
     n, tasks, batch = world_size(), config.tasks_per_step, config.sft.batch_size
     micro, updates = config.micro_batch_size, config.updates_per_step
     if tasks % n or tasks // n * config.group_size % (micro * updates) or batch % (n * min(micro, batch)):
+        keys = f"train.micro_batch_size ({micro}), in a stage also of train.updates_per_step ({updates})"
         raise DeepRecError(
             f"{n} processes can't share a step: train.tasks_per_step ({tasks}) and train.sft.batch_size ({batch}) must "
-            f"be multiples of {n}. Each process's part of them must be a multiple of train.micro_batch_size ({micro}), "
-            f"in a stage also of train.updates_per_step ({updates})."
+            f"be multiples of {n}, and each process's part of them a multiple of {keys}."
         )

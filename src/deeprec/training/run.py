@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from deeprec.policies.adapters import adapter_folder, digests_of
 from deeprec.policies.loading import load_transformers, load_vllm
 from deeprec.runs import Run, matching_runs
 from deeprec.runs.progress import SILENT, Advance, Progress
-from deeprec.training.callback import alarms
+from deeprec.training.callback import OnStep, alarms
 from deeprec.training.processes import main_process_first
 from deeprec.training.sampling import VllmSampler, in_process
 from deeprec.training.schedule import SFT, active, shared_parts, shares
@@ -44,14 +43,8 @@ def train_policy(
 ) -> Path:
     """Train the policy of the configuration, or continue an interrupted training; the folder of its weights.
 
-    Under `accelerate launch` every process calls this; only the main one writes the run's folder.
-
-    Args:
-        runs: folder of the run folders.
-        tensorboard: also write each step's metrics for TensorBoard, into the run's folder.
-
-    Raises:
-        DeepRecError: the policy can't be trained, or its training failed.
+    Under `accelerate launch` every process calls this; only the main one writes the run's folder, in `runs`. With
+    `tensorboard` it also gets each step's metrics for TensorBoard.
     """
     kind = config.policy.kind
     if kind not in TRAINABLE:
@@ -74,7 +67,7 @@ def train_policy(
         _tensorboard(run.path) if tensorboard and main else nullcontext() as writer,
         progress.phase("train the policy", 1) as advance,
     ):
-        on_step = _StepReport(run, config.explore, progress, advance, writer)
+        on_step = _step_report(run, config.explore, progress, advance, writer)
         weights = train(policy, task_sets, config, run.path, on_step, sampler, extra)
     if spent := time_spent(run.path):  # empty where all parts are an earlier training's
         progress.message(f"Time spent: {spent}")
@@ -102,34 +95,29 @@ def prepare_task_sets(
         return TaskSets.prepare({name: parts[name] for name in names or parts}, trm, dataset.catalog, config.train)
 
 
-@dataclass
-class _StepReport:
+def _step_report(run: Run, explore: ExploreConfig, progress: Progress, advance: Advance, writer: Any) -> OnStep:
     """Writes each step's metrics to the run, and shows them."""
+    raised: set[str] = set()
 
-    run: Run
-    explore: ExploreConfig
-    progress: Progress
-    advance: Advance
-    writer: Any | None
-    raised: set[str] = field(default_factory=set)
-
-    def __call__(self, part: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    def report(part: str, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         named = {f"{part}/{name}": value for name, value in metrics.items()}
-        self.run.append_metrics(step, named)
-        if self.writer is not None:
+        run.append_metrics(step, named)
+        if writer is not None:
             for name, value in named.items():
-                self.writer.add_scalar(name, value, step)
+                writer.add_scalar(name, value, step)
         shown = [f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics]
-        self.advance(step, steps, f"{part}: {', '.join(shown)}; step")
+        advance(step, steps, f"{part}: {', '.join(shown)}; step")
         if "reward" in metrics:  # a step of reinforcement learning takes long enough for a line of its own
             terms = {name: value for name, value in metrics.items() if name.startswith("reward/") and value}
             terms |= {name: metrics[name] for name in ("turns", "tokens/s") if name in metrics}
             summary = ", ".join(f"{name.removeprefix('reward/')} {value:.2f}" for name, value in terms.items())
-            self.progress.message(f"{part} {step}/{steps}: {summary}")
-        for alarm in alarms(metrics, self.explore):
-            if alarm not in self.raised:
-                self.raised.add(alarm)
-                self.progress.message(f"{part}, step {step}: {alarm}")
+            progress.message(f"{part} {step}/{steps}: {summary}")
+        for alarm in alarms(metrics, explore):
+            if alarm not in raised:
+                raised.add(alarm)
+                progress.message(f"{part}, step {step}: {alarm}")
+
+    return report
 
 
 def _tensorboard(folder: Path) -> Any:

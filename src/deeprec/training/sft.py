@@ -53,15 +53,14 @@ def sft(model: Any, examples: Sequence[Example], config: TrainConfig, folder: Pa
 class _SFTTrainer(Trainer):
     """Cross-entropy of the learned tokens; the logits of the others are not computed."""
 
-    time_budget: TimeBudget | None = None
+    time_budget: TimeBudget
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Falls to 0 at the end of the steps or of the time, whichever is nearer."""
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
-        planned, budget = scheduler.lr_lambdas[0], self.time_budget
-        if budget is not None:
-            within = [lambda step: min(planned(step), max(0.0, 1 - budget.share))]
-            scheduler.lr_lambdas = within * len(scheduler.base_lrs)
+        planned = scheduler.lr_lambdas[0]
+        within = [lambda step: min(planned(step), max(0.0, 1 - self.time_budget.share))]
+        scheduler.lr_lambdas = within * len(scheduler.base_lrs)
         return scheduler
 
     def compute_loss(

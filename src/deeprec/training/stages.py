@@ -119,8 +119,7 @@ def order_of(tasks: Sequence[str], stage: StageConfig, config: TrainConfig) -> l
 
     To the trainer, all steps are one pass: after an interruption it could not repeat how it had shuffled a second.
     """
-    rng = np.random.default_rng(config.seed)
-    wanted = stage.steps * config.tasks_per_step
+    rng, wanted = np.random.default_rng(config.seed), stage.steps * config.tasks_per_step
     passes = -(-wanted // len(tasks))
     return [tasks[position] for _ in range(passes) for position in rng.permutation(len(tasks))][:wanted]
 
@@ -144,7 +143,6 @@ def arguments(stage: StageConfig, rubric: Rubric, config: TrainConfig, folder: P
         loss_type="dapo",
         reward_weights=list(rubric.weights.values()),
         learning_rate=stage.learning_rate,
-        lr_scheduler_type="constant",
         gradient_checkpointing=model.device.type == "cuda",
         shuffle_dataset=False,
         # Checkpoints only between steps: one between a step's updates would explore anew for the others, and report the

@@ -22,10 +22,7 @@ _SHUFFLE_NAMES = {SFT: "warm-start"}
 
 @dataclass(frozen=True, eq=False)
 class TaskSets:
-    """The tasks of each part of a training, in random order, and the retriever to explore them with.
-
-    The TRM alone ranks each target within `train.max_target_rank`.
-    """
+    """The tasks of each part, in random order, whose targets the TRM alone ranks within `train.max_target_rank`."""
 
     catalog: Catalog
     retriever: TRM  # trained on all users but those of the parts
@@ -45,10 +42,8 @@ class TaskSets:
                 ranks = retriever.ranks(queries_of(some), [after[task.id][0] for task in some])
                 kept += [task for task, rank in zip(some, ranks, strict=True) if 0 <= rank < config.max_target_rank]
             if not kept and part.users:
-                fault = f"no item of its {len(part.users)} users among the first {config.max_target_rank}"
-                raise DeepRecError(
-                    f"{name!r} has no tasks: the TRM ranks {fault}. Raise its share or train.max_target_rank."
-                )
+                fault = f"the TRM ranks no item of its {len(part.users)} users among the first {config.max_target_rank}"
+                raise DeepRecError(f"{name!r} has no tasks: {fault}. Raise its share or train.max_target_rank.")
             random.Random(f"{config.seed}:{_SHUFFLE_NAMES.get(name, name)}").shuffle(kept)
             tasks[name] = kept
             followed |= {task.id: after[task.id] for task in kept}

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from deeprec.training.processes import broadcast, is_main_process
+from deeprec.training.processes import broadcast
 
 _FILE = "time_budget.json"
 
@@ -61,7 +61,7 @@ class TimeBudget:
     def _keep(self, step: int, steps: int) -> None:
         seconds = self._before + monotonic() - self._since
         self.parts[self.part] = {"seconds": round(seconds, 3), "steps": step, "of": steps}
-        if is_main_process():
+        if os.environ.get("RANK", "0") == "0":  # in the main process, or the only one
             scratch = self.folder / "time_budget.part"
             scratch.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
             os.replace(scratch, self.folder / _FILE)

@@ -21,7 +21,7 @@ from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment
 from deeprec.explore.settings import resolve_defaults
 from deeprec.policies.adapters import adapter_folder, write_prompt_defaults
-from deeprec.policies.tokenizer import brief
+from deeprec.policies.tokenizer import explain_errors
 from deeprec.policies.transformers import TransformersPolicy
 from deeprec.rewards.rubric import Rubric
 from deeprec.runs import explaining_full_disk
@@ -153,15 +153,13 @@ def _continue_from_adapter(model: Any, config: Config) -> None:
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if settings.get("r") != rank:
         raise DeepRecError(f"{named} has rank {settings.get('r')}: set train.lora_rank to it.")
-    try:
+    with explain_errors(f"{named} does not fit {config.policy.model}"):
         # peft loads the weights that fit and ignores the rest.
         if set(load_file(folder / "adapter_model.safetensors")) != set(get_peft_model_state_dict(model)):
             raise ValueError("it is of other layers")
         if settings.get("lora_alpha") != 2 * rank:
             raise ValueError(f"its lora_alpha is not twice its rank but {settings.get('lora_alpha')}")
         load_weights(model, folder)
-    except Exception as error:  # noqa: BLE001 (whatever foreign or damaged files make the loaders raise)
-        raise DeepRecError(f"{named} does not fit {config.policy.model}: {brief(error)}") from None
 
 
 def _save(model: Any, policy: TransformersPolicy, config: Config, done: Path) -> None:
