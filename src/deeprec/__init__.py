@@ -15,11 +15,13 @@ _MODULES = {
     "DeepRecError": "deeprec.errors",
     "ExploreConfig": "deeprec.config",
     "Explorer": "deeprec.explore.explorer",
+    "Hit": "deeprec.retrieval.retriever",
     "Policy": "deeprec.explore.policy",
     "Query": "deeprec.retrieval.retriever",
     "Report": "deeprec.evaluation.report",
     "Retriever": "deeprec.retrieval.retriever",
     "ScriptedPolicy": "deeprec.policies.scripted",
+    "System": "deeprec.evaluation.systems",
     "TRM": "deeprec.trm.trm",
     "TRMConfig": "deeprec.config",
     "Task": "deeprec.data.dataset",
@@ -29,6 +31,7 @@ _MODULES = {
     "load_config": "deeprec.config",
     "load_dataset": "deeprec.data.sources",
     "load_policy": "deeprec.policies.loading",
+    "top_hits": "deeprec.retrieval.retriever",
     "train_policy": "deeprec.training.run",
 }
 

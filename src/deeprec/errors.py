@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class DeepRecError(Exception):
     """A fault that the user can mend.
@@ -14,3 +17,8 @@ class DeepRecError(Exception):
 def one_line(error: Exception) -> str:
     """The message of another library's error on one line, to quote in a sentence."""
     return " ".join(str(error).split())
+
+
+def reason(error: Mapping[str, Any]) -> str:
+    """The sentence of one of pydantic's errors, without its full stop."""
+    return str(error["msg"]).removeprefix("Value error, ")

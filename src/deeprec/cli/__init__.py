@@ -55,7 +55,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "deeprec").partition(".")[0] == "deeprec":
             raise
-        sentence = f"this needs {error.name}: pip install 'deeprec[local,train,serve]'."
+        sentence = f"this needs {error.name}: pip install --editable '.[local,train,serve]'."
     except (KeyboardInterrupt, SystemExit) as end:  # typer makes an exit of status 130 out of Ctrl-C
         if isinstance(end, SystemExit) and end.code != 130:
             raise

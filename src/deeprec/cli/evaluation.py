@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Many systems on several data sets,
 
 def evaluate(
     options: Options,
-    users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default all.")] = None,
+    users: Annotated[int | None, typer.Option(help="Sample of users for the language model; default: all.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted evaluation or experiment.")] = None,
 ) -> None:
     """Compare the policy with popularity, transitions, EASE, the TRM, the scripted explorer and a one-shot rerank."""
@@ -73,7 +73,9 @@ def experiment_run(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--train", metavar="MINUTES", help="Train the language model on each set too, for about so long."),
+        typer.Option(
+            "--train", metavar="MINUTES", help="Train the language model on each set too, for about this long."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the experiment; default: in the runs folder.")] = None,
 ) -> None:
@@ -84,9 +86,9 @@ def experiment_run(
 
     sources = data or []
     if plan is not None and plan.suffix != ".toml" and plan.exists():
-        raise DeepRecError(f"{plan} is not an experiment's TOML file: a set to run on is named with --data {plan}.")
+        raise DeepRecError(f"{plan} is not an experiment's TOML file: for a data set, use --data {plan}.")
     if described := [source for source in sources if Path(source).suffix == ".toml"]:
-        raise DeepRecError(f"--data {described[0]} is no data: a set that a TOML file describes is given by --config.")
+        raise DeepRecError(f"--data {described[0]} is a TOML file: use --config {described[0]}.")
     config = options.parse([] if minutes is None else [f"train.minutes={minutes}"])
     found = load_plan(plan, config, sources) if plan else built_in_plan("comparison", config, sources)
     if options.dry_run:

@@ -23,7 +23,7 @@ def serve(options: Options) -> None:
 
 
 def mcp(options: Options) -> None:
-    """Be a tool of an agent: the Model Context Protocol over stdin and stdout (`deeprec serve` has it at /mcp)."""
+    """Serve as an agent's tool: the Model Context Protocol over stdin and stdout (`deeprec serve` has it at /mcp)."""
     config = options.config()
     from rich.console import Console
 

@@ -13,7 +13,7 @@ def train(
     options: Options,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write each step for TensorBoard too.")] = False,
 ) -> None:
-    """Train the policy: SFT, then reinforcement learning in stages; goes on where it was interrupted."""
+    """Train the policy: SFT, then reinforcement learning in stages; resumes after an interruption."""
     from deeprec.training.run import train_policy
 
     config = options.config()

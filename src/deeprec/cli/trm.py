@@ -17,7 +17,7 @@ def train(
     options: Options,
     again: Annotated[bool, typer.Option("--again", help="Train even where a finished run exists.")] = False,
 ) -> None:
-    """Train the TRM, or go on with an interrupted training of the same configuration."""
+    """Train the TRM, or resume an interrupted training of the same configuration."""
     config = options.config()
     _, folder = options.trm(options.dataset(config), config, again=again)
     options.say(f"The trained TRM lies in {folder / 'trm'}")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from deeprec.config.renamed import find_old_key
 from deeprec.config.schema import Config, Section
 from deeprec.config.toml import apply_override, read_toml
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, reason
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -40,7 +40,7 @@ def parse_config(tree: Mapping[str, Any], where: str) -> Config:
         if first["type"] == "extra_forbidden":
             known = ", ".join(_siblings(first["loc"]))
             raise DeepRecError(f"Unknown configuration key {key!r} ({where}); known keys here: {known}.") from None
-        raise DeepRecError(f"Configuration key {key!r} ({where}): {first['msg']}.") from None
+        raise DeepRecError(f"Configuration key {key!r} ({where}): {reason(first)}.") from None
 
 
 def dump_config(config: Config) -> str:

@@ -122,12 +122,14 @@ class PolicyConfig(Section):
     )
     adapter: str = Field("shipped", description="a peft folder; shipped: the package's, if it fits the model; or none")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...; OpenVINO takes cpu, vLLM its own build's")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda, cuda:1, ...; OpenVINO takes cpu, vLLM the device of its build"
+    )
     gpu_share: float | None = Field(
         None, gt=0, le=1, description="share of GPU memory that vLLM may take; default: 0.9, or 0.4 during training"
     )
     url: str | None = Field(
-        None, description="of an OpenAI-compatible server, as http://127.0.0.1:8000/v1; default: kind openai needs one"
+        None, description="of an OpenAI-compatible server, as http://127.0.0.1:8000/v1; required for kind openai"
     )
     api: Literal["completions", "chat"] = Field(
         "completions", description="of that server; chat if it lacks completions"
@@ -172,7 +174,7 @@ class ExploreConfig(Section):
 class SFTConfig(Section):
     """Supervised fine-tuning on demonstrations, for models too small to find the protocol by themselves."""
 
-    share: float = Field(0.15, ge=0, le=1, description="of the users, who serve nothing else")
+    share: float = Field(0.15, ge=0, le=1, description="of the users, reserved for this part")
     demonstrations: int = Field(1500, ge=0, description="explorations to learn from; 0: no SFT")
     extra_datasets: tuple[str, ...] = Field((), description="other data sets, as in data.source, with equal shares")
     learning_rate: float = Field(5e-4, gt=0, description="falls linearly to 0")
@@ -183,15 +185,15 @@ class StageConfig(Section):
     """A stage of reinforcement learning."""
 
     name: str = Field(min_length=1, pattern=r"^[a-z0-9-]+$", description="of the stage and of its folder: a-z, 0-9, -")
-    share: float = Field(ge=0, le=1, description="of the users, who serve nothing else")
-    steps: int = Field(ge=0, description="0 leaves the stage out; its users still serve nothing else")
+    share: float = Field(ge=0, le=1, description="of the users, reserved for this part")
+    steps: int = Field(ge=0, description="0 leaves the stage out; its users stay reserved")
     learning_rate: float = Field(2e-5, gt=0, description="of AdamW, constant after the warm-up")
     warmup: int = Field(0, ge=0, description="first steps, in which the learning rate rises to its value")
     advantage_normalisation: AdvantageNormalisation = Field(
         "batch", description="divide advantages by the standard deviation of rewards in the batch, in the group, or not"
     )
     rewards: dict[str, float] = Field(
-        min_length=1, description="weights by name, 0 for a metric; `package.module:function` names one of your own"
+        min_length=1, description="weights by name, 0 for a metric; `package.module:function` is your own function"
     )
 
 

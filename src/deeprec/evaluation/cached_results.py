@@ -128,7 +128,7 @@ class CachedResult(_Record):
 
     Attributes:
         key: digest of everything that decides the result; the runner replaces a result with another key.
-        plan: digest of what the plan says of it (`Plan.digest`); a report leaves a result with another out.
+        plan: digest of what the plan says of it (`Plan.digest`); a report omits results with another digest.
         ranks: of each user's target in the ranking, from 0; -1 where it is absent.
         rankings: with fallback, for systems that explore.
         seconds_per_user: of ranking, without training; None where unknown.
@@ -187,7 +187,7 @@ class TraceLog:
                 self._entries.append({"seconds": seconds, "explored": explored})
         if failed:
             told = f"{len(failed)} of {len(tasks)} explorations failed (first: {failed[0].error})"
-            raise DeepRecError(f"{told}: resume the evaluation to explore these again.")
+            raise DeepRecError(f"{told}: evaluate again to repeat these.")
         return [self._traces[task.id] for task in tasks]
 
     def _keep(self, trace: Trace) -> None:

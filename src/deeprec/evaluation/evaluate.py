@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from deeprec.config import EvalConfig
 from deeprec.data.dataset import Dataset, Split
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, reason
 from deeprec.evaluation.cached_results import TraceLog, Users
 from deeprec.evaluation.rankings import evaluation_tasks
 from deeprec.evaluation.report import Report
@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         systems: by name; retrievers rank without a preference.
-        users: size of the seeded sample on which explorers with a language model run; default: all users.
+        users: size of the seeded sample on which explorers run, but for scripted ones; default: all users.
         split: "test" holds out each user's last item, "validation" the one before it.
         cutoffs: rising k of NDCG@k, Recall@k and MRR@k; the largest is the headline.
         baseline: name of the system that all others are compared with; default: the first.
@@ -49,18 +49,30 @@ def evaluate(
     try:
         config = EvalConfig(split=split, cutoffs=tuple(cutoffs), users=users)
     except ValidationError as error:
-        raise DeepRecError(f"evaluate: {error.errors()[0]['msg']}.") from None
-    first = baseline or next(iter(systems), "")
+        raise DeepRecError(f"evaluate: {reason(error.errors()[0])}.") from None
+    if not systems:
+        raise DeepRecError("evaluate: there is no system to evaluate.")
+    first = baseline or next(iter(systems))
     if first not in systems:
-        raise DeepRecError(f"evaluate: baseline {first!r} is none of the systems {list(systems)}.")
+        raise DeepRecError(f"evaluate: baseline {first!r} is not one of the systems {list(systems)}.")
     tasks, sample = evaluation_tasks(dataset, config)
-    targets, results = dataset.targets(split), []
+    targets, results, failed = dataset.targets(split), [], []
     for name, system in systems.items():
         if not isinstance(system, System):
+            if system.catalog is not None and system.catalog.ids != dataset.catalog.ids:
+                raise DeepRecError(
+                    f"evaluate: {name!r} has another catalogue than {dataset.name}: fit it to this data."
+                )
             system = AnyExplorer(name, system) if isinstance(system, Explorer) else AnyRetriever(name, system)
         chosen = sample if system.on_sample else tasks
-        part = evaluate_system(system, chosen, targets, max(cutoffs), TraceLog(), progress)
+        try:
+            part = evaluate_system(system, chosen, targets, max(cutoffs), TraceLog(), progress)
+        except DeepRecError as error:
+            if name == first:
+                raise
+            failed.append(f"{name}: {error}")  # the other systems' results stay
+            continue
         results.append(Result(name, (None,), (part,), config.cutoffs))
     held_out = held_out_by(None) if dataset.cuts is None else "split by time"
     found = SetReport(dataset.name, split, held_out, Users.of(dataset, config), tuple(results), first)
-    return Report("Evaluation", (found,))
+    return Report("Evaluation", (found,), failed=tuple(failed))

@@ -54,7 +54,7 @@ class Models:
         return self._policies[key]
 
     def trained(self, config: Config, part: str) -> Path:
-        """The weights of a part of a training, which continues first where it has not come so far."""
+        """The weights of a part of a training; an unfinished training is resumed first."""
         from deeprec.training.run import latest_training, train_policy
 
         dataset = self.dataset(config)

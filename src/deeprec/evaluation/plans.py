@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from deeprec.config import TRAINABLE, Config, Section, parse_config
 from deeprec.config.toml import read_toml
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, reason
 from deeprec.evaluation.one_shot import CANDIDATES
 from deeprec.policies.adapters import adapter_folder, digests_of
 from deeprec.retrieval.baselines import MOST_ITEMS
@@ -229,7 +229,7 @@ def _validated(tree: Mapping[str, Any], path: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DeepRecError(f"{path}{f', key {key}' if key else ''}: {first['msg']}.") from None
+        raise DeepRecError(f"{path}{f', key {key}' if key else ''}: {reason(first)}.") from None
 
 
 def _chosen(plan: Plan, sources: Sequence[str], *, training: bool, model: bool) -> Plan:

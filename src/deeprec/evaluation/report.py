@@ -67,8 +67,9 @@ class Report:
         late = tuple(label for label, each in found.items() if each is None)
         return cls(plan.name, sets, plan.about, late, dump_plan(plan))
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path | str) -> Path:
         """Write `report.md` with plots (where there is matplotlib), `report.html`, `report.json`; the first's path."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"# {self.name}", "", *([self.about, ""] if self.about else []), *self._preface()]
         lines += [line for each in self.sets for line in _section(each, folder)]

@@ -33,7 +33,7 @@ def run_plan(plan: Plan, folder: Path, models: Models, *, same_data: bool = Fals
     says what failed; DeepRecError where there is nothing to report.
 
     Args:
-        same_data: whether to refuse data that are others than those of the folder's results.
+        same_data: whether to refuse data that differ from those of the folder's results.
     """
     (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
     failed = Runner(plan, folder, models, same_data).run()
@@ -86,7 +86,7 @@ class Runner:
         return f"{', '.join(parts)}: {system.name}" if parts else system.name
 
     def _warn_of_missing_files(self) -> None:
-        """At once: there may be hours until it is their turn, in which they can be made."""
+        """Before anything runs, so that missing rankings can be made before their turn."""
         for set_, seed in product(self.plan.sets, self.plan.runs):
             for system in [system for system in self.plan.systems_of(set_) if system.file is not None]:
                 try:

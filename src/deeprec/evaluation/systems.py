@@ -76,7 +76,7 @@ class System(ABC):
         and takes new ones."""
 
     def cache_key(self) -> dict[str, Any]:
-        """What decides its rankings, as JSON values; by default that is unknown, and no result is used again."""
+        """What decides its rankings, as JSON values; by default nothing is cached."""
         return {"object": uuid4().hex}
 
 
@@ -127,8 +127,7 @@ class AnyExplorer(ExploringSystem):
         self.on_sample = not isinstance(explorer.policy, ScriptedPolicy)
 
     def load(self) -> tuple[Stream, Explorer | None]:
-        explorer = self._explorer
-        return spread(explorer.stream, explorer.policy, explorer.config.batch_size), explorer
+        return self._explorer.stream, self._explorer  # in this process: a caller's retriever may not survive a fork
 
 
 class PlannedSystem(System):
@@ -155,7 +154,7 @@ class PlannedSystem(System):
         if self.file is not None:
             key["file"] = sha256_of(self.file)
         if self.uses_trm:
-            key |= {"text": self.dataset.text_digest, "trm": self.config.trm.model_dump(mode="json")}
+            key |= {"text": self.dataset.text_digest, "trm": self.models.trm(self.config).digest}
         if self.explore_keys != ():
             tree = explore.model_dump(mode="json", exclude={"batch_size"}) | limits_of(explore, catalog)
             keys = tree if self.explore_keys is None else self.explore_keys

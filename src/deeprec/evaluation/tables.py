@@ -209,7 +209,7 @@ class SetReport:
 def _finished(
     plan: Plan, set_: SetPlan, system: SystemPlan, folder: Path, users: Users
 ) -> dict[int | None, CachedResult]:
-    """By seed; what was made for another plan, or of other data, is not shown as if it were of this."""
+    """By seed; what was made for another plan, or of other data, is left out."""
     done: dict[int | None, CachedResult] = {}
     for seed in plan.runs:
         part = CachedResult.load(result_file(folder, set_, system, seed))

@@ -1,4 +1,4 @@
-"""Explorations in several processes: on a processor, two of one thread each do more than two threads."""
+"""Explorations in several processes: on a processor, two with one thread each are faster than one with two."""
 
 from __future__ import annotations
 

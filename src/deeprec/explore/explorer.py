@@ -83,6 +83,8 @@ class Explorer:
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
+        if isinstance(history, str):
+            raise DeepRecError(f"A history is a list of items, not the text {history!r}.")
         task = Task("new:you", UserId("you"), tuple(map(self._item, history)))
         config = self._configured.model_copy(update={"answer_size": k})
         ((_, trace),) = self.stream([task], listener, lambda _: config)
@@ -286,6 +288,6 @@ class Explorer:
 
 
 def seed_of(seed: int, task: str, occurrence: int) -> int:
-    """The seed of one exploration; that of a segment is it plus the number of segments before."""
+    """The seed of one exploration; a segment's seed adds the number of earlier segments."""
     digest = hashlib.sha256(f"{seed}\0{task}\0{occurrence}".encode()).digest()
     return int.from_bytes(digest[:6], "big")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -104,17 +105,22 @@ class Policy(Protocol):
     supports_constraints: bool = False
     forkable: bool = False
 
+    @abstractmethod
     def encode(self, text: str, *, first: bool = False) -> list[int]:
         """Tokens of a text; `first` for the one that opens a context (it may get a start token)."""
 
+    @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones included."""
 
+    @abstractmethod
     def submit(self, requests: Sequence[Request]) -> None:
         """Accept requests; more may be submitted while others are being written."""
 
+    @abstractmethod
     def step(self) -> list[Chunk]:
         """Write on, and return what is new: at least one chunk while any request is open, else none."""
 
+    @abstractmethod
     def release(self, keys: Sequence[str]) -> None:
         """Drop the open requests of explorations and free their state. Unknown keys are fine."""

@@ -31,8 +31,8 @@ def resolve_defaults(
 
     The catalogue is of the items that are shown; default: the retriever's, or a DeepRecError if it has none.
     """
-    if isinstance(config, ExploreSettings):
-        return config
+    if isinstance(config, ExploreSettings):  # its answer or calls may have changed since
+        return config.model_copy(update={"items_per_call": items_of(config)})
     defaults = prompt_defaults or PromptDefaults()
     weight = config.preference_weight
     resolved = limits_of(config, catalog or catalog_of(retriever)) | {
@@ -49,12 +49,17 @@ def first_weight(*weights: float | None) -> float:
     return next((weight for weight in weights if weight is not None), DEFAULT_PREFERENCE_WEIGHT)
 
 
+def items_of(config: ExploreConfig) -> int:
+    """Items a call returns: never so few that all calls together could not fill the answer."""
+    return max(config.items_per_call, -(-config.answer_size // config.max_calls))
+
+
 def limits_of(config: ExploreConfig, catalog: Catalog) -> dict[str, int]:
     """`items_per_call`, enough for all calls to fill the answer, and `segment_tokens`: by default a thought and an
     answer of long titles."""
     line = 4 + catalog.long_title // _TOKEN  # a number, a point, an end of line
     return {
-        "items_per_call": max(config.items_per_call, -(-config.answer_size // config.max_calls)),
+        "items_per_call": items_of(config),
         "segment_tokens": config.segment_tokens or max(_SEGMENT, _THOUGHT + config.answer_size * line),
     }
 

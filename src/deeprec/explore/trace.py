@@ -100,7 +100,7 @@ class Trace:
     answer_size: int
     error: str | None = None
     usage: Usage | None = None
-    titles: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()  # of `ranking`, if an explorer made the trace
 
     @property
     def well_formed(self) -> bool:

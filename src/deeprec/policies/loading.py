@@ -79,8 +79,11 @@ def _named(source: str) -> PolicyConfig:
         return PolicyConfig(kind="openai", url=source, model="")
     adapter = Path(source).expanduser() / "adapter_config.json"
     if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        return PolicyConfig(model=str(base), adapter=source)
+        try:
+            base = str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        except (ValueError, LookupError, TypeError):
+            raise DeepRecError(f"{adapter} names no base model: bring the adapter's folder back.") from None
+        return PolicyConfig(model=base, adapter=source)
     return PolicyConfig(model=source)
 
 

@@ -1,7 +1,7 @@
-"""A sensible explorer written by hand: a baseline, and the tests' double.
+"""A sensible explorer written by hand: a baseline, and a stand-in in tests.
 
 Like a language model it reads the conversation and nothing else. It asks for what the whole history shares, then for
-what is particular about the latest items, then for what the first answers have in common with the history. It ranks
+what distinguishes the latest items, then for what the first answers have in common with the history. It ranks
 items in the order in which they came back.
 """
 

@@ -1,4 +1,4 @@
-"""Which items stood near which in the training sequences: exact memories that short vectors can't keep."""
+"""Item co-occurrence in the training sequences, which short vectors can't store exactly."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -70,6 +71,7 @@ class Retriever(Protocol):
     catalog: Catalog | None = None
     preference_weight: float | None = None
 
+    @abstractmethod
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, none excluded and none twice.
 

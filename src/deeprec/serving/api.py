@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from deeprec import __version__
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, reason
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration, GoneError
 from deeprec.serving.mcp import create_mcp
@@ -197,4 +197,4 @@ def _invalid(error: RequestValidationError) -> str:
     """Where the request is wrong, and why. It repeats names of fields, but no values."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))[:200]
-    return ": ".join(filter(None, [where, schemas.why(first)]))
+    return ": ".join(filter(None, [where, reason(first)]))

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from deeprec import __version__
 from deeprec.data.catalog import ItemId
-from deeprec.errors import DeepRecError
+from deeprec.errors import DeepRecError, reason
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration
 from deeprec.serving.schemas import MAX_HISTORY, History, ListSize, Name, Plain, User
@@ -86,6 +86,6 @@ def _tool_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ToolError(schemas.why(error.errors()[0])) from None
+        raise ToolError(reason(error.errors()[0])) from None
     except DeepRecError as error:
         raise ToolError(str(error)) from None

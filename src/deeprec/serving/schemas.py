@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -52,11 +51,6 @@ Weight = Annotated[
     float | None,
     Field(ge=0, le=1, strict=True, description="how strongly a preference moves the ranking; 0 ignores it"),
 ]
-
-
-def why(error: Mapping[str, Any]) -> str:
-    """The sentence of one of pydantic's errors."""
-    return str(error["msg"]).removeprefix("Value error, ")
 
 
 class _Request(BaseModel):

@@ -1,4 +1,4 @@
-"""The server's process: its address, its token, its log, its end."""
+"""The server's process: address, token, log and shutdown."""
 
 from __future__ import annotations
 
@@ -101,4 +101,4 @@ def open_listener(config: ServeConfig) -> socket.socket:
         return socket.create_server((config.host, config.port), family=family)
     except OSError as error:
         where, why = f"{config.host}:{config.port}", error.strerror or error
-        raise DeepRecError(f"{where} can't be had ({why}): choose another serve.port.") from None
+        raise DeepRecError(f"{where} can't be bound ({why}): choose another serve.port.") from None

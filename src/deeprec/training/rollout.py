@@ -79,7 +79,7 @@ class Rollout:
         groups = []
         for first, hits in zip(range(0, len(traces), size), lists, strict=True):
             answer = tuple(Line(titles[hit.item], hit.item, retrieved=True, fault=None) for hit in hits)
-            own = replace(traces[first], turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED)
+            own = replace(traces[first], turns=(), thought="", answer=answer, faults=(), stop=Stop.ANSWERED, titles=())
             total, group = self._score(own).total, traces[first : first + size]
             groups.append([(trace, replace(self._score(trace), trm_total=total)) for trace in group])
         return groups
@@ -114,6 +114,8 @@ def _fields(traces: Sequence[Trace]) -> dict[str, list[Any]]:
     for trace in traces:
         tokens, written, logprobs = trace.tokens()
         start = len(trace.segments[0].tokens)
-        rows.append((tokens[:start], tokens[start:], logprobs[start:], list(map(int, written[start:]))))
+        # What the environment wrote last has no part in learning.
+        end = max((position for position, own in enumerate(written, start=1) if own), default=len(tokens))
+        rows.append((tokens[:start], tokens[start:end], logprobs[start:end], list(map(int, written[start:end]))))
     names = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

@@ -50,7 +50,7 @@ def train_policy(
     if kind not in TRAINABLE:
         raise DeepRecError(f"policy.kind={kind!r} can't be trained: use transformers or vllm.")
     if config.policy.adapter not in ("shipped", "none"):
-        raise DeepRecError("policy.adapter can't be trained on; name what a training continues from in train.adapter.")
+        raise DeepRecError("policy.adapter is not for training: set train.adapter to the adapter to continue from.")
     if config.explore.answer == "pool":
         raise DeepRecError("explore.answer='pool' is not for training, which learns from freely sampled answers.")
     with main_process_first() as main:

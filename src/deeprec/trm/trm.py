@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import Counter
@@ -72,6 +73,17 @@ class TRM(Retriever):
         self.curve: tuple[Epoch, ...] = ()
         self._bm25: BM25 | None = None
         self._lock = threading.Lock()
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of what decides its rankings beside the catalogue's text: weights and item vectors."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if name != _IDS:  # a saved TRM has none
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        for array in (self.index.vectors_ID, self.cooccurrence.shares_II.data):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @property
     def bm25(self) -> BM25:
@@ -279,12 +291,12 @@ class TRM(Retriever):
         with self._lock:
             self.catalog, self._bm25 = Catalog.from_frame(frame), None
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write weights, index, co-occurrence and catalogue: all that recommending needs.
 
         A TRM that is there is replaced; a kill leaves the old one or the new. DeepRecError if it can't be written.
         """
-        with replacing(folder, "trm", "TRM") as (files, record):
+        with replacing(Path(folder), "trm", "TRM") as (files, record):
             weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
             save_file(weights, files / "model.safetensors")
             np_save_file(self.cooccurrence.to_arrays(), files / "cooccurrence.safetensors")
@@ -294,12 +306,13 @@ class TRM(Retriever):
             record |= {"format_version": FORMAT_VERSION, "config": config, "preference_weight": self.preference_weight}
 
     @classmethod
-    def load(cls, folder: Path, *, offline: bool = False) -> TRM:
+    def load(cls, folder: Path | str, *, offline: bool = False) -> TRM:
         """A saved TRM with its catalogue, ready to recommend without a data set.
 
         DeepRecError if the folder holds none, a damaged one, or one of another version of DeepRec, or if `offline` and
         the cache lacks the text encoder.
         """
+        folder = Path(folder)
         try:
             record = json.loads((folder / "trm.json").read_text(encoding="utf-8"))
             if record.get("format_version") != FORMAT_VERSION:
