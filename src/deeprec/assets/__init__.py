@@ -1,18 +1,12 @@
 """Named weights and data sets: where each comes from, its checksums, and the cache that keeps it."""
 
-from deeprec.assets.cache import AssetStatus, cache_folder, fetch, locate, statuses, verify
-from deeprec.assets.downloads import sha256_of
-from deeprec.assets.table import ASSETS, SMOLLM2_GGUF, Asset
-
-__all__ = [
-    "ASSETS",
-    "SMOLLM2_GGUF",
-    "Asset",
-    "AssetStatus",
-    "cache_folder",
-    "fetch",
-    "locate",
-    "sha256_of",
-    "statuses",
-    "verify",
-]
+from deeprec.assets.cache import AssetStatus as AssetStatus
+from deeprec.assets.cache import cache_folder as cache_folder
+from deeprec.assets.cache import fetch as fetch
+from deeprec.assets.cache import locate as locate
+from deeprec.assets.cache import statuses as statuses
+from deeprec.assets.cache import verify as verify
+from deeprec.assets.downloads import sha256_of as sha256_of
+from deeprec.assets.table import ASSETS as ASSETS
+from deeprec.assets.table import SMOLLM2_GGUF as SMOLLM2_GGUF
+from deeprec.assets.table import Asset as Asset
