@@ -30,7 +30,9 @@ def generate() -> ModuleType:
 @pytest.mark.parametrize("name", ["configuration.md", "cli.md", "api.md"])
 def test_no_page_is_stale(generate: ModuleType, name: str) -> None:
     assert set(generate.PAGES) == {"configuration.md", "cli.md", "api.md"}
-    assert (FOLDER / name).read_text(encoding="utf-8") == generate.PAGES[name](), "run `python docs/reference/generate.py`"
+    assert (FOLDER / name).read_text(encoding="utf-8") == generate.PAGES[name](), (
+        "run `python docs/reference/generate.py`"
+    )
 
 
 def test_one_call_writes_all_pages(generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

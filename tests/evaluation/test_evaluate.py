@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from deeprec.evaluation.rankings import rankings_of
 from deeprec.evaluation.report import Report
 from deeprec.evaluation.systems import Ranked, System
 from deeprec.explore.explorer import Explorer
+from deeprec.explore.policy import Finish
 from deeprec.policies.scripted import ScriptedPolicy, ScriptedWriter
 from deeprec.policies.text import TextPolicy
 from deeprec.retrieval.baselines import PopularityRetriever, TransitionRetriever
@@ -99,8 +102,8 @@ def test_the_first_system_is_the_baseline_and_progress_is_told():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"systems": {}}, "baseline '' is none of the systems"),
-        ({"baseline": "c"}, "baseline 'c' is none of the systems"),
+        ({"systems": {}}, "there is no system to evaluate"),
+        ({"baseline": "c"}, "baseline 'c' is not one of the systems"),
         ({"cutoffs": (5, 1)}, "rising whole numbers"),
         ({"cutoffs": ()}, "rising whole numbers"),
         ({"users": 0}, "greater than or equal to 1"),
@@ -114,3 +117,21 @@ def test_what_does_not_fit_is_one_sentence(arguments, told):
     with pytest.raises(DeepRecError, match=told) as caught:
         evaluate(given.pop("systems"), given.pop("dataset"), **given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_system_of_another_catalogue_is_refused():
+    other = toy_dataset(n_items=30)
+    stranger = Explorer(ScriptedPolicy(3), PopularityRetriever.fit(other.train_sequences(), 30), other.catalog)
+    with pytest.raises(DeepRecError, match=r"'b' has another catalogue than toy: fit it to this data\."):
+        evaluate({"a": POPULARITY, "b": stranger}, DATASET)
+
+
+def test_a_system_that_fails_leaves_the_others():
+    class Failing(ScriptedPolicy):
+        def step(self):
+            return [replace(chunk, finish=Finish.FAILED, error="no server") for chunk in super().step()]
+
+    report = evaluate({"a": POPULARITY, "b": explorer(Failing(3))}, DATASET)
+    assert [result.name for result in report.sets[0].results] == ["a"]
+    assert len(report.failed) == 1
+    assert "b: 60 of 60 explorations failed (first: no server)" in report.failed[0]

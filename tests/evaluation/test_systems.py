@@ -69,8 +69,10 @@ class Loaded(Models):
     def __init__(self):
         super().__init__(None, offline=True)
         self.retriever = ByPreference()
+        self.weights = "weights"
 
     def trm(self, config):
+        self.retriever.digest = f"{self.weights} of {config.trm}"
         return self.retriever
 
     def policy(self, config):
@@ -156,6 +158,12 @@ class SystemContract:
         assert self.system().cache_key() == before
         changed = {key for key, config in changes().items() if self.system(config).cache_key() != before}
         assert changed == self.reads
+
+    def test_the_key_changes_with_the_trm_s_weights(self):
+        system = self.system()
+        before = system.cache_key()
+        system.models.weights = "other weights"
+        assert (system.cache_key() != before) == (self.reads >= TRM)
 
     def test_the_key_changes_with_the_data(self):
         before = self.system().cache_key()

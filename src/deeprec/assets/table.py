@@ -102,5 +102,4 @@ _TABLE = (
     ),
 )
 
-ASSETS: Mapping[str, Asset] = MappingProxyType({asset.name: asset for asset in _TABLE})
-"""All assets by name."""
+ASSETS: Mapping[str, Asset] = MappingProxyType({asset.name: asset for asset in _TABLE})  # all assets by name

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-DEFAULT_PREFERENCE_WEIGHT = 0.75
-"""The preference weight of what people ask for; chosen on validation."""
+DEFAULT_PREFERENCE_WEIGHT = 0.75  # the preference weight of what people ask for; chosen on validation
 
 AdvantageNormalisation = Literal["batch", "group", "none"]
 
@@ -106,8 +105,7 @@ class TRMConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, preferences, windows and dropout")
 
 
-TRAINABLE = ("transformers", "vllm")
-"""Kinds of policies that can be trained."""
+TRAINABLE = ("transformers", "vllm")  # kinds of policies that can be trained
 
 
 class PolicyConfig(Section):

@@ -41,14 +41,12 @@ ASKS_MODEL = get_args(ModelKind)
 
 Seed = int | None
 """None: the seeds of the configuration itself."""
-_SEEDED = ("trm", "train", "explore")
-"""Sections with a seed."""
+_SEEDED = ("trm", "train", "explore")  # sections with a seed
 _NAME = r"^[^\W_][\w .,:;()+=%&/@#'’–-]*$"
 """Plain text in tables, plots, files and terminals alike."""
 
 _BUILT_IN = Path(__file__).with_name("plans")
-PLAN_FILE = "experiment.toml"
-"""In the folder of an evaluation: its plan as it was run last."""
+PLAN_FILE = "experiment.toml"  # in the folder of an evaluation: its plan as it was run last
 
 
 class SetPlan(Section):

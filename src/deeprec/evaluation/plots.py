@@ -11,8 +11,7 @@ import numpy as np
 from deeprec.evaluation.intervals import Interval
 from deeprec.evaluation.results import Result, by_turn, common_users
 
-_MARKERS = "os^Dv<>"
-"""As many as ten colours have no common divisor with: 70 systems look different."""
+_MARKERS = "os^Dv<>"  # as many as ten colours have no common divisor with: 70 systems look different
 
 
 def plot_quality(results: Sequence[Result], metric: str, path: Path) -> Path | None:

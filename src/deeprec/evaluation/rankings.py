@@ -24,10 +24,8 @@ Tick = Callable[[int], None]
 
 BATCH = 256
 _SEED = 0
-_FUSED = 100
-"""Items of each list that is fused."""
-_DAMPING = 60
-"""Of reciprocal-rank fusion, as in its source."""
+_FUSED = 100  # items of each list that is fused
+_DAMPING = 60  # of reciprocal-rank fusion, as in its source
 
 
 def evaluation_tasks(dataset: Dataset, config: EvalConfig) -> tuple[list[Task], list[Task]]:

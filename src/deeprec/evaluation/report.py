@@ -30,8 +30,7 @@ from deeprec.evaluation.results import Result
 from deeprec.evaluation.tables import SetReport, across, difference_text, percent_text
 
 JSON_FILE = "report.json"
-_ROWS = 6
-"""Of the table on the terminal."""
+_ROWS = 6  # of the table on the terminal
 _WIDTH = 80
 _PAGE = Path(__file__).with_name("page.html")
 

@@ -12,8 +12,7 @@ from deeprec.evaluation.cached_results import CachedResult, Explorations, Users
 from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval, paired_interval, regression_estimator
 from deeprec.evaluation.metrics import Floats, Ints, ndcg_at, per_user
 
-ENOUGH = 10
-"""Users of a sample that distinguish two systems: fewer say nothing about all users."""
+ENOUGH = 10  # users of a sample that distinguish two systems: fewer say nothing about all users
 
 
 @dataclass(frozen=True)

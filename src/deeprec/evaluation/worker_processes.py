@@ -18,8 +18,7 @@ from deeprec.explore.policy import Policy
 from deeprec.explore.trace import Trace
 
 _PR_SET_PDEATHSIG = 1
-_MOST = 8
-"""Processes: each keeps the cache of a whole batch."""
+_MOST = 8  # processes: each keeps the cache of a whole batch
 
 
 def spread(stream: Stream, policy: Policy, batch_size: int) -> Stream:

@@ -18,12 +18,10 @@ ANSWER, END_ANSWER = "<recommendation_list>", "</recommendation_list>"
 PREFERENCE, END_PREFERENCE = "<|begin_of_preference|>", "<|end_of_preference|>"
 ITEMS, END_ITEMS = "<|begin_of_item_list|>", "<|end_of_item_list|>"
 
-PROTOCOL = 2
-"""Version of what models read and write. A training of another version is not resumed."""
+PROTOCOL = 2  # version of what models read and write. A training of another version is not resumed.
 NO_CALLS = "No calls are left."
 TAGS = (THINK, END_THINK, ANSWER, END_ANSWER, PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS)
-ONE_SHOT_START = "1."
-"""The first characters of the answer, with which prompts of the one-shot baselines end."""
+ONE_SHOT_START = "1."  # the first characters of the answer, with which prompts of the one-shot baselines end
 
 STOPS = (END_PREFERENCE, END_ANSWER)
 """A segment of the policy ends with one of these, at the end of its text, or at a limit."""

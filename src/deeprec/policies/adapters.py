@@ -19,8 +19,7 @@ from deeprec.policies.tokenizer import explain_errors
 SHIPPED = Path(assets.__file__).with_name("adapters")
 """Adapters in the package, in folders named after the asset that is their model."""
 _PROMPT_DEFAULTS = "deeprec.json"
-_DECIDING = ("*.safetensors", "*.gguf", "*.bin", _PROMPT_DEFAULTS)
-"""Files that decide what a folder's model writes."""
+_DECIDING = ("*.safetensors", "*.gguf", "*.bin", _PROMPT_DEFAULTS)  # files that decide what a folder's model writes
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-GROUPED = "deeprec_grouped"
-"""The name of `attend` as an `attn_implementation`."""
-_FEW = 256
-"""With more new tokens a copied cache costs little, and a mask for each group of heads costs much."""
+GROUPED = "deeprec_grouped"  # the name of `attend` as an `attn_implementation`
+_FEW = 256  # with more new tokens a copied cache costs little, and a mask for each group of heads costs much
 
 
 def attend(

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 KEY = "OPENAI_API_KEY"
-TIMEOUT = 60.0
-"""Seconds that a server may be silent. A request that it has not begun to answer is then repeated."""
+TIMEOUT = 60.0  # seconds that a server may be silent. A request that it has not begun to answer is then repeated.
 RETRIES = 3
 _COUNTS: tuple[dict[str, Any], ...] = (
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
@@ -38,8 +37,7 @@ _COUNTS: tuple[dict[str, Any], ...] = (
     {},
 )
 """Ways to ask a server for its token counts, most detailed first; not all servers know each."""
-_GLANCE = 0.1
-"""Seconds that `step` waits for a silent server."""
+_GLANCE = 0.1  # seconds that `step` waits for a silent server
 
 
 @dataclass(eq=False)

@@ -24,10 +24,8 @@ from deeprec.policies.grammar import AnswerGrammar, alternatives
 from deeprec.policies.openvino_model import MODEL_FILE, openvino_folder
 from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, explain_errors, refuse_missing, refuse_unsupported
 
-_BATCHED_TOKENS = 2048
-"""At most this many tokens are encoded in one step."""
-_BLOCK = 32
-"""Tokens in a block of OpenVINO's cache on a processor."""
+_BATCHED_TOKENS = 2048  # at most this many tokens are encoded in one step
+_BLOCK = 32  # tokens in a block of OpenVINO's cache on a processor
 _UNUSUAL = {"use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save"}
 _UNUSUAL |= {"trainable_token_indices", "target_parameters", "layer_replication"}
 """Settings of peft's LoRA that OpenVINO does not support."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_MOST = 500_000
-"""Pairs that a table may hold; a fuller one is cleared."""
+_MOST = 500_000  # pairs that a table may hold; a fuller one is cleared
 
 
 class PromptLookup:

@@ -10,8 +10,7 @@ from typing import Protocol
 
 from deeprec.explore.policy import Chunk, Finish, Policy, Request
 
-_LONG = 256
-"""Characters of a token, at most: Python reads and writes numbers of 4,300 digits."""
+_LONG = 256  # characters of a token, at most: Python reads and writes numbers of 4,300 digits
 Writer = Callable[[str], str]
 """Reads the whole conversation so far and returns the next segment."""
 

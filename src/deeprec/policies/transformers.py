@@ -30,14 +30,10 @@ from deeprec.policies.kv_cache import SlottedKVCache
 from deeprec.policies.prompt_lookup import PromptLookup
 from deeprec.policies.tokenizer import StopChecker, TokenizerCodec, explain_errors, refuse_missing
 
-_PREFILL_TOKENS = 2048
-"""At most this many tokens are encoded at once, which bounds the memory of attention."""
-_NUCLEUS = 256
-"""Likeliest tokens among which top-p sampling looks first."""
-_LOOKUP_TOKENS = 3
-"""Guessed tokens of a row in one step, at most."""
-_STEP_TOKENS = 64
-"""Beyond so many tokens in a step of all rows, a guess costs as much as it saves."""
+_PREFILL_TOKENS = 2048  # at most this many tokens are encoded at once, which bounds the memory of attention
+_NUCLEUS = 256  # likeliest tokens among which top-p sampling looks first
+_LOOKUP_TOKENS = 3  # guessed tokens of a row in one step, at most
+_STEP_TOKENS = 64  # beyond so many tokens in a step of all rows, a guess costs as much as it saves
 
 
 @dataclass

@@ -16,8 +16,7 @@ from deeprec.explore.policy import Chunk, Finish, Policy, Request
 from deeprec.policies.adapters import adapter_folder, model_source, read_prompt_defaults
 from deeprec.policies.tokenizer import TokenizerCodec, refuse_missing, refuse_unsupported
 
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters that vLLM can be prepared for."""
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks of adapters that vLLM can be prepared for
 
 
 class VllmPolicy(TokenizerCodec, Policy):

@@ -27,10 +27,8 @@ from deeprec.serving.middleware import MCP, Metrics, bearer_auth, body_limit
 from deeprec.serving.service import Service
 from deeprec.serving.worker import BusyError
 
-_RETRY_AFTER = 5
-"""Seconds after which a refused client may try again."""
-_HEARTBEAT = 15
-"""Seconds of silence after which an empty text keeps the connection of a stream alive."""
+_RETRY_AFTER = 5  # seconds after which a refused client may try again
+_HEARTBEAT = 15  # seconds of silence after which an empty text keeps the connection of a stream alive
 _PAGE = pathlib.Path(__file__).with_name("page")
 _UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 

@@ -10,8 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving.worker import BusyError
 
-_BATCH = 256
-"""Maximum queries of a batch."""
+_BATCH = 256  # maximum queries of a batch
 
 
 class Batcher:

@@ -20,8 +20,7 @@ from deeprec.serving import schemas
 from deeprec.serving.service import Service
 from deeprec.serving.worker import Event, Job, trace_of_hits
 
-_POLL = 0.2
-"""Seconds of silence between checks whether the client is still connected."""
+_POLL = 0.2  # seconds of silence between checks whether the client is still connected
 
 
 class GoneError(DeepRecError):

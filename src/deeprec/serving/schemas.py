@@ -9,17 +9,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 
 from deeprec.explore.policy import Usage
 
-MAX_HISTORY = 500
-"""Items of a history."""
-MAX_CHARACTERS = 500
-"""Characters of a title, an id or a preference."""
+MAX_HISTORY = 500  # items of a history
+MAX_CHARACTERS = 500  # characters of a title, an id or a preference
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: control, format, surrogate, private, unassigned, line and paragraph separator."""
-_RENAMED = {"trust": "preference_weight", "own": "by_policy"}
-"""Old names of fields, each with the name of today."""
-_FILMS: list[JsonValue] = ["Toy Story (1995)", "Fargo (1996)"]
-"""Of MovieLens, for the examples of the OpenAPI document."""
+_RENAMED = {"trust": "preference_weight", "own": "by_policy"}  # old names of fields, each with the name of today
+_FILMS: list[JsonValue] = ["Toy Story (1995)", "Fargo (1996)"]  # of MovieLens, for the examples of the OpenAPI document
 _RECOMMEND_EXAMPLES: list[JsonValue] = [
     {"history": _FILMS, "k": 5},
     {"user": "1", "max_calls": 2},

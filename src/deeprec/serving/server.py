@@ -26,12 +26,9 @@ from deeprec.serving.service import Service
 from deeprec.serving.worker import Worker
 from deeprec.trm.trm import TRM
 
-TOKEN = "DEEPREC_TOKEN"
-"""The environment variable of the bearer token."""
-QUEUE_PER_SLOT = 4
-"""Explorations that may wait for each slot."""
-_SHUTDOWN = 5
-"""Seconds that unfinished answers have when the server ends."""
+TOKEN = "DEEPREC_TOKEN"  # the environment variable of the bearer token
+QUEUE_PER_SLOT = 4  # explorations that may wait for each slot
+_SHUTDOWN = 5  # seconds that unfinished answers have when the server ends
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open. With uvicorn's 5, some closed just as a request arrived under load."""
 

@@ -24,10 +24,8 @@ from deeprec.serving.batcher import Batcher
 from deeprec.serving.worker import FAILED, TIMED_OUT, Worker
 
 _LOG = logging.getLogger("deeprec.serving")
-TRM_ALONE = "trm-alone"
-"""The policy that asks the TRM once, without a preference."""
-_MIN_SIMILARITY = 60
-"""Of a title to a search, out of 100."""
+TRM_ALONE = "trm-alone"  # the policy that asks the TRM once, without a preference
+_MIN_SIMILARITY = 60  # of a title to a search, out of 100
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ Event = str | Turn | Trace
 """What a caller receives: the policy's text as it writes it, and turns, in order; last the trace."""
 FAILED = "the policy failed; the server's log says why"
 """The error of an exploration whose policy or explorer raised an exception."""
-TIMED_OUT = "it took more than"
-"""How the error of an exploration that exceeded its time limit begins."""
+TIMED_OUT = "it took more than"  # how the error of an exploration that exceeded its time limit begins
 
 
 def trace_of_hits(task: Task, stop: Stop, hits: Sequence[Hit] = (), error: str | None = None) -> Trace:
