@@ -286,7 +286,7 @@ def test_commands_refuse_what_is_no_experiment(tmp_path, site):
     for args, told in (
         (("experiment", "report", tmp_path), "is not an evaluation's folder"),
         (("experiment", "run", tmp_path / "absent.toml"), "There is no experiment"),
-        (("experiment", "run", "--data", "shop.toml"), "is given by --config"),
+        (("experiment", "run", "--data", "shop.toml"), "use --config shop.toml"),
     ):
         result = deeprec(*args)
         assert (result.code, result.err.count("\n")) == (2, 1)

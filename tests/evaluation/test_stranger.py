@@ -214,4 +214,4 @@ def test_a_set_in_the_place_of_the_plan_is_told_of(tmp_path):
     toy_files(tmp_path)
     result = deeprec("experiment", "run", tmp_path / "a.inter", "--runs", tmp_path / "runs")
     assert result.code == 2
-    assert f"named with --data {tmp_path / 'a.inter'}" in result.err
+    assert f"use --data {tmp_path / 'a.inter'}" in result.err

@@ -226,7 +226,7 @@ def test_an_explorer_needs_a_catalogue() -> None:
 def test_the_settings_have_no_none() -> None:
     explorer = Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG)))
     assert None not in explorer.config.model_dump().values()
-    assert resolve_defaults(explorer.config, PromptDefaults("task", 0.5), explorer.retriever) is explorer.config
+    assert resolve_defaults(explorer.config, PromptDefaults("task", 0.5), explorer.retriever) == explorer.config
 
 
 def test_the_policy_never_writes_beyond_the_limits() -> None:

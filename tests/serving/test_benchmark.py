@@ -20,8 +20,8 @@ SHORT = argparse.Namespace(clients=200, seconds=2, explorations=2, alone=1, roun
 
 @pytest.fixture
 def measure() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "serving.py"
-    spec = importlib.util.spec_from_file_location("serving", path)
+    path = Path(__file__).parents[2] / "benchmarks" / "serving_load.py"
+    spec = importlib.util.spec_from_file_location("serving_load", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

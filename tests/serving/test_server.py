@@ -97,7 +97,7 @@ def test_a_taken_port_is_an_error(data_site):
         port = taken.getsockname()[1]
         result = data_site("serve", "--set", f"serve.port={port}")
     assert result.code == 2
-    assert f"127.0.0.1:{port} can't be had" in result.err
+    assert f"127.0.0.1:{port} can't be bound" in result.err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])

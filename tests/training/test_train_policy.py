@@ -329,7 +329,7 @@ def in_processes(*command: Any, n: int = 2, launcher: str = "accelerate") -> Non
         ("train.sft.share=0.9", "less than a tenth"),
         ('train.stages=[{name="one",share=0.2,steps=1,rewards={hits=1.0}}]', "There is no reward 'hits'"),
         ("train.lora_rank=-1", "train.lora_rank"),
-        ("policy.adapter=somewhere", "can't be trained on"),
+        ("policy.adapter=somewhere", "is not for training"),
         ("train.adapter=none", "and an adapter of"),
         ("explore.answer=pool", "explore.answer='pool' is not for training"),
         ('train.stages=[{name="checkpoints",share=0.2,steps=1,rewards={hit=1.0}}]', "checkpoints"),

@@ -127,7 +127,8 @@ class PolicyConfig(Section):
         None, gt=0, le=1, description="share of GPU memory that vLLM may take; default: 0.9, or 0.4 during training"
     )
     url: str | None = Field(
-        None, description="of an OpenAI-compatible server, as http://127.0.0.1:8000/v1; required for kind openai"
+        None,
+        description="of an OpenAI-compatible server, http://127.0.0.1:8000/v1; default: none (kind openai needs one)",
     )
     api: Literal["completions", "chat"] = Field(
         "completions", description="of that server; chat if it lacks completions"

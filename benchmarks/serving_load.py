@@ -5,7 +5,7 @@ time limit; one that fails ends the benchmark. The server trains a missing TRM f
 with two categories of the catalogue as the preference. Explorations of the same users run one after another, then at
 once, in several rounds. Beyond capacity, 16 more clients ask together than can run and wait.
 
-    python benchmarks/serving.py [--clients 200] [--seconds 60] [--explorations 16] [--alone 16] [-- --config FILE ...]
+    python benchmarks/serving_load.py [--clients 200] [--seconds 60] [--explorations 16] [-- --config FILE ...]
 """
 
 from __future__ import annotations
