@@ -388,24 +388,12 @@ def test_play_ends_with_its_input(site, stdin):
 def test_ctrl_c_while_training_is_resumable(site, tmp_path):
     runs = tmp_path / "runs"
     args = ["trm", "train", "--config", str(site.config), "--runs", str(runs), "--set", "trm.epochs=12"]
-    process = subprocess.Popen(
+    status, err = processes.stopped(
         [*processes.DEEPREC, *args],
-        env=processes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        signal.SIGINT,
+        lambda: any(path.read_bytes().count(b"\n") >= 2 for path in runs.glob("*/metrics.jsonl")),
     )
-    try:
-        deadline = time.monotonic() + 60
-        while not any(path.read_bytes().count(b"\n") >= 2 for path in runs.glob("*/metrics.jsonl")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    assert status == 130
     assert err == "deeprec: interrupted; what was finished is kept.\n"
     (run,) = runs.iterdir()
     assert manifest(run)["status"] == "interrupted"

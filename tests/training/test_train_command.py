@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import time
 
 import pytest
 
@@ -62,25 +60,12 @@ def test_it_says_how_to_use_the_weights(config, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished(config, tmp_path):
-    args = ["train", "--config", str(config), "--runs", str(tmp_path)]
-    process = subprocess.Popen(
-        [*processes.DEEPREC, *args],
-        env=processes.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    status, err = processes.stopped(
+        [*processes.DEEPREC, "train", "--config", config, "--runs", tmp_path],
+        signal.SIGINT,
+        lambda: any("one/reward" in path.read_text() for path in tmp_path.glob("*-train/metrics.jsonl")),
     )
-    try:
-        deadline = time.monotonic() + 200
-        while not any("one/reward" in path.read_text() for path in tmp_path.glob("*-train/metrics.jsonl")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    assert status == 130
     assert err.endswith("deeprec: interrupted; what was finished is kept.\n")
     (run,) = tmp_path.glob("*-train")
     assert manifest(run)["status"] == "interrupted"

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,24 +222,12 @@ def test_finished_parts_with_the_same_settings_are_copied(trained, config):
 )
 def test_a_stopped_training_continues_to_the_same_weights(trained, config, tmp_path, sign, status):
     _, _, unbroken = trained
-    process = subprocess.Popen(
+    status_code, _ = processes.stopped(
         [sys.executable, IN_PROCESS, config, tmp_path],
-        env=processes.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        sign,
+        lambda: any("one/reward" in path.read_text() for path in tmp_path.glob("*-train/metrics.jsonl")),
     )
-    try:
-        deadline = time.monotonic() + 200
-        while not any("one/reward" in path.read_text() for path in tmp_path.glob("*-train/metrics.jsonl")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(sign)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == -sign
+    assert status_code == -sign
     (run,) = tmp_path.glob("*-train")
     assert manifest(run)["status"] == status
     assert not (run / "one").exists()
