@@ -603,24 +603,6 @@ def test_processes_at_once_fetch_once(server: Server, cache: Path) -> None:
     assert litter(cache) == ["toy"]
 
 
-def test_without_locks_each_fetches_and_none_spoils_the_other(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asset_cache, "_acquire", lambda lock, asset: False)
-    server.serve(page_of("good/model"), BODY, pause=0.002)
-    define(monkeypatch, hub())
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(assets.fetch("toy"))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.1)
-    for thread in threads:
-        thread.join()
-    assert found == [cache / "toy"] * 3
-    assert assets.verify("toy").state == "ready"
-    assert litter(cache) == ["toy"]
-
-
 def test_the_import_is_light() -> None:
     script = "import sys, deeprec.assets; print(*{'torch', 'transformers', 'requests', 'rich'} & set(sys.modules))"
     environment = os.environ | {"PYTHONPATH": str(SOURCE_ROOT)}

@@ -404,8 +404,8 @@ def test_recommend_reads_a_data_set_by_ids(trm):
     [
         ([["Film 3", "Nothing"]], {}, "no item with the title or id 'Nothing'"),
         (["Film 3"], {}, "A history is a list of titles or ids, not the text 'Film 3'"),
-        ([[40]], {}, "item number 40: the catalogue has 0 to 39"),
-        ([[-1]], {}, "item number -1"),
+        ([[40]], {}, "position 40: the catalogue has 0 to 39"),
+        ([[-1]], {}, "position -1"),
         ([[1]], {"k": 0}, "at least 1, not 0"),
         ([[1]], {"preference_weight": 1.5}, "between 0 and 1, not 1.5"),
     ],

@@ -11,14 +11,14 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import platformdirs
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from deeprec.assets import downloads
@@ -27,7 +27,6 @@ from deeprec.assets.table import ASSETS, Asset
 from deeprec.errors import DeepRecError
 
 MANIFEST = "asset.json"
-ABANDONED = 86_400.0  # seconds after which an unlocked leftover belongs to no running process
 
 
 @dataclass(frozen=True)
@@ -214,35 +213,20 @@ def _write_manifest(asset: Asset, source: Source, ready: Path) -> None:
 
 @contextmanager
 def _staging(asset: Asset) -> Iterator[Path]:
-    """A folder of this process in the cache, gone afterwards; leftovers of killed processes are removed first."""
+    """A folder in the cache for the one process that may fetch the asset now; leftovers of killed ones are removed."""
     cache, prefix = cache_folder(), f".{asset.name}.part-"
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{asset.name}.lock").open("w") as lock:
-        alone = _acquire(lock, asset)
+    lock = FileLock(cache / f".{asset.name}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        _say(f"waiting for another process that is fetching {asset.name}")
+        held = lock.acquire()
+    with held:
         for leftover in cache.glob(f"{prefix}*"):
-            if alone or time.time() - leftover.stat().st_mtime > ABANDONED:
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=cache, ignore_cleanup_errors=True) as staging:
             yield Path(staging)
-
-
-def _acquire(lock: IO[str], asset: Asset) -> bool:
-    """Wait until no other process fetches this asset; False where files cannot be locked.
-
-    The lock only saves a second download: without it both fetch, each in its own folder, and the last rename wins.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _say(f"waiting for another process that is fetching {asset.name}")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
 
 
 def _say(text: str) -> None:

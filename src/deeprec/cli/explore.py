@@ -62,21 +62,20 @@ def _prepare(options: Options, user: str | None, titles: list[str] | None) -> tu
 def pick_task(dataset: Dataset, split: Split, user: str | None = None, titles: Sequence[str] = ()) -> Task:
     """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
     from deeprec.config import EvalConfig
-    from deeprec.data.catalog import UserId
     from deeprec.data.dataset import Task
     from deeprec.evaluation.rankings import evaluation_tasks
 
     if titles and user is not None:
         raise DeepRecError("--user and --item exclude each other: a user of the data, or a new one's history.")
     if titles:
-        return Task("new:you", UserId("you"), tuple(map(dataset.catalog.find, titles)))
+        return Task.new(dataset.catalog.history(titles))
     if user is None:
         return evaluation_tasks(dataset, EvalConfig(split=split, users=1))[1][0]
-    tasks = {task.user: task for task in dataset.tasks(split)}
+    tasks: dict[str, Task] = {task.user: task for task in dataset.tasks(split)}
     if user not in tasks:
         known = ", ".join(list(tasks)[:3])
         raise DeepRecError(f"{dataset.name} has no user {user!r} with a held-out item; users are for instance {known}.")
-    return tasks[UserId(user)]
+    return tasks[user]
 
 
 @dataclass(frozen=True)

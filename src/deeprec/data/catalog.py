@@ -148,6 +148,14 @@ class Catalog:
         meant = dict.fromkeys(self.titles[known[key][0]] for key in _close(normalise_title(name), known))
         raise _no_item("title or id", name, meant)
 
+    def history(self, names: Sequence[str | int]) -> tuple[ItemIdx, ...]:
+        """The items of a history given as titles, ids or positions; DeepRecError as `find`."""
+        if isinstance(names, str):
+            raise DeepRecError(f"A history is a list of titles or ids, not the text {names!r}: put it in a list.")
+        if wrong := [name for name in names if not isinstance(name, str) and not 0 <= name < len(self)]:
+            raise DeepRecError(f"There is no item at position {wrong[0]}: the catalogue has 0 to {len(self) - 1}.")
+        return tuple(self.find(name) if isinstance(name, str) else ItemIdx(int(name)) for name in names)
+
     def phrases(self, item: ItemIdx) -> tuple[str, ...]:
         """Short preferences that the item's own text supports: its categories, its decade, its brand.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +30,11 @@ class Task:
     id: str
     user: UserId
     history: tuple[ItemIdx, ...]
+
+    @classmethod
+    def new(cls, history: Sequence[ItemIdx]) -> Task:
+        """Of a user who is not in the data."""
+        return cls("new:you", UserId("you"), tuple(history))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

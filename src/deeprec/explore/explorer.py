@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from deeprec.config import ExploreConfig
-from deeprec.data.catalog import Catalog, ItemIdx, UserId
+from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment, constraint_of
@@ -83,11 +83,8 @@ class Explorer:
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
-        if isinstance(history, str):
-            raise DeepRecError(f"A history is a list of items, not the text {history!r}.")
-        task = Task("new:you", UserId("you"), tuple(map(self._item, history)))
         config = self._configured.model_copy(update={"answer_size": k})
-        ((_, trace),) = self.stream([task], listener, lambda _: config)
+        ((_, trace),) = self.stream([Task.new(self.catalog.history(history))], listener, lambda _: config)
         return trace
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
@@ -187,13 +184,6 @@ class Explorer:
 
     def _resolve(self, config: ExploreConfig) -> ExploreSettings:
         return resolve_defaults(config, self.policy.prompt_defaults, self.retriever, self.catalog)
-
-    def _item(self, name: str | int) -> ItemIdx:
-        if isinstance(name, str):
-            return self.catalog.find(name)
-        if not 0 <= name < len(self.catalog):
-            raise DeepRecError(f"There is no item at position {name}: the catalogue has {len(self.catalog)} items.")
-        return ItemIdx(int(name))
 
     def _advance(self) -> None:
         """One step of the policy: its chunks, then the calls that they complete, answered together."""

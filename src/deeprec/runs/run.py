@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic_core import to_jsonable_python
 
 from deeprec.config import Config, dump_config, load_config
@@ -72,7 +73,7 @@ class Run:
         self.checkpoints = path / "checkpoints"
         self.metrics = JsonLines(path / "metrics.jsonl")
         self._since = time.monotonic()
-        self._lock: IO[str]
+        self._held: AcquireReturnProxy[FileLock]
 
     @classmethod
     def create(
@@ -141,7 +142,7 @@ class Run:
 
     def __enter__(self) -> Run:
         """Take the run for this process, as `lock` does; a killed one leaves no lock behind."""
-        self._lock = lock(self.path)  # held until the run ends
+        self._held = lock(self.path)
         if self.manifest["status"] != "running":
             self.record(status="running", error=None)
         return self
@@ -158,7 +159,7 @@ class Run:
                 raise
             error.add_note(str(second))  # a full disk must not hide why the run ended
         finally:
-            self._lock.close()
+            self._held.lock.release()
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         scratch = self.manifest_path.with_suffix(".json.tmp")
@@ -213,20 +214,15 @@ def matching_runs(
             yield run
 
 
-def lock(folder: Path) -> IO[str]:
-    """Reserve a folder for this process until the returned file is closed or the process ends in any way.
+def lock(folder: Path) -> AcquireReturnProxy[FileLock]:
+    """Reserve a folder for this process until the block ends; a killed process leaves no lock behind.
 
     DeepRecError if another process is at work in it.
     """
-    import fcntl  # absent on Windows, where the rest works
-
-    held = open(folder / ".lock", "w")  # noqa: SIM115  # the caller closes it
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held.close()
+        return FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout:
         raise DeepRecError(f"Another process is at work in {folder}: wait for it, or stop it.") from None
-    return held
 
 
 def _new_folder(root: Path, name: str) -> Path:

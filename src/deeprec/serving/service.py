@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
 from deeprec.config import ExploreConfig
-from deeprec.data.catalog import Catalog, ItemId, ItemIdx, UserId
+from deeprec.data.catalog import Catalog, ItemId, ItemIdx
 from deeprec.data.dataset import Dataset, Task
 from deeprec.errors import DeepRecError
 from deeprec.explore.settings import first_weight
@@ -76,7 +76,7 @@ class Service:
     def task(self, user: str | None, history: Sequence[str] = ()) -> Task:
         """That of a user of the data or, for None, of a new one with these ids and titles; DeepRecError if unknown."""
         if user is None:
-            return Task("new:you", UserId("you"), self._find(history))
+            return Task.new(self._find(history))
         if user not in self._tasks:
             some = ", ".join(self.users(3))
             raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {some}.")

@@ -177,17 +177,7 @@ class TRM(Retriever):
             return {user: tuple(items[item] for item in users.sequence(u)) for u, user in enumerate(users.users)}
         if not isinstance(users, Mapping):
             users = {str(number): history for number, history in enumerate(users)}
-        for history in users.values():
-            if isinstance(history, str):
-                raise DeepRecError(f"A history is a list of titles or ids, not the text {history!r}: put it in a list.")
-        return {str(user): tuple(map(self._item, history)) for user, history in users.items()}
-
-    def _item(self, name: str | ItemIdx) -> ItemIdx:
-        if isinstance(name, str):
-            return self.catalog.find(name)
-        if not 0 <= name < len(self.catalog):
-            raise DeepRecError(f"A history has the item number {name}: the catalogue has 0 to {len(self.catalog) - 1}.")
-        return ItemIdx(int(name))
+        return {str(user): self.catalog.history(history) for user, history in users.items()}
 
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """See `Retriever`. A score is an inner product plus score offsets, comparable within one query only."""
