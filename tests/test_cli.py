@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
 import processes
@@ -33,6 +34,7 @@ VERBS = (
     ["assets", "path", "ml-100k"],
     ["trm", "train"],
     ["trm", "recommend", f"{FOLDER}/trm"],
+    ["trm", "update", f"{FOLDER}/trm"],
     ["train"],
     ["explore"],
     ["play"],
@@ -290,6 +292,35 @@ def test_recommend_for_a_new_user(site, preference):
 
 def test_recommend_without_a_history(site):
     assert deeprec("trm", "recommend", site.trained / "trm", "-k", 2).out.count("Film") == 2
+
+
+def test_update_and_explore_with_the_updated(site, tmp_path):
+    """Two new films: one that u0 and u1 chose, one that nobody has chosen."""
+    frame = pl.read_csv(site.root / "table.csv", infer_schema_length=0)
+    items = frame.drop("user_id", "timestamp").unique("item_id", maintain_order=True)
+    new = items.head(2).with_columns(item_id=pl.Series(["i40", "i41"]), title=pl.Series(["Film 40", "Film 41"]))
+    chosen = [{"user_id": user, "item_id": "i40", "timestamp": "99"} for user in ("u0", "u1")]
+    folder = tmp_path / "now"
+    folder.mkdir()
+    pl.concat([items, new]).write_csv(folder / "items.csv")
+    now = pl.concat([frame.select("user_id", "item_id", "timestamp"), pl.DataFrame(chosen)])
+    now.write_csv(folder / "interactions.csv")
+    args = ["--config", site.config, "--runs", tmp_path / "runs"]
+    result = deeprec("trm", "update", site.trained / "trm", "--data", folder, *args, "--set", "trm.epochs=1")
+    assert result.code == 0, result.err
+    told = [" ".join(line.replace("│", " ").split()) for line in result.out.splitlines()]
+    assert "items known before, in the data 40" in told
+    assert {"new items with interactions 1", "new items without, by their text 1"} <= {*told}
+    (run,) = (tmp_path / "runs").iterdir()
+    own = ["--set", f"data.source={folder}", "--trm", run / "trm"]
+    result = deeprec("explore", *args, *own, "--item", "Film 41", "--item", "i3")
+    assert result.code == 0, result.err
+    assert "1. Film 41" in result.out
+    result = deeprec("explore", *args, "--trm", run / "trm", "--set", f"data.source={folder}", "--user", "u0")
+    assert result.code == 0, result.err
+    result = deeprec("explore", *args, "--set", f"data.source={folder}", "--trm", site.trained / "trm")
+    assert result.code == 2
+    assert f"deeprec trm update {site.trained / 'trm'} --data {folder}" in result.err
 
 
 @pytest.mark.parametrize("who", [["--user", "u3"], ["--item", "Film 7", "--item", "i12"], []], ids=" ".join)

@@ -30,9 +30,11 @@ _MODULES = {
     "evaluate": "deeprec.evaluation.evaluate",
     "load_config": "deeprec.config",
     "load_dataset": "deeprec.data.sources",
+    "load_items": "deeprec.data.sources",
     "load_policy": "deeprec.policies.loading",
     "top_hits": "deeprec.retrieval.retriever",
     "train_policy": "deeprec.training.run",
+    "update_trm": "deeprec.trm.update",
 }
 
 __all__ = [*_MODULES, "__version__"]

@@ -6,6 +6,7 @@ from deeprec.data.catalog import Catalog as Catalog
 from deeprec.data.dataset import Dataset as Dataset
 from deeprec.data.dataset import Task as Task
 from deeprec.data.sources import load_dataset as load_dataset
+from deeprec.data.sources import load_items as load_items
 from deeprec.errors import DeepRecError as DeepRecError
 from deeprec.evaluation.evaluate import evaluate as evaluate
 from deeprec.evaluation.report import Report as Report
@@ -22,5 +23,6 @@ from deeprec.retrieval.retriever import Retriever as Retriever
 from deeprec.retrieval.retriever import top_hits as top_hits
 from deeprec.training.run import train_policy as train_policy
 from deeprec.trm.trm import TRM as TRM
+from deeprec.trm.update import update_trm as update_trm
 
 __version__: str

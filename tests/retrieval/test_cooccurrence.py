@@ -95,7 +95,7 @@ def test_without_co_occurrence_there_are_no_score_offsets(rows):
 
 def test_new_items_co_occur_with_nothing():
     found = CoOccurrence.fit(sequences([0, 1, 2]), 3)
-    grown = found.grown(5)
+    grown = found.moved(np.arange(3), 5)
     np.testing.assert_array_equal(grown.score_offsets([(0, 4)]).toarray()[0, :3] > 0, [False, True, True])
     assert not grown.score_offsets([(0, 1, 2, 3, 4)]).toarray()[0, 3:].any()
     assert not grown.score_offsets([(3, 4)]).nnz
@@ -111,3 +111,18 @@ def test_arrays_that_do_not_fit_are_refused():
     }.items():
         with pytest.raises(ValueError, match="ind"):
             CoOccurrence.from_arrays(arrays | {name: values})
+
+
+def test_items_move_with_their_shares():
+    found = CoOccurrence.fit(sequences([0, 1, 2]), 3)
+    moved = found.moved(np.array([4, 0, 2]), 5)
+    np.testing.assert_array_equal(moved.shares_II.toarray()[np.ix_([4, 0, 2], [4, 0, 2])], found.shares_II.toarray())
+    assert moved.shares_II.nnz == found.shares_II.nnz
+
+
+def test_only_items_without_co_occurrence_keep_their_earlier_one():
+    earlier, now = CoOccurrence.fit(sequences([0, 1], [2, 3]), 4), CoOccurrence.fit(sequences([0, 3]), 4)
+    shares_II = now.filled(earlier).shares_II.toarray()
+    np.testing.assert_array_equal(shares_II[[0, 3]], now.shares_II.toarray()[[0, 3]])
+    np.testing.assert_array_equal(shares_II[[1, 2]], earlier.shares_II.toarray()[[1, 2]])
+    assert shares_II[1, 0] > 0

@@ -6,15 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeprec.cli.options import Items, Options, User
+from deeprec.cli.options import Items, Options, SavedTRM, User
 from deeprec.errors import DeepRecError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deeprec.config import Config, ExploreConfig
+    from deeprec.data.catalog import ItemIdx
     from deeprec.data.dataset import Dataset, Split, Task
     from deeprec.explore.explorer import Explorer
     from deeprec.explore.policy import Policy
@@ -22,17 +24,17 @@ if TYPE_CHECKING:
     from deeprec.trm.trm import TRM
 
 
-def explore(options: Options, user: User = None, item: Items = None) -> None:
+def explore(options: Options, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
     """Watch one user's whole exploration, live as it is written."""
-    view, task = _prepare(options, user, item)
+    view, task = _prepare(options, user, item, trm)
     from deeprec.policies.loading import load_policy
 
     view.watch(load_policy(view.config, offline=options.offline), task)
 
 
-def play(options: Options, user: User = None, item: Items = None) -> None:
+def play(options: Options, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
-    view, task = _prepare(options, user, item)
+    view, task = _prepare(options, user, item, trm)
     from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
@@ -51,24 +53,26 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
     view.show(view.explorer(ScriptedPolicy(limits.answer_size)).run([task])[0])
 
 
-def _prepare(options: Options, user: str | None, titles: list[str] | None) -> tuple[View, Task]:
+def _prepare(options: Options, user: str | None, titles: list[str] | None, saved: Path | None) -> tuple[View, Task]:
     config = options.config()
     dataset = options.dataset(config)
-    task = pick_task(dataset, config.eval.split, user, titles or ())  # before the TRM, whose training takes a while
-    trm, _ = options.trm(dataset, config)
-    return View(dataset, trm, config, options.console), task
+    trm = options.trm(dataset, config, saved)[0] if saved else None
+    catalog = trm.catalog if trm else dataset.catalog  # a saved TRM may have more items
+    # The task comes before a TRM is trained, which takes a while.
+    task = pick_task(dataset, config.eval.split, user, catalog.history(titles or ()))
+    return View(dataset, trm or options.trm(dataset, config)[0], config, options.console), task
 
 
-def pick_task(dataset: Dataset, split: Split, user: str | None = None, titles: Sequence[str] = ()) -> Task:
-    """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
+def pick_task(dataset: Dataset, split: Split, user: str | None = None, history: Sequence[ItemIdx] = ()) -> Task:
+    """The evaluation task of a user of the data, or that of a new user with a history."""
     from deeprec.config import EvalConfig
     from deeprec.data.dataset import Task
     from deeprec.evaluation.rankings import evaluation_tasks
 
-    if titles and user is not None:
+    if history and user is not None:
         raise DeepRecError("--user and --item exclude each other: a user of the data, or a new one's history.")
-    if titles:
-        return Task.new(dataset.catalog.history(titles))
+    if history:
+        return Task.new(history)
     if user is None:
         return evaluation_tasks(dataset, EvalConfig(split=split, users=1))[1][0]
     tasks: dict[str, Task] = {task.user: task for task in dataset.tasks(split)}
@@ -90,7 +94,7 @@ class View:
     def explorer(self, policy: Policy, limits: ExploreConfig | None = None) -> Explorer:
         from deeprec.explore.explorer import Explorer
 
-        return Explorer(policy, self.trm, self.dataset.catalog, limits or self.config.explore)
+        return Explorer(policy, self.trm, None, limits or self.config.explore)
 
     def watch(self, policy: Policy, task: Task, limits: ExploreConfig | None = None) -> None:
         """The conversation as it is written (the policy's words bold, the tool's dim), then the ranking."""
@@ -123,7 +127,7 @@ class View:
 
         from deeprec.cli.console import show_table
 
-        console, titles, found = self.console, self.dataset.catalog.titles, trace.first_found()
+        console, titles, found = self.console, self.trm.catalog.titles, trace.first_found()
         rows = []
         for rank, item in enumerate(trace.ranking, start=1):
             call, turn = found.get(item, ("-", None))

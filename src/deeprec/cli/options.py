@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprec.errors import DeepRecError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from deeprec.trm.trm import TRM
 
 User = Annotated[str | None, typer.Option("--user", help="A user of the data; default: one of the test users.")]
+SavedTRM = Annotated[
+    Path | None, typer.Option("--trm", help="Folder of a saved TRM; default: that of the configuration, trained first.")
+]
 Items = Annotated[list[str] | None, typer.Option("--item", help="Title or id in a new user's history, oldest first.")]
 
 
@@ -54,10 +59,20 @@ class Options:
 
         return load_dataset(config.data, offline=self.offline)
 
-    def trm(self, dataset: Dataset, config: Config, *, again: bool = False) -> tuple[TRM, Path]:
-        """The TRM, trained first where no finished run exists or `again`, and the folder of its run."""
+    def trm(
+        self, dataset: Dataset, config: Config, saved: Path | None = None, *, again: bool = False
+    ) -> tuple[TRM, Path]:
+        """The TRM, saved or trained first where no finished run exists or `again`, and the folder of its run."""
         from deeprec.trm.run import load_or_train_trm
 
+        if saved is not None:
+            from deeprec.trm.trm import TRM
+
+            trm = TRM.load(saved, offline=self.offline)
+            if trm.catalog.ids[: len(dataset.catalog)] != dataset.catalog.ids:
+                how = f"deeprec trm update {saved} --data {config.data.source}"
+                raise DeepRecError(f"{saved} is a TRM of other items than {config.data.source} has now: {how}.")
+            return trm, saved
         return load_or_train_trm(dataset, config, self.runs, again=again, offline=self.offline, progress=self.progress)
 
     @cached_property

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeprec.cli.options import Options
+from deeprec.cli.options import Options, SavedTRM
 
 if TYPE_CHECKING:
     from deeprec.config import Config
     from deeprec.serving.service import Service
 
 
-def serve(options: Options) -> None:
+def serve(options: Options, trm: SavedTRM = None) -> None:
     """Answer over HTTP, and show explorations on a page, until Ctrl-C."""
     config = options.config()
     from deeprec.serving.server import listen, open_listener, token_for
 
     token = token_for(config.serve.host)
-    with open_listener(config.serve) as listener, _open(options, config) as service:
+    with open_listener(config.serve) as listener, _open(options, config, trm) as service:
         listen(service, listener, token, options.say)
 
 
-def mcp(options: Options) -> None:
+def mcp(options: Options, trm: SavedTRM = None) -> None:
     """Serve as an agent's tool: the Model Context Protocol over stdin and stdout (`deeprec serve` has it at /mcp)."""
     config = options.config()
     from rich.console import Console
@@ -30,12 +31,12 @@ def mcp(options: Options) -> None:
     from deeprec.serving.mcp import create_mcp
 
     options.console = Console(stderr=True)  # stdout belongs to the protocol
-    with _open(options, config) as service:
+    with _open(options, config, trm) as service:
         create_mcp(service).run("stdio")
 
 
-def _open(options: Options, config: Config) -> AbstractContextManager[Service]:
+def _open(options: Options, config: Config, saved: Path | None) -> AbstractContextManager[Service]:
     from deeprec.serving.server import open_service
 
     dataset = options.dataset(config)
-    return open_service(dataset, *options.trm(dataset, config), config, offline=options.offline)
+    return open_service(dataset, *options.trm(dataset, config, saved), config, offline=options.offline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,36 @@ def train(
     config = options.config()
     _, folder = options.trm(options.dataset(config), config, again=again)
     options.say(f"The trained TRM lies in {folder / 'trm'}")
+
+
+@command(app, "update")
+def update(
+    options: Options,
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained TRM, as `deeprec trm train` names it.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="The data as they are now, as data.source; all interactions.")
+    ] = None,
+) -> None:
+    """Add new items to a saved TRM and go on training on new interactions; the saved one stays as it is."""
+    config = options.config([] if data is None else [f"data.source={json.dumps(data)}"])
+    from deeprec.cli.console import show_table
+    from deeprec.data.sources import load_items
+    from deeprec.trm.run import load_or_update_trm
+
+    dataset, items = options.dataset(config), load_items(config.data, offline=options.offline)
+    _, changes, run = load_or_update_trm(
+        folder, dataset, items, config, options.runs, offline=options.offline, progress=options.progress
+    )
+    rows = (
+        ("items known before, in the data", f"{changes.known:,}"),
+        ("items known before, not in the data; kept", f"{changes.kept:,}"),
+        ("new items with interactions", f"{changes.learned:,}"),
+        ("new items without, by their text", f"{changes.by_text:,}"),
+        ("interactions of the data", f"{len(dataset.items_N):,}"),
+        ("validation NDCG@10, before and after", f"{changes.ndcg_before:.4f}, {changes.ndcg_after:.4f}"),
+    )
+    show_table(options.console, (), rows, "update")
+    options.say(f"The updated TRM lies in {run / 'trm'}: recommend from it, or serve it with --trm {run / 'trm'}")
 
 
 @command(app, "recommend")

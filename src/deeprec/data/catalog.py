@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -195,6 +196,11 @@ class Catalog:
         columns = {name: frame[name].to_list() for name in _SCHEMA}
         columns["categories"] = list(map(tuple, columns["categories"]))
         return cls(*map(tuple, columns.values()))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of all text."""
+        return hashlib.sha256(self.to_frame().write_json().encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
     def long_title(self) -> int:

@@ -164,7 +164,7 @@ class Dataset:
     @cached_property
     def text_digest(self) -> str:
         """sha256 (hex) of the catalogue: ids, titles, years, brands, categories, descriptions."""
-        return hashlib.sha256(self.catalog.to_frame().write_json().encode("utf-8", "surrogatepass")).hexdigest()
+        return self.catalog.digest
 
     def describe(self) -> dict[str, Any]:
         """Statistics of the set, ready for JSON.

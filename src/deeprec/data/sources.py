@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from deeprec import assets
 from deeprec.config import DataConfig, load_config
 from deeprec.data.amazon import read_amazon2023
-from deeprec.data.catalog import UserId, build_catalog
+from deeprec.data.catalog import Catalog, UserId, build_catalog
 from deeprec.data.dataset import Dataset, k_core, starts_of
 from deeprec.data.files import Raw, read_header
 from deeprec.data.movielens import LAYOUTS, read_movielens
@@ -20,6 +22,7 @@ from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, position, sho
 from deeprec.data.table import read_recbole, read_table
 from deeprec.errors import DeepRecError
 
+_T = TypeVar("_T")
 _ATOMIC = (".inter", ".inter.gz")
 _TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _META = (".jsonl", ".jsonl.gz")
@@ -39,6 +42,22 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
     [data] section names the source, the columns and the rest), or that section itself. `offline` downloads no asset.
     DeepRecError if a file is missing, damaged or lacks a column, or too many of its rows are bad.
     """
+    return _load(source, offline, _assemble)
+
+
+def load_items(source: DataConfig | str | Path, *, offline: bool = False) -> Catalog:
+    """All items of a source, also those that nobody chose and `load_dataset` leaves out; arguments and errors as there.
+    Their order is that of the item file."""
+
+    def assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Catalog:
+        items = _check_items(raw, ledger)
+        ledger.check(config.max_bad_share)
+        return _catalog(items, config)
+
+    return _load(source, offline, assemble)
+
+
+def _load(source: DataConfig | str | Path, offline: bool, assemble: Callable[[str, Raw, DataConfig, Ledger], _T]) -> _T:
     if isinstance(source, DataConfig):
         config = source
     elif Path(source).suffix == ".toml":
@@ -51,7 +70,7 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
         if not path.exists() and path.name == config.source and not path.suffix:
             path = assets.fetch(config.source, offline=offline)
         ledger = Ledger()
-        return _assemble(name, _read(path, config, ledger), config, ledger)
+        return assemble(name, _read(path, config, ledger), config, ledger)
     except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeepRecError(f"{path} could not be read ({reason}): check that its files are whole.") from error
@@ -164,9 +183,7 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
     coded = core.join(users, on="user", maintain_order="left").join(items_in, on="item", maintain_order="left")
     coded = coded.sort("user_number", maintain_order=True)
     text = items_in.join(items, on="item", how="left", maintain_order="left")
-    text = text.select("item", "title", "year", "brand", pl.col("categories").fill_null([]), "description")
-    ids, titles, years, brands, categories, descriptions = (column.to_list() for column in text)
-    catalog = build_catalog(ids, titles, years, brands, categories, descriptions, config.title_chars)
+    catalog = _catalog(text, config)
     title_report = catalog.title_report()
     if title_report.empty:
         first = title_report.empty_examples[0]
@@ -191,6 +208,12 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
             notes=tuple(ledger.notes),
         ),
     )
+
+
+def _catalog(items: pl.DataFrame, config: DataConfig) -> Catalog:
+    text = items.select("item", "title", "year", "brand", pl.col("categories").fill_null([]), "description")
+    ids, titles, years, brands, categories, descriptions = (column.to_list() for column in text)
+    return build_catalog(ids, titles, years, brands, categories, descriptions, config.title_chars)
 
 
 def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> tuple[float, float] | None:

@@ -68,13 +68,18 @@ class Explorer:
     ) -> None:
         self.policy = policy
         self.retriever = retriever
-        self.catalog = catalog or catalog_of(retriever)
+        self._catalog = catalog
         self._configured = config or ExploreConfig()
         self.config = self._resolve(self._configured)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}
         self._in_flight: dict[str, _InFlight] = {}
         self._new: list[_InFlight] = []
         self._started = 0
+
+    @property
+    def catalog(self) -> Catalog:
+        """Of the items that are shown; the retriever's may grow."""
+        return self._catalog or catalog_of(self.retriever)
 
     def recommend(self, history: Sequence[str | int], k: int = 10, *, listener: Listener | None = None) -> Trace:
         """Explore for a user with this history: titles, ids, or positions in the catalogue, oldest first.

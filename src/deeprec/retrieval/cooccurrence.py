@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, diags_array, vstack
 
 from deeprec.data.dataset import Sequences
 from deeprec.retrieval.retriever import flatten
@@ -62,11 +62,16 @@ class CoOccurrence:
         offsets_QI.data = np.log1p(_SCALE * offsets_QI.data)
         return offsets_QI
 
-    def grown(self, n_items: int) -> CoOccurrence:
-        """With new items after the known ones, which co-occur with nothing."""
-        shares, items, starts = self.to_arrays().values()
-        starts = np.pad(starts, (0, n_items - self.shares_II.shape[0]), mode="edge")
-        return CoOccurrence(csr_array((shares, items, starts), shape=(n_items, n_items)))
+    def moved(self, positions_I: NDArray[np.int64], n_items: int) -> CoOccurrence:
+        """The known items at their positions in another catalogue, whose other items co-occur with nothing."""
+        shares_II = self.shares_II.tocoo()
+        pairs = positions_I[shares_II.row], positions_I[shares_II.col]
+        return CoOccurrence(csr_array((shares_II.data, pairs), shape=(n_items, n_items)))
+
+    def filled(self, earlier: CoOccurrence) -> CoOccurrence:
+        """With the earlier shares of items that co-occur with nothing here."""
+        empty_I = np.diff(self.shares_II.indptr) == 0
+        return CoOccurrence(csr_array(self.shares_II + diags_array(empty_I.astype(np.float32)) @ earlier.shares_II))
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Arrays to be saved."""

@@ -66,7 +66,7 @@ def open_service(
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, policy in load_policies(config, offline=offline).items():
-            explorer = Explorer(policy, trm, dataset.catalog, config.explore)
+            explorer = Explorer(policy, trm, config=config.explore)
             worker = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
             workers[name] = stack.enter_context(closing(worker))
         yield Service(dataset, trm, workers, config.explore, points_I2)

@@ -52,7 +52,7 @@ class Service:
 
     @property
     def catalog(self) -> Catalog:
-        return self.dataset.catalog
+        return self.retriever.catalog or self.dataset.catalog
 
     @cached_property
     def _tasks(self) -> dict[str, Task]:

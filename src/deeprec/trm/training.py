@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -38,7 +38,7 @@ class Epoch:
     """A point of the training curve."""
 
     epoch: int  # counted from 1
-    loss: float  # mean cross-entropy of the next items, in nats
+    loss: float  # mean cross-entropy of the next items, in nats; nan before training
     ndcg: float  # validation NDCG@10
     seconds: float  # of training alone
     validation_seconds: float
@@ -99,17 +99,23 @@ def train(
     validate: Callable[[PreferenceSASRec], float],
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[PreferenceSASRec, list[Epoch]]:
     """Train until validation stops improving, or epochs or minutes end; returns the best model and the curve.
 
     `validate` gives the NDCG@10 of a model, after every epoch. `checkpoint` is a file that is written then; a training
-    that finds it resumes. DeepRecError if there is nothing to train on, the loss diverged, or the checkpoint does not
-    fit.
+    that finds it resumes. `start` has weights to go on from, which are kept if no epoch is better; the curve then
+    begins with them, as epoch 0. DeepRecError if there is nothing to train on, the loss diverged, or the checkpoint
+    does not fit.
     """
     text_ID = torch.from_numpy(encoder.encode(catalog.texts()))
     phrase_table = PhraseTable.build(catalog, encoder)
     torch.manual_seed(config.seed)
     model = PreferenceSASRec(config, text_ID)
+    before: list[Epoch] = []
+    if start is not None:
+        model.load_state_dict(start)
+        before.append(Epoch(0, np.nan, validate(model), 0.0, 0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     batches = Batches(sequences, phrase_table, config)
     # The average is validated and kept: it varies less from step to step than the weights.
@@ -130,14 +136,14 @@ def train(
             raise DeepRecError(f"The TRM's loss became {loss} in epoch {number + 1}: {change}")
         ndcg = validate(cast(PreferenceSASRec, average.module))
         validation_seconds = time.perf_counter() - started - seconds
-        if ndcg > max((epoch.ndcg for epoch in state.curve), default=-1.0):
+        if ndcg > max((epoch.ndcg for epoch in before + state.curve), default=-1.0):
             state.best = copy.deepcopy(average.module.state_dict())
         state.curve.append(Epoch(number + 1, loss, ndcg, seconds, validation_seconds))
         if checkpoint is not None:
             state.save(checkpoint, config)
         on_epoch(state.curve[-1])
     model.load_state_dict(state.best)
-    return model.eval(), state.curve
+    return model.eval(), before + state.curve
 
 
 def _ended(curve: Sequence[Epoch], config: TRMConfig) -> bool:

@@ -7,6 +7,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,11 +39,23 @@ from deeprec.trm.training import Epoch, train
 FORMAT_VERSION = 6  # of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed
 _BATCH = 256
 _T = TypeVar("_T")
-_IDS = "ids.weight"
+IDS = "ids.weight"
 _MAX_REDUCTION = 0.5  # share of the co-occurrence offset that a fully applied preference removes
 _FULL_BM25_WEIGHT = 0.1  # preference weight from which on BM25 counts in full: a shared word is a fact, not a guess
 
 History = Sequence[str | ItemIdx]  # items by title, id or position in the catalogue, oldest first
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Start:
+    """What a training goes on from: the items of an earlier TRM and others, in the order of the new one.
+
+    The catalogue begins with the items of the data that are trained on.
+    """
+
+    catalog: Catalog
+    weights: Mapping[str, torch.Tensor]
+    cooccurrence: CoOccurrence
 
 
 class TRM(Retriever):
@@ -79,7 +92,7 @@ class TRM(Retriever):
         """sha256 (hex) of what decides its rankings beside the catalogue's text: weights and item vectors."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
-            if name != _IDS:  # a saved TRM has none
+            if name != IDS:  # a saved TRM has none
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         for array in (self.index.vectors_ID, self.cooccurrence.shares_II.data):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -100,14 +113,16 @@ class TRM(Retriever):
         config: TRMConfig | None = None,
         encoder: TextEncoder | None = None,
         *,
+        start: Start | None = None,
         checkpoint: Path | None = None,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> TRM:
         """Train on the training interactions; the validation targets choose the epoch and calibrate.
 
-        The encoder of item texts and preferences is MiniLM by default, fetched if the cache lacks it. `checkpoint` is a
-        file that is written after every epoch; a training that finds it resumes. DeepRecError if no user has three
-        interactions, the loss diverged, or the encoder can't be fetched.
+        The encoder of item texts and preferences is MiniLM by default, fetched if the cache lacks it. `start` is an
+        earlier TRM to go on from (see `update_trm`). `checkpoint` is a file that is written after every epoch; a
+        training that finds it resumes. DeepRecError if no user has three interactions, the loss diverged, or the
+        encoder can't be fetched.
         """
         config = config or TRMConfig()
         tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
@@ -117,18 +132,21 @@ class TRM(Retriever):
             import_faiss(config.index)  # fails now and not after the training
         encoder = encoder or TextEncoder.load()
         queries, targets_Q = queries_of(tasks), np.array([targets[task.id] for task in tasks])
-        sequences = dataset.train_sequences()
-        cooccurrence = CoOccurrence.fit(sequences, len(dataset.catalog))
+        sequences, catalog = dataset.train_sequences(), start.catalog if start else dataset.catalog
+        cooccurrence = CoOccurrence.fit(sequences, len(catalog))
+        if start:
+            cooccurrence = cooccurrence.filled(start.cooccurrence)
         exact = config.model_copy(update={"index": "exact"})
 
         def validate(model: PreferenceSASRec) -> float:
-            trm = cls(model, dataset.catalog, encoder, exact, cooccurrence)
+            trm = cls(model, catalog, encoder, exact, cooccurrence)
             return float(ndcg_at(trm.ranks(queries, targets_Q), 10).mean())
 
-        model, curve = train(sequences, dataset.catalog, encoder, config, validate, checkpoint, on_epoch)
-        trm = cls(model, dataset.catalog, encoder, config, cooccurrence)
+        weights = start.weights if start else None
+        model, curve = train(sequences, catalog, encoder, config, validate, checkpoint, on_epoch, weights)
+        trm = cls(model, catalog, encoder, config, cooccurrence)
         trm.curve = tuple(curve)
-        trm.preference_weight = calibrate_preference_weight(trm.ranks, dataset.catalog, tasks, targets_Q)
+        trm.preference_weight = calibrate_preference_weight(trm.ranks, catalog, tasks, targets_Q)
         return trm
 
     def recommend(
@@ -277,7 +295,7 @@ class TRM(Retriever):
         frame = pl.concat([self.catalog.to_frame(), items.to_frame()], how="vertical_relaxed")
         texts_NE = torch.from_numpy(self.encoder.encode(items.texts()))
         self.index.add(self.model.text(texts_NE))
-        self.cooccurrence = self.cooccurrence.grown(len(self.index))
+        self.cooccurrence = self.cooccurrence.moved(np.arange(len(self.catalog)), len(self.index))
         with self._lock:
             self.catalog, self._bm25 = Catalog.from_frame(frame), None
 
@@ -287,7 +305,7 @@ class TRM(Retriever):
         A TRM that is there is replaced; a kill leaves the old one or the new. DeepRecError if it can't be written.
         """
         with replacing(Path(folder), "trm", "TRM") as (files, record):
-            weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != _IDS}
+            weights = {name: tensor for name, tensor in self.model.state_dict().items() if name != IDS}
             save_file(weights, files / "model.safetensors")
             np_save_file(self.cooccurrence.to_arrays(), files / "cooccurrence.safetensors")
             self.index.save(files / "index")
@@ -315,7 +333,7 @@ class TRM(Retriever):
             state = load_file(model_file)
             # The index has the item vectors; only training needs the ids that they are made of.
             model = PreferenceSASRec(config, torch.empty(0, state["text.weight"].shape[1]))
-            model.load_state_dict(state | {_IDS: torch.empty(0, config.width)})
+            model.load_state_dict(state | {IDS: torch.empty(0, config.width)})
             cooccurrence = CoOccurrence.from_arrays(np_load_file(cooccurrence_file))
             index = Index.load(files / "index")
             sizes = len(catalog), len(index), cooccurrence.shares_II.shape[0]
