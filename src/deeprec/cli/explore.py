@@ -14,8 +14,8 @@ from deeprec.errors import DeepRecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deeprec.config import Config, ExploreConfig
-    from deeprec.data.dataset import Dataset, Split, Task
+    from deeprec.config import Config, EvalConfig, ExploreConfig
+    from deeprec.data.dataset import Dataset, Task
     from deeprec.explore.explorer import Explorer
     from deeprec.explore.policy import Policy
     from deeprec.explore.trace import Author, Trace
@@ -54,24 +54,23 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
 def _prepare(options: Options, user: str | None, titles: list[str] | None) -> tuple[View, Task]:
     config = options.config()
     dataset = options.dataset(config)
-    task = pick_task(dataset, config.eval.split, user, titles or ())  # before the TRM, whose training takes a while
+    task = pick_task(dataset, config.eval, user, titles or ())  # before the TRM, whose training takes a while
     trm, _ = options.trm(dataset, config)
     return View(dataset, trm, config, options.console), task
 
 
-def pick_task(dataset: Dataset, split: Split, user: str | None = None, titles: Sequence[str] = ()) -> Task:
+def pick_task(dataset: Dataset, config: EvalConfig, user: str | None = None, titles: Sequence[str] = ()) -> Task:
     """The evaluation task of a user of the data, or one of the titles or ids that a new user names."""
-    from deeprec.config import EvalConfig
-    from deeprec.data.dataset import Task
+    from deeprec.data.dataset import Task, excludes_history
     from deeprec.evaluation.rankings import evaluation_tasks
 
     if titles and user is not None:
         raise DeepRecError("--user and --item exclude each other: a user of the data, or a new one's history.")
     if titles:
-        return Task.new(dataset.catalog.history(titles))
+        return Task.new(dataset.catalog.history(titles), excludes_history(config.exclude, dataset.exclude_history))
     if user is None:
-        return evaluation_tasks(dataset, EvalConfig(split=split, users=1))[1][0]
-    tasks: dict[str, Task] = {task.user: task for task in dataset.tasks(split)}
+        return evaluation_tasks(dataset, config.model_copy(update={"users": 1}))[1][0]
+    tasks: dict[str, Task] = {task.user: task for task in dataset.tasks(config.split, config.exclude)}
     if user not in tasks:
         known = ", ".join(list(tasks)[:3])
         raise DeepRecError(f"{dataset.name} has no user {user!r} with a held-out item; users are for instance {known}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from deeprec.config import Config
 from deeprec.data.dataset import Dataset
+from deeprec.data.report import repeats_note
 from deeprec.runs import Run, matching_runs
 from deeprec.runs.progress import SILENT, Progress
 from deeprec.trm.text_encoder import TextEncoder
@@ -17,7 +18,8 @@ from deeprec.trm.trm import FORMAT_VERSION, TRM
 
 def trm_origin(dataset: Dataset) -> dict[str, Any]:
     """What decides a TRM besides the configuration, as the manifest of its run records it."""
-    return {"dataset": dataset.fingerprint, "text": dataset.text_digest, "format_version": FORMAT_VERSION}
+    origin = {"dataset": dataset.fingerprint, "text": dataset.text_digest, "format_version": FORMAT_VERSION}
+    return origin if dataset.exclude_history else origin | {"exclude_history": False}
 
 
 def load_or_train_trm(
@@ -46,6 +48,9 @@ def load_or_train_trm(
     if known is None:
         run.record(**origin)
     progress.message(f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)")
+    if not dataset.exclude_history:
+        of = len(dataset.repeated_targets("validation")), len(dataset.targets("validation"))
+        progress.message(repeats_note(*of, "validation", exclude_history=False) + ".")
     with run, progress.phase("train the TRM", config.trm.epochs, unit="epoch") as advance:
 
         def on_epoch(epoch: Epoch) -> None:
