@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ def test_rankings_are_read_with_care(site, tmp_path):
             read_external_rankings(path, dataset, [task])
     path.write_text(f"{task.user}\t{new}")
     assert read_external_rankings(path, dataset, [task]) == [[dataset.catalog.index(new)]]
+    path.write_text(f"{task.user}\t{old}\t{new}")
+    seen = [dataset.catalog.index(item) for item in (old, new)]
+    assert read_external_rankings(path, dataset, [replace(task, exclude_history=False)]) == [seen]
     with pytest.raises(DeepRecError, match="check the path"):
         read_external_rankings(Path("absent.tsv"), dataset, [task])
 

@@ -163,6 +163,23 @@ def test_what_is_wrong_is_counted(write: Writer, stop: Stop, faults: list[Fault]
     assert not set(ranking) & set(trace.history)
 
 
+def test_items_of_the_history_are_candidates_and_titles_where_the_task_allows_them() -> None:
+    task = replace(TASKS[0], history=(ItemIdx(0), ItemIdx(1)), exclude_history=False)
+    (trace,), _ = run(writer(1, 0, 2), [task])
+    assert trace.well_formed
+    assert trace.ranking == (1, 0, 2)
+
+    def similarity(titles: Sequence[str]) -> Any:
+        return np.tile(-np.arange(len(CATALOG), dtype=np.float32), (len(titles), 1))  # item 0 is nearest
+
+    def from_memory(conversation: str) -> str:
+        assert "titles that you know, also from the history" in conversation
+        return f" {CATALOG.titles[1]}\n2. Some film\n3. Another\n{END_ANSWER}"
+
+    ((_, trace),) = recall_titles(TextPolicy(from_memory), similarity, CATALOG, [task], CONFIG)
+    assert (trace.ranking, trace.faults) == ((1, 0, 2), ())
+
+
 def test_a_failing_policy_is_said_to_have_failed() -> None:
     for finish, stop in ((Finish.FAILED, Stop.FAILED), (Finish.NO_ROOM, Stop.CONTEXT_LIMIT)):
         (trace,), _ = run(Recording(writer(0, end=""), finish))

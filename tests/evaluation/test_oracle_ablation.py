@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from deeprec.config import ExploreConfig
@@ -58,6 +60,12 @@ def test_calls_are_asked_again_as_they_were():
     tasks = [task("a", 0), task("b", 0)]
     assert replay(Lowest(), tasks, [["C5", "C3"], ["C1"]], 2, 0.5) == [[5, 1, 3, 2], [1, 2]]
     assert replay(Lowest(), tasks, [[], []], 2, 0.5) == [[], []]
+
+
+def test_calls_may_bring_the_history_where_the_task_allows_it():
+    """At weight 0.5 a category adds 5: C5 comes to 0, level with item 0, and C3 to 2."""
+    tasks = [replace(task("a", 0), exclude_history=False)]
+    assert replay(Lowest(), tasks, [["C5", "C3"]], 2, 0.5) == [[0, 5, 3, 1]]
 
 
 def test_lists_are_put_in_the_own_order_of_each_task():

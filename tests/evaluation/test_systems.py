@@ -109,6 +109,7 @@ def changes():
             ("explore", "batch_size", 9),
             ("train", "seed", 7),
             ("serve", "slots", 3),
+            ("eval", "exclude", "none"),
         )
     }
 
@@ -157,7 +158,15 @@ class SystemContract:
         before = self.system().cache_key()
         assert self.system().cache_key() == before
         changed = {key for key, config in changes().items() if self.system(config).cache_key() != before}
-        assert changed == self.reads
+        assert changed == self.reads | {("eval", "exclude")}
+
+    def test_the_key_has_what_is_excluded_and_not_who_said_so(self):
+        repeated = replace(DATASET, exclude_history=False)
+        said = [load_config(None, [*CONFIGURED, f"eval.exclude={what}"]) for what in ("history", "none")]
+        for dataset, each in ((DATASET, said[0]), (repeated, said[1])):
+            key = self.system(dataset=dataset).cache_key()
+            assert self.system(each, dataset).cache_key() == key
+        assert self.system(dataset=DATASET).cache_key() != self.system(dataset=repeated).cache_key()
 
     def test_the_key_changes_with_the_trm_s_weights(self):
         system = self.system()

@@ -136,6 +136,18 @@ def test_a_faultless_exploration(catalog: Catalog) -> None:
     assert (trace.task, trace.user, trace.history) == (TASK.id, TASK.user, TASK.history)
 
 
+def test_a_title_of_the_history_is_no_fault_where_the_task_does_not_exclude_it(catalog: Catalog) -> None:
+    env = environment(catalog, replace(TASK, exclude_history=False))
+    assert env.receive(call_text("Hm.", "war"), Finish.STOP) == Query(items(0), "war", frozenset())
+    env.answer_call(hits(0, 6))
+    assert env.receive(call_text("More.", "space"), Finish.STOP) == Query(items(0), "space", frozenset(items(0, 6)))
+    env.answer_call(hits(7))
+    assert env.receive(answer_text("Well.", ["Heat", "Halo 2"]), Finish.STOP) is None
+    trace = env.trace(())
+    assert trace.well_formed
+    assert trace.ranking == items(0, 7)
+
+
 @pytest.mark.parametrize("max_calls", [1, 3])
 def test_the_last_result_says_that_it_is_the_last(catalog: Catalog, max_calls: int) -> None:
     env = environment(catalog, max_calls=max_calls)
@@ -258,7 +270,7 @@ def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
 
 
 def test_a_task_has_no_target() -> None:
-    assert {field.name for field in fields(Task)} == {"id", "user", "history"}
+    assert {field.name for field in fields(Task)} == {"id", "user", "history", "exclude_history"}
     assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "preference_weight"}
 
 

@@ -217,6 +217,24 @@ def test_what_recommend_does_not_know_is_said(history: list[str | int], k: int, 
         Explorer(ScriptedPolicy(), CatalogRetriever(len(CATALOG))).recommend(history, k)
 
 
+def test_recommend_excludes_the_history_as_it_is_said_else_as_the_retriever_has_it() -> None:
+    retriever = RecordingRetriever(len(CATALOG))
+    explorer = Explorer(ScriptedPolicy(3), retriever, CATALOG, CONFIG)
+    for own, said, excluded in ((True, None, True), (False, None, False), (True, False, False), (False, True, True)):
+        retriever.exclude_history = own
+        trace = explorer.recommend([0, 1], k=3, exclude_history=said)
+        assert ({0, 1} <= set(trace.ranking)) != excluded
+        assert trace.well_formed
+        assert ("none from the history" in trace.segments[0].text) == excluded
+
+
+def test_the_fallback_may_be_of_the_history_where_the_task_allows_it() -> None:
+    explorer = Explorer(TextPolicy(lambda _: "Nothing."), RecordingRetriever(len(CATALOG)), CATALOG, CONFIG)
+    task = replace(TASKS[0], history=(ItemIdx(0), ItemIdx(1)))
+    excluded, open_ = explorer.run([task, replace(task, exclude_history=False)])
+    assert (excluded.ranking, open_.ranking) == ((2, 3, 4), (0, 1, 2))
+
+
 def test_an_explorer_needs_a_catalogue() -> None:
     with pytest.raises(DeepRecError, match="RecordingRetriever has no catalogue"):
         Explorer(ScriptedPolicy(), RecordingRetriever(len(CATALOG)))

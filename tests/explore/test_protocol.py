@@ -32,6 +32,7 @@ from deeprec.explore.protocol import (
     parse_lines,
     prompt,
     rerank_prompt,
+    titles_prompt,
     tool_result,
 )
 
@@ -312,3 +313,16 @@ def test_the_rerank_prompt_ends_inside_the_answer() -> None:
     assert not any(tag in text for tag in (PREFERENCE, END_PREFERENCE, ITEMS, END_ITEMS, THINK))
     titles, faults = parse_lines(f"{protocol.ONE_SHOT_START} B\n2. A\n", answer_size=2)
     assert (titles, faults) == (("B", "A"), ())
+
+
+def test_prompts_forbid_the_history_only_where_it_is_excluded() -> None:
+    limits = {"answer_size": 7, "items_per_call": 5, "max_calls": 3}
+    once = ", best first, each once"
+    for guidance in ("task", "rules", "example"):
+        excluded, open_ = (prompt("1. A\n", **limits, guidance=guidance, exclude_history=e) for e in (True, False))
+        assert excluded == prompt("1. A\n", **limits, guidance=guidance)
+        assert open_ == excluded.replace(f"{once} and none from the history:", f"{once}, also from the history:")
+        assert (open_ != excluded) == (guidance != "task")
+    excluded, open_ = (titles_prompt("1. A\n", answer_size=7, exclude_history=e) for e in (True, False))
+    assert "exactly 7 titles that you know, none from the history, best first" in excluded
+    assert open_ == excluded.replace("none from the history", "also from the history")

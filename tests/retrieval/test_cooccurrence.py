@@ -31,6 +31,13 @@ def test_shares_by_hand():
     np.testing.assert_allclose(found_II, expected_II, rtol=1e-6)
 
 
+def test_a_repeat_is_co_occurrence_with_itself():
+    """0 follows itself, which counts at both of its places; 1 is one step from the second 0 and two from the first."""
+    found_II = shares([0, 0, 1], n_items=2)
+    np.testing.assert_allclose(found_II[0], np.array([2.0, 1.7]) / (3.7 + 5), rtol=1e-6)
+    np.testing.assert_allclose(found_II[1], np.array([1.7, 0.0]) / (1.7 + 5), rtol=1e-6)
+
+
 def test_score_offsets_by_hand():
     """The last item counts 1, the one before it 0.85; the score is log(1 + 400 * sum)."""
     found = CoOccurrence.fit(sequences([0, 1, 2], [2, 1], [3]), 5)
@@ -50,7 +57,7 @@ def test_shares_against_a_loop(rows):
     for row in rows:
         for position, item in enumerate(row):
             for step in range(1, WINDOW + 1):
-                if position + step < len(row) and row[position + step] != item:
+                if position + step < len(row):
                     near_II[item, row[position + step]] += 0.7 ** (step - 1)
                     near_II[row[position + step], item] += 0.7 ** (step - 1)
     expected_II = near_II / (near_II.sum(1, keepdims=True) + 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.retriever import Retriever, phrases_of
 from deeprec.training.demonstrations import AHEAD, DemonstrationPolicy, Example
 from deeprec.trm.preferences import frequent_phrases, item_phrases
+from repeats import PLAYS, SHOP, SINGLE, load
 from toys import RecordingRetriever, catalog_of, toy_dataset
 
 DATA = toy_dataset()
@@ -201,3 +203,13 @@ def test_demonstrations_have_the_tokens_that_the_model_would_write() -> None:
             if segment.author is Author.POLICY:
                 assert list(segment.tokens) == policy.encode(segment.text)
                 assert segment.text.endswith(STOPS)
+
+
+def test_demonstrations_may_answer_with_what_the_user_chose_before(tmp_path: Path) -> None:
+    for name, sequences in (("plays", PLAYS), ("shop", SHOP), ("single", SINGLE)):
+        (tmp_path / name).mkdir()
+        data = load(tmp_path / name, sequences)
+        demonstrator, found = demonstrate(data)
+        assert len(found) == len(demonstrator.tasks), demonstrator.faults
+        assert any({*trace.raw_ranking} & {*trace.history} for trace, _ in found)
+        assert all("none from the history" not in trace.segments[0].text for trace, _ in found)

@@ -11,6 +11,7 @@ from deeprec.cli.options import Options, command
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deeprec.config import Exclude
     from deeprec.data.dataset import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Look at interactions and item text.")
@@ -19,19 +20,28 @@ app = typer.Typer(no_args_is_help=True, help="Look at interactions and item text
 @command(app, "describe")
 def describe(options: Options) -> None:
     """Statistics of a data set, what was dropped from it, and titles that several items share."""
-    show_dataset(options.dataset(options.config()), options.console)
+    config = options.config()
+    show_dataset(options.dataset(config), options.console, config.eval.exclude)
 
 
-def show_dataset(dataset: Dataset, console: Console) -> None:
+def show_dataset(dataset: Dataset, console: Console, exclude: Exclude | None = None) -> None:
+    """With how many targets repeat an item of their history, and whether an evaluation excludes it."""
     from deeprec.cli.console import show_table
+    from deeprec.data.dataset import excludes_history
+    from deeprec.data.report import repeats_note
 
-    rows = ((name.replace("_", " "), _text(value)) for name, value in dataset.describe().items())
+    said = dataset.describe()
+    rows = ((name.replace("_", " "), _text(value)) for name, value in said.items())
     show_table(console, (), rows, dataset.name)
     lines, titles = dataset.report.lines(), dataset.catalog.title_report()
     if titles.empty:
         lines.append(f"{titles.empty:,} items without a title, as {'; '.join(titles.empty_examples)}")
     if titles.ambiguous:
         lines.append(f"{titles.ambiguous:,} items whose title names several, as {'; '.join(titles.ambiguous_examples)}")
+    excludes = excludes_history(exclude, dataset.exclude_history)
+    for split, repeated in said["repeated_targets"].items():
+        if note := repeats_note(repeated, len(dataset.targets(split)), split, exclude_history=excludes):
+            lines.append(note)
     for line in lines:
         console.print(line, markup=False, highlight=False)
 

@@ -23,11 +23,11 @@ def demo(
     console, progress, models = options.console, options.progress, options.models
     console.rule("1 of 4: data")
     dataset = models.dataset(config)
-    show_dataset(dataset, console)
+    show_dataset(dataset, console, config.eval.exclude)
     console.rule("2 of 4: the preference-aware recommender (TRM)")
     view = View(dataset, models.trm(config), config, console)
     console.rule(f"3 of 4: one user explored by {config.policy.model}, live")
-    policy, task = models.policy(config), pick_task(dataset, config.eval.split)
+    policy, task = models.policy(config), pick_task(dataset, config.eval)
     with progress.phase("one live exploration"):
         view.watch(policy, task)
     console.rule("the same user by the scripted explorer")

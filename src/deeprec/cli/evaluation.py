@@ -47,12 +47,14 @@ def evaluate(
 
 def run_evaluation(options: Options, config: Config, plan: Literal["eval", "demo"]) -> None:
     """A built-in plan in a run folder of its own; shows the report."""
+    from deeprec.evaluation.cached_results import Users
     from deeprec.evaluation.plans import built_in_plan
     from deeprec.evaluation.runner import run_plan
     from deeprec.runs import Run
 
     found = built_in_plan(plan, config)
     dataset = options.models.dataset(config)  # before there is a folder, for its source may be wrong
+    Users.of(dataset, config.eval)  # or its targets
     run = Run.create(options.runs, plan, config, sys.argv, kind="eval", fingerprint=dataset.fingerprint)
     options.say(f"Evaluating in {run.path}; if interrupted: deeprec eval --resume {run.path}")
     with run:

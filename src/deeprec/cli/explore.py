@@ -15,9 +15,9 @@ from deeprec.errors import DeepRecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deeprec.config import Config, ExploreConfig
+    from deeprec.config import Config, EvalConfig, ExploreConfig
     from deeprec.data.catalog import ItemIdx
-    from deeprec.data.dataset import Dataset, Split, Task
+    from deeprec.data.dataset import Dataset, Task
     from deeprec.explore.explorer import Explorer
     from deeprec.explore.policy import Policy
     from deeprec.explore.trace import Author, Trace
@@ -59,23 +59,22 @@ def _prepare(options: Options, user: str | None, titles: list[str] | None, saved
     trm = options.trm(dataset, config, saved)[0] if saved else None
     catalog = trm.catalog if trm else dataset.catalog  # a saved TRM may have more items
     # The task comes before a TRM is trained, which takes a while.
-    task = pick_task(dataset, config.eval.split, user, catalog.history(titles or ()))
+    task = pick_task(dataset, config.eval, user, catalog.history(titles or ()))
     return View(dataset, trm or options.trm(dataset, config)[0], config, options.console), task
 
 
-def pick_task(dataset: Dataset, split: Split, user: str | None = None, history: Sequence[ItemIdx] = ()) -> Task:
+def pick_task(dataset: Dataset, config: EvalConfig, user: str | None = None, history: Sequence[ItemIdx] = ()) -> Task:
     """The evaluation task of a user of the data, or that of a new user with a history."""
-    from deeprec.config import EvalConfig
-    from deeprec.data.dataset import Task
+    from deeprec.data.dataset import Task, excludes_history
     from deeprec.evaluation.rankings import evaluation_tasks
 
     if history and user is not None:
         raise DeepRecError("--user and --item exclude each other: a user of the data, or a new one's history.")
     if history:
-        return Task.new(history)
+        return Task.new(history, excludes_history(config.exclude, dataset.exclude_history))
     if user is None:
-        return evaluation_tasks(dataset, EvalConfig(split=split, users=1))[1][0]
-    tasks: dict[str, Task] = {task.user: task for task in dataset.tasks(split)}
+        return evaluation_tasks(dataset, config.model_copy(update={"users": 1}))[1][0]
+    tasks: dict[str, Task] = {task.user: task for task in dataset.tasks(config.split, config.exclude)}
     if user not in tasks:
         known = ", ".join(list(tasks)[:3])
         raise DeepRecError(f"{dataset.name} has no user {user!r} with a held-out item; users are for instance {known}.")

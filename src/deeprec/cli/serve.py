@@ -36,7 +36,10 @@ def mcp(options: Options, trm: SavedTRM = None) -> None:
 
 
 def _open(options: Options, config: Config, saved: Path | None) -> AbstractContextManager[Service]:
+    from deeprec.data.dataset import excludes_history
     from deeprec.serving.server import open_service
 
     dataset = options.dataset(config)
+    if not excludes_history(config.serve.exclude, dataset.exclude_history):
+        options.say("Items of the history may be recommended again (serve.exclude).")
     return open_service(dataset, *options.trm(dataset, config, saved), config, offline=options.offline)

@@ -64,15 +64,17 @@ def recommend(
 ) -> None:
     """Recommend for any history, also a new user's, from a saved TRM; no data set is needed."""
     from deeprec.cli.console import show_table
+    from deeprec.data.dataset import Task, excludes_history
     from deeprec.explore.settings import first_weight
-    from deeprec.retrieval.retriever import Query
+    from deeprec.retrieval.retriever import queries_of
     from deeprec.trm.trm import TRM
 
-    weight = first_weight(options.config().explore.preference_weight)
+    config = options.config()
+    weight = first_weight(config.explore.preference_weight)
     trm = TRM.load(folder, offline=options.offline)
     catalog = trm.catalog
-    history = tuple(map(catalog.find, item or []))
-    hits = trm.retrieve([Query(history, preference, frozenset(history), weight)], k)[0]
+    task = Task.new(catalog.history(item or []), excludes_history(config.serve.exclude, trm.exclude_history))
+    hits = trm.retrieve(queries_of([task], [preference], weight), k)[0]
     rows = (
         (str(rank), catalog.ids[i], catalog.titles[i], ", ".join(catalog.categories[i]), f"{score:.3f}")
         for rank, (i, score) in enumerate(((hit.item, hit.score) for hit in hits), start=1)

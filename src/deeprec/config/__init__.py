@@ -11,6 +11,7 @@ from deeprec.config.schema import Columns as Columns
 from deeprec.config.schema import Config as Config
 from deeprec.config.schema import DataConfig as DataConfig
 from deeprec.config.schema import EvalConfig as EvalConfig
+from deeprec.config.schema import Exclude as Exclude
 from deeprec.config.schema import ExploreConfig as ExploreConfig
 from deeprec.config.schema import Guidance as Guidance
 from deeprec.config.schema import PolicyConfig as PolicyConfig

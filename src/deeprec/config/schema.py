@@ -15,6 +15,10 @@ Guidance = Literal["task", "rules", "example"]
 """How much of the protocol a prompt explains; a model that was trained to explore needs the task alone."""
 
 
+Exclude = Literal["history", "none"]
+"""Items that are not recommended: those of the history, or none, so that a user may be recommended an item again."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -254,6 +258,11 @@ class EvalConfig(Section):
     split: Literal["validation", "test"] = Field("test", description="whose targets are ranked")
     cutoffs: tuple[int, ...] = Field((1, 5, 10), description="rising whole numbers; the largest is the headline")
     users: int | None = Field(None, ge=1, description="sample of users for systems with a language model; default: all")
+    exclude: Exclude | None = Field(
+        None,
+        description="items that no system may rank; default: history, or none where data.repeats = keep and targets "
+        "repeat items of their history",
+    )
 
     @field_validator("cutoffs")
     @classmethod
@@ -270,6 +279,7 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=0, lt=2**16, description="0: any that is free")
     slots: int = Field(8, ge=1, description="explorations in flight at once; four times as many may wait")
     seconds: float = Field(120.0, gt=0, description="of one exploration, which then is served from what it found")
+    exclude: Exclude | None = Field(None, description="items that are not recommended; default: as of eval.exclude")
 
 
 class Config(Section):

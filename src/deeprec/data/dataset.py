@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from deeprec.config import Exclude
 from deeprec.data.catalog import Catalog, ItemIdx, UserId
 from deeprec.data.report import LoadReport
 from deeprec.errors import DeepRecError
@@ -25,16 +26,25 @@ _EARLIEST_DATE = 1e8  # smaller times are counters, not seconds since 1970
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A user at a moment: recommend what comes next. The target is not in it; `Dataset.targets` has it, by `id`."""
+    """A user at a moment: recommend what comes next. The target is not in it; `Dataset.targets` has it, by `id`.
+
+    With `exclude_history`, what comes next is an item that the history lacks.
+    """
 
     id: str
     user: UserId
     history: tuple[ItemIdx, ...]
+    exclude_history: bool = True
 
     @classmethod
-    def new(cls, history: Sequence[ItemIdx]) -> Task:
+    def new(cls, history: Sequence[ItemIdx], exclude_history: bool = True) -> Task:
         """Of a user who is not in the data."""
-        return cls("new:you", UserId("you"), tuple(history))
+        return cls("new:you", UserId("you"), tuple(history), exclude_history)
+
+    @property
+    def excluded(self) -> frozenset[ItemIdx]:
+        """Items that may not be recommended."""
+        return frozenset(self.history if self.exclude_history else ())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,6 +75,7 @@ class Dataset:
         starts_U1: where each user's interactions begin, and N (int64).
         times_N: seconds since 1970 or the source's own counter, equal ones in its order; None if it has positions only.
         cuts: times at which training ends, and validation, for all users; None if each user's last two are left out.
+        exclude_history: whether a user's history is not recommended; not so where targets repeat items of it.
     """
 
     name: str
@@ -75,6 +86,7 @@ class Dataset:
     times_N: npt.NDArray[np.float64] | None
     report: LoadReport
     cuts: tuple[float, float] | None = None
+    exclude_history: bool = True
 
     def sequence(self, u: int) -> npt.NDArray[np.int32]:
         """All items of user number `u` in order (int32, a view)."""
@@ -90,18 +102,20 @@ class Dataset:
         position_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
         return Sequences(self.items_N[position_N < np.repeat(kept_U, lengths_U)], starts_of(kept_U))
 
-    def tasks(self, split: Split) -> list[Task]:
+    def tasks(self, split: Split, exclude: Exclude | None = None) -> list[Task]:
         """Leave one out: the history is everything before the target.
 
         The target of 'test' is a user's last item, of 'validation' the second last, for users with at least three
         interactions. With `cuts`, it is a user's first item after the second cut, or between the two, for users who
-        have one and something before it. Ids are '{split}:{user}'.
+        have one and something before it. Ids are '{split}:{user}'. `exclude` says whether the history may be
+        recommended; default: as the data do.
         """
         # One list of Python ints for all histories: their slices share the objects.
         items = self.items_N.tolist()
         starts = self.starts_U1.tolist()
+        excludes = excludes_history(exclude, self.exclude_history)
         return [
-            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : position]))
+            Task(f"{split}:{self.users[u]}", self.users[u], tuple(items[starts[u] : position]), excludes)
             for u, position in self._left_out(split)
         ]
 
@@ -109,6 +123,17 @@ class Dataset:
         """The item that each task of `tasks(split)` leaves out, by task id."""
         left_out = self._left_out(split)
         return {f"{split}:{self.users[u]}": ItemIdx(int(self.items_N[position])) for u, position in left_out}
+
+    def repeated_targets(self, split: Split) -> tuple[str, ...]:
+        """Ids of the tasks whose target is an item of their history."""
+        left_out, lengths_U = self._left_out(split), np.diff(self.starts_U1)
+        target_U, end_U = np.full_like(lengths_U, -1), np.zeros_like(lengths_U)
+        for u, position in left_out:
+            target_U[u], end_U[u] = self.items_N[position], position
+        before_N = np.arange(len(self.items_N)) < np.repeat(end_U, lengths_U)
+        same_N = before_N & (self.items_N == np.repeat(target_U, lengths_U))
+        repeated_U = np.diff(starts_of(same_N)[self.starts_U1]) > 0
+        return tuple(f"{split}:{self.users[u]}" for u, _ in left_out if repeated_U[u])
 
     def past_tasks(self, per_user: int) -> tuple[list[Task], dict[str, tuple[ItemIdx, ...]]]:
         """Tasks whose targets may be learned from: the last `per_user` items of each user's training sequence.
@@ -120,7 +145,7 @@ class Dataset:
         for user, sequence in zip(self.users, self.train_sequences(), strict=True):
             items = tuple(map(ItemIdx, sequence.tolist()))
             for length in range(max(1, len(items) - per_user), len(items)):
-                tasks.append(Task(f"train:{length}:{user}", user, items[:length]))
+                tasks.append(Task(f"train:{length}:{user}", user, items[:length], self.exclude_history))
                 followed[tasks[-1].id] = items[length:]
         return tasks, followed
 
@@ -195,6 +220,7 @@ class Dataset:
             "empty_titles": titles.empty,
             "bad_rows": self.report.bad_count,
             "repeats": self.report.repeats,
+            "repeated_targets": {split: len(self.repeated_targets(split)) for split in get_args(Split)},
             "fingerprint": self.fingerprint,
         }
 
@@ -227,6 +253,11 @@ class Dataset:
         same = self.times_N[1:] == self.times_N[:-1]
         same[self.starts_U1[1:-1] - 1] = False  # between two users
         return float((np.append(same, False) | np.append(False, same)).mean())
+
+
+def excludes_history(asked: Exclude | None, default: bool) -> bool:
+    """Whether a history is not recommended: as asked, else by default, as a data set or a retriever has it."""
+    return default if asked is None else asked == "history"
 
 
 def starts_of(lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

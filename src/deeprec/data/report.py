@@ -126,6 +126,17 @@ class Ledger:
                 )
 
 
+def repeats_note(repeated: int, targets: int, split: str, *, exclude_history: bool) -> str:
+    """How many targets repeat an item of their history, and what becomes of these; empty where none is affected."""
+    if exclude_history and not repeated:
+        return ""
+    said = f"{repeated:,} of {targets:,} {split} targets ({100 * repeated / targets:.1f} %) were chosen before"
+    if not exclude_history:
+        return f"{said}; the history is not excluded"
+    most = 1 - repeated / targets
+    return f"{said}; the history is excluded, so these can only score 0, and no metric can pass {most:.4f}"
+
+
 def position(file: str, line: int) -> str:
     return f"{file} {'row' if file.endswith('.parquet') else 'line'} {line}"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from deeprec import assets
 from deeprec.config import DataConfig, load_config
 from deeprec.data.amazon import read_amazon2023
 from deeprec.data.catalog import Catalog, UserId, build_catalog
-from deeprec.data.dataset import Dataset, k_core, starts_of
+from deeprec.data.dataset import Dataset, Split, k_core, starts_of
 from deeprec.data.files import Raw, read_header
 from deeprec.data.movielens import LAYOUTS, read_movielens
 from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, position, shorten
@@ -189,7 +190,7 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
         first = title_report.empty_examples[0]
         ledger.notes.append(f"{title_report.empty:,} items of {raw.items_file} have no title, {first!r} first")
     times_N = coded["order"].to_numpy().astype(np.float64) if raw.ordered_by == "time" else None
-    return Dataset(
+    dataset = Dataset(
         name=name,
         catalog=catalog,
         users=tuple(map(UserId, users["user"].to_list())),
@@ -208,6 +209,8 @@ def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Datase
             notes=tuple(ledger.notes),
         ),
     )
+    repeated = config.repeats == "keep" and any(map(dataset.repeated_targets, get_args(Split)))
+    return replace(dataset, exclude_history=not repeated)
 
 
 def _catalog(items: pl.DataFrame, config: DataConfig) -> Catalog:

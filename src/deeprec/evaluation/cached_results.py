@@ -14,11 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from deeprec.config import EvalConfig
 from deeprec.data.catalog import ItemIdx
-from deeprec.data.dataset import Dataset, Task
+from deeprec.data.dataset import Dataset, Task, excludes_history
 from deeprec.errors import DeepRecError
 from deeprec.evaluation.oracle_ablation import OracleAblation, rank_tuple
 from deeprec.evaluation.plans import Seed, SetPlan, SystemPlan, slug
-from deeprec.evaluation.rankings import Stream, Tick
+from deeprec.evaluation.rankings import Stream, Tick, check_targets
 from deeprec.explore.trace import Origin, Stop, Trace
 from deeprec.runs import JsonLines
 
@@ -55,6 +55,8 @@ class Users(_Record):
         histories: items in each user's history.
         target_counts: training interactions of each user's target.
         item_counts: training interactions of each item.
+        repeated: those whose target is an item of their history.
+        exclude_history: whether no system may rank the history.
     """
 
     fingerprint: str
@@ -63,10 +65,14 @@ class Users(_Record):
     histories: tuple[int, ...]
     target_counts: tuple[int, ...]
     item_counts: tuple[int, ...]
+    repeated: tuple[str, ...] = ()
+    exclude_history: bool = True
 
     @classmethod
     def of(cls, dataset: Dataset, config: EvalConfig) -> Users:
-        tasks, targets = dataset.tasks(config.split), dataset.targets(config.split)
+        """DeepRecError where the evaluation excludes every user's target."""
+        tasks, targets = dataset.tasks(config.split, config.exclude), dataset.targets(config.split)
+        check_targets(tasks, targets)
         counts = np.bincount(dataset.train_sequences().items_N, minlength=len(dataset.catalog)).tolist()
         return cls(
             fingerprint=dataset.fingerprint,
@@ -75,6 +81,8 @@ class Users(_Record):
             histories=tuple(len(task.history) for task in tasks),
             target_counts=tuple(counts[targets[task.id]] for task in tasks),
             item_counts=tuple(counts),
+            repeated=dataset.repeated_targets(config.split),
+            exclude_history=excludes_history(config.exclude, dataset.exclude_history),
         )
 
 

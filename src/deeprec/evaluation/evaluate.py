@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
-from deeprec.config import EvalConfig
+from deeprec.config import EvalConfig, Exclude
 from deeprec.data.dataset import Dataset, Split
 from deeprec.errors import DeepRecError, reason
 from deeprec.evaluation.cached_results import TraceLog, Users
-from deeprec.evaluation.rankings import evaluation_tasks
+from deeprec.evaluation.rankings import check_targets, evaluation_tasks
 from deeprec.evaluation.report import Report
 from deeprec.evaluation.results import Result
 from deeprec.evaluation.runner import evaluate_system
@@ -29,6 +29,7 @@ def evaluate(
     split: Split = "test",
     cutoffs: Sequence[int] = (1, 5, 10),
     baseline: str | None = None,
+    exclude: Exclude | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Compare systems by full ranking of the catalogue, one held-out item a user.
@@ -39,15 +40,17 @@ def evaluate(
         split: "test" holds out each user's last item, "validation" the one before it.
         cutoffs: rising k of NDCG@k, Recall@k and MRR@k; the largest is the headline.
         baseline: name of the system that all others are compared with; default: the first.
+        exclude: items that no system may rank: "history" or "none"; default: "none" where repeats are kept and occur
+            among targets, else "history".
 
     Returns:
         Prints as a table; `save(folder)` writes it as Markdown, HTML and JSON, `table()` gives a polars frame.
 
     Raises:
-        DeepRecError: an argument does not fit, or explorations failed.
+        DeepRecError: an argument does not fit, every target is excluded, or explorations failed.
     """
     try:
-        config = EvalConfig(split=split, cutoffs=tuple(cutoffs), users=users)
+        config = EvalConfig(split=split, cutoffs=tuple(cutoffs), users=users, exclude=exclude)
     except ValidationError as error:
         raise DeepRecError(f"evaluate: {reason(error.errors()[0])}.") from None
     if not systems:
@@ -56,7 +59,7 @@ def evaluate(
     if first not in systems:
         raise DeepRecError(f"evaluate: baseline {first!r} is not one of the systems {list(systems)}.")
     tasks, sample = evaluation_tasks(dataset, config)
-    targets, results, failed = dataset.targets(split), [], []
+    of, targets, results, failed = Users.of(dataset, config), dataset.targets(split), [], []
     for name, system in systems.items():
         if not isinstance(system, System):
             if system.catalog is not None and system.catalog.ids != dataset.catalog.ids:
@@ -66,6 +69,7 @@ def evaluate(
             system = AnyExplorer(name, system) if isinstance(system, Explorer) else AnyRetriever(name, system)
         chosen = sample if system.on_sample else tasks
         try:
+            check_targets(chosen, targets)
             part = evaluate_system(system, chosen, targets, max(cutoffs), TraceLog(), progress)
         except DeepRecError as error:
             if name == first:
@@ -74,5 +78,5 @@ def evaluate(
             continue
         results.append(Result(name, (None,), (part,), config.cutoffs))
     held_out = held_out_by(None) if dataset.cuts is None else "split by time"
-    found = SetReport(dataset.name, split, held_out, Users.of(dataset, config), tuple(results), first)
+    found = SetReport(dataset.name, split, held_out, of, tuple(results), first)
     return Report("Evaluation", (found,), failed=tuple(failed))

@@ -44,7 +44,7 @@ def read_external_rankings(path: Path, dataset: Dataset, tasks: Sequence[Task]) 
     for task in tasks:
         if task.user not in found:
             raise DeepRecError(f"{path} has no line for user {task.user!r}: it needs one for each.")
-        if seen := [dataset.catalog.ids[item] for item in sorted({*found[task.user]} & {*task.history})]:
+        if seen := [dataset.catalog.ids[item] for item in sorted(task.excluded & {*found[task.user]})]:
             raise DeepRecError(
                 f"{path}: user {task.user!r} has item {seen[0]!r} in the history: leave the history out."
             )

@@ -65,7 +65,7 @@ def rerank(
             if not closed:
                 return (), (Fault.NO_ANSWER,)
             titles, faults = protocol.parse_lines(body, answer_size=config.answer_size)
-            lines = resolve_lines(titles, catalog, offered, task.history)
+            lines = resolve_lines(titles, catalog, offered, task.excluded)
             return lines, (*faults, *(line.fault for line in lines if line.fault is not None))
 
         shown = item_lines(catalog, task.history[-config.history :])
@@ -84,7 +84,7 @@ def recall_titles(
     """No tool and no candidates: the policy writes titles from memory, and each becomes an item of the catalogue.
 
     A title that is in the catalogue is that item, any other the item whose title's vector is nearest (the grounding of
-    BIGRec; Bao et al., 2023), never one of the history or of an earlier line. Whole lines count also where the answer
+    BIGRec; Bao et al., 2023), never an excluded one or that of an earlier line. Whole lines count also where the answer
     has no end. A trace has no turn.
     """
 
@@ -92,7 +92,7 @@ def recall_titles(
         def read(body: str, closed: bool) -> _Answer:
             whole = body if closed else body.rpartition("\n")[0]
             written, faults = protocol.parse_lines(whole, answer_size=config.answer_size)
-            titles, taken, lines = written[: config.answer_size], set(task.history), []
+            titles, taken, lines = written[: config.answer_size], set(task.excluded), []
             for title, scores_I in zip(titles, similarity(titles) if titles else (), strict=True):
                 item = catalog.resolve(title).item
                 if item is None or item in taken:
@@ -103,7 +103,8 @@ def recall_titles(
             return tuple(lines), faults if closed else (*faults, Fault.NO_ANSWER)
 
         shown = item_lines(catalog, task.history[-config.history :])
-        return _Question(task, protocol.titles_prompt(shown, answer_size=config.answer_size), read)
+        size, excludes = config.answer_size, task.exclude_history
+        return _Question(task, protocol.titles_prompt(shown, answer_size=size, exclude_history=excludes), read)
 
     yield from _ask(policy, partial(map, question), catalog, tasks, config)
 

@@ -87,7 +87,7 @@ def replay(
     for call in range(max(map(len, preferences), default=0)):
         calling = [each for each in zip(tasks, preferences, pools, strict=True) if call < len(each[1])]
         queries = [
-            Query(task.history, stated[call], frozenset([*task.history, *pool]), weight)
+            Query(task.history, stated[call], frozenset([*task.excluded, *pool]), weight)
             for task, stated, pool in calling
         ]
         for (*_, pool), hits in zip(calling, retriever.retrieve(queries, per_call), strict=True):

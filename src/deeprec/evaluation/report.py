@@ -103,6 +103,8 @@ class Report:
                 "label": each.label,
                 "fingerprint": each.users.fingerprint,
                 "split": each.split,
+                "exclude": "history" if each.users.exclude_history else "none",
+                "repeated_targets": len(each.users.repeated),
                 "baseline": each.baseline,
                 "cutoffs": each.base.cutoffs,
                 "items": len(each.users.item_counts),
@@ -142,10 +144,12 @@ class Report:
         dates = sorted(each["date"] for each in made)
         words = (each["command"].partition(" ") for each in made)
         commands = {f"`{Path(program).name} {rest}`" for program, _, rest in words}
+        whole = all(each.users.exclude_history for each in self.sets)
+        rule = "the history excluded" if whole else "the history excluded unless a set says otherwise"
         baselines = "/".join(dict.fromkeys(each.baseline for each in self.sets))
         bootstrap = f"percentile bootstrap over users, {intervals.RESAMPLES} resamples, seed {intervals.SEED}"
         return [
-            f"Full ranking of the catalogue, the history excluded. Brackets hold {100 * intervals.CONFIDENCE:g} % "
+            f"Full ranking of the catalogue, {rule}. Brackets hold {100 * intervals.CONFIDENCE:g} % "
             f"intervals ({bootstrap}), not corrected for the number of comparisons; values are means over seeds first. "
             f"Differences to {baselines} are paired, on the users that both ran on, unless said to be estimated; a "
             "system with fewer users ran on a sample, and its means are not comparable with those of all. A language "
@@ -194,6 +198,8 @@ def _terminal_notes(each: SetReport) -> Iterator[str]:
         yield f"On a sample of {size:,}, comparable by the last column alone: {names}."
     if len(each.results) > _ROWS:
         yield f"{len(each.results) - _ROWS} more in the report."
+    if note := each.repeats_note():
+        yield f"{note}."
     if each.missing:
         yield f"Not finished: {', '.join(each.missing)}."
 
@@ -206,6 +212,7 @@ def _section(each: SetReport, folder: Path) -> list[str]:
         *("", f"## {each.label}", ""),
         f"{len(users.users):,} {each.split} users, {len(users.item_counts):,} items; {each.held_out}; fingerprint "
         f"`{users.fingerprint[:16]}`.",
+        *(["", f"{note}."] if (note := each.repeats_note()) else []),
         *("", *each.main(), "", *each.sentences()),
         *(f"- {sentence}." for sentence in said),
     ]
@@ -255,7 +262,7 @@ def compare(ours: Path, theirs: Path) -> Table:
     table = Table("system", "users", "metric", "ours", "theirs", difference)
     mine, others = _saved_results(ours), _saved_results(theirs)
     if not {data for data, _ in mine} & {data for data, _ in others}:
-        raise DeepRecError(f"{ours} and {theirs} are evaluations of different data.")
+        raise DeepRecError(f"{ours} and {theirs} are evaluations of different data, splits or exclusions.")
     for a, b in [(mine[key], others[key]) for key in mine if key in others]:
         k = max({*a.cutoffs} & {*b.cutoffs}, default=0)
         for metric in (f"{name}@{k}" for name in METRICS if k):
@@ -267,15 +274,15 @@ def compare(ours: Path, theirs: Path) -> Table:
     return table
 
 
-def _saved_results(folder: Path) -> dict[tuple[tuple[str, str], str], Result]:
-    """By data (fingerprint and split) and name of the system; values are means over all seeds."""
+def _saved_results(folder: Path) -> dict[tuple[tuple[str, str, str], str], Result]:
+    """By data (fingerprint, split and what is excluded) and name of the system; values are means over all seeds."""
     found = {}
     try:
         for each in json.loads((folder / JSON_FILE).read_bytes())["sets"]:
             for system in each["systems"]:
                 users = tuple(system["users"])
                 parts = [CachedResult("", "", "", users, tuple(ranks), (), None, "", {}) for ranks in system["ranks"]]
-                key = ((each["fingerprint"], each["split"]), system["name"])
+                key = ((each["fingerprint"], each["split"], each.get("exclude", "history")), system["name"])
                 found[key] = Result(system["name"], (), tuple(parts), tuple(each["cutoffs"]))
     except FileNotFoundError:
         raise DeepRecError(f"{folder} holds no report: finish it with `deeprec eval --resume {folder}`.") from None

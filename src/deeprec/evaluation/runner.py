@@ -21,7 +21,7 @@ from deeprec.evaluation.metrics import ndcg_at
 from deeprec.evaluation.models import Models
 from deeprec.evaluation.oracle_ablation import OracleAblation, rank_tuple
 from deeprec.evaluation.plans import PLAN_FILE, Plan, Seed, SetPlan, SystemPlan, dump_plan
-from deeprec.evaluation.rankings import evaluation_tasks
+from deeprec.evaluation.rankings import check_targets, evaluation_tasks
 from deeprec.evaluation.report import Report
 from deeprec.evaluation.systems import KINDS, PlannedSystem, System
 from deeprec.runs import environment
@@ -62,11 +62,11 @@ class Runner:
             config = self.plan.config_of(set_, self.plan.systems_of(set_)[0], self.plan.runs[0])
             try:
                 dataset = self.models.dataset(config)
+                users, path = Users.of(dataset, config.eval), users_file(self.folder, set_)
             except DeepRecError as error:
                 failed.append(f"{set_.label}: {error}")
                 say(failed[-1])
                 continue
-            users, path = Users.of(dataset, config.eval), users_file(self.folder, set_)
             if self.same_data and Users.load(path) not in (None, users):
                 raise DeepRecError(f"{self.folder} was made on other data than {set_.source} now gives.")
             users.save(path)
@@ -100,6 +100,8 @@ class Runner:
         limits = system.config.eval
         users = limits.users if system.on_sample and limits.users is not None else plan.users
         tasks, k = evaluation_tasks(dataset, limits.model_copy(update={"users": users}))[1], max(limits.cutoffs)
+        targets = dataset.targets(limits.split)
+        check_targets(tasks, targets)
         decides = system.cache_key() | {"users": [task.id for task in tasks], "cutoff": k}
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         path, digest = result_file(self.folder, set_, plan, seed), self.plan.digest(set_, plan, seed)
@@ -110,7 +112,7 @@ class Runner:
                     replace(old, plan=digest).save(path)
                 return "done before"
         log = TraceLog(path.with_name(f"{path.stem}-{key[:12]}.traces.jsonl"))
-        made = evaluate_system(system, tasks, dataset.targets(limits.split), k, log, self.models.progress)
+        made = evaluate_system(system, tasks, targets, k, log, self.models.progress)
         notes = "; ".join(filter(None, [note, made.note]))
         replace(made, key=key, plan=digest, fingerprint=dataset.fingerprint, note=notes).save(path)
         return f"NDCG@{k} {ndcg_at(np.array(made.ranks), k).mean():.4f}"

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from deeprec.assets.downloads import sha256_of
 from deeprec.config import Config
-from deeprec.data.dataset import Dataset, Task
+from deeprec.data.dataset import Dataset, Task, excludes_history
 from deeprec.evaluation.cached_results import TraceLog
 from deeprec.evaluation.external_rankings import read_external_rankings
 from deeprec.evaluation.metrics import ndcg_at, ranks_of
@@ -72,7 +72,7 @@ class System(ABC):
 
     @abstractmethod
     def rank(self, tasks: Sequence[Task], k: int, log: TraceLog | None = None, progress: Progress = SILENT) -> Ranked:
-        """At most `k` items for each task, none of its history and none twice; `log` holds traces that exist already,
+        """At most `k` items for each task, none that it excludes and none twice; `log` holds traces that exist already,
         and takes new ones."""
 
     def cache_key(self) -> dict[str, Any]:
@@ -151,6 +151,8 @@ class PlannedSystem(System):
     def cache_key(self) -> dict[str, Any]:
         explore, catalog = self.config.explore, self.dataset.catalog
         key: dict[str, Any] = {"kind": self.plan.kind, "data": self.dataset.fingerprint}
+        if not excludes_history(self.config.eval.exclude, self.dataset.exclude_history):
+            key["exclude"] = "none"
         if self.file is not None:
             key["file"] = sha256_of(self.file)
         if self.uses_trm:
@@ -175,8 +177,9 @@ class EASE(PlannedSystem, RankingSystem):
     """With the regularisation that is best on the validation targets."""
 
     def load(self) -> Rank:
-        tasks, targets = self.dataset.tasks("validation"), self.dataset.targets("validation")
-        wanted, train = [targets[task.id] for task in tasks], self.dataset.train_sequences()
+        tasks = self.dataset.tasks("validation", self.config.eval.exclude)
+        targets, train = self.dataset.targets("validation"), self.dataset.train_sequences()
+        wanted = [targets[task.id] for task in tasks]
 
         def ndcg(fitted: tuple[float, Retriever]) -> float:
             return float(ndcg_at(ranks_of(rankings_of(fitted[1], tasks, 10), wanted), 10).mean())

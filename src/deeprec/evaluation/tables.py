@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from deeprec.data.report import repeats_note
 from deeprec.evaluation.cached_results import CachedResult, Users, result_file, users_file
 from deeprec.evaluation.intervals import Interval, PairedInterval, mean_interval
 from deeprec.evaluation.metrics import METRICS
@@ -78,6 +79,11 @@ class SetReport:
     def change(self, result: Result, metric: str = "") -> PairedInterval | None:
         """The difference to the baseline; None for the baseline itself, and without common users."""
         return None if result is self.base else result.minus(self.base, metric or self.headline)
+
+    def repeats_note(self) -> str:
+        """Of the targets that repeat an item of their history; empty where none is affected."""
+        users = self.users
+        return repeats_note(len(users.repeated), len(users.users), self.split, exclude_history=users.exclude_history)
 
     def main(self) -> list[str]:
         """The main table."""

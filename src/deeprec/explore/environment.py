@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from deeprec.config import ExploreConfig
@@ -42,7 +42,7 @@ class Environment:
         self._call: Call | None = None
         self._thought = ""
         self._lines: tuple[Line, ...] = ()
-        self._shown: set[ItemIdx] = set(task.history)
+        self._shown: set[ItemIdx] = set(task.excluded)
 
     def prompt(self) -> str:
         return protocol.prompt(
@@ -51,6 +51,7 @@ class Environment:
             items_per_call=self.config.items_per_call,
             max_calls=self.config.max_calls,
             guidance=self.config.guidance,
+            exclude_history=self.task.exclude_history,
         )
 
     def receive(self, text: str, finish: Finish) -> Query | None:
@@ -66,7 +67,7 @@ class Environment:
         self._thought = parsed.thought
         if isinstance(parsed, Answer):
             pool = [hit.item for turn in self.turns for hit in turn.hits]
-            self._lines = resolve_lines(parsed.titles, self.catalog, pool, self.task.history)
+            self._lines = resolve_lines(parsed.titles, self.catalog, pool, self.task.excluded)
             self._faults += [line.fault for line in self._lines if line.fault is not None]
             if not self.turns:
                 self._faults.append(Fault.NO_CALL)
@@ -132,14 +133,14 @@ def constraint_of(
 
 
 def resolve_lines(
-    titles: Sequence[str], catalog: Catalog, pool: Sequence[ItemIdx], history: Sequence[ItemIdx]
+    titles: Sequence[str], catalog: Catalog, pool: Sequence[ItemIdx], excluded: Collection[ItemIdx]
 ) -> tuple[Line, ...]:
     """Answer titles to items: inside the pool first, then in the catalogue, never by substring.
 
     Of several retrieved items with one full title, its first line names the one that came back first, its second line
     the next, and so on: copying what the tool showed is no fault.
     """
-    retrieved, seen = frozenset(pool), frozenset(history)
+    retrieved = frozenset(pool)
     taken: Counter[ItemIdx] = Counter()
     lines = []
     for title in titles:
@@ -152,7 +153,7 @@ def resolve_lines(
             fault = Fault.AMBIGUOUS_TITLE if match.status is ResolutionStatus.AMBIGUOUS else Fault.UNKNOWN_TITLE
         elif taken[item]:
             fault = Fault.REPEATED_TITLE
-        elif item in seen:
+        elif item in excluded:
             fault = Fault.SEEN_TITLE
         if item is not None:
             taken[item] += 1

@@ -81,15 +81,25 @@ class Explorer:
         """Of the items that are shown; the retriever's may grow."""
         return self._catalog or catalog_of(self.retriever)
 
-    def recommend(self, history: Sequence[str | int], k: int = 10, *, listener: Listener | None = None) -> Trace:
+    def recommend(
+        self,
+        history: Sequence[str | int],
+        k: int = 10,
+        *,
+        exclude_history: bool | None = None,
+        listener: Listener | None = None,
+    ) -> Trace:
         """Explore for a user with this history: titles, ids, or positions in the catalogue, oldest first.
 
-        The answer has `k` titles; the trace's `titles` are the ranking. DeepRecError for an unknown item, or k below 1.
+        The answer has `k` titles; the trace's `titles` are the ranking. They are none of the history where
+        `exclude_history` says so; default: as the retriever has it. DeepRecError for an unknown item, or k below 1.
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
         config = self._configured.model_copy(update={"answer_size": k})
-        ((_, trace),) = self.stream([Task.new(self.catalog.history(history))], listener, lambda _: config)
+        excludes = self.retriever.exclude_history if exclude_history is None else exclude_history
+        task = Task.new(self.catalog.history(history), excludes)
+        ((_, trace),) = self.stream([task], listener, lambda _: config)
         return trace
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:

@@ -46,7 +46,7 @@ How to work:
 - Call it up to {{max_calls}} times in all, with other phrases each time: look where the answers point, and in new \
 directions.
 - When you know enough, reason about all the items you were shown, close your thoughts and give exactly \
-{{answer_size}} of their titles, best first, each once and none from the history:
+{{answer_size}} of their titles, best first, each once{{of_history}}:
 {END_THINK}
 {ANSWER}
 1. {_EXAMPLE_TITLE}
@@ -133,7 +133,15 @@ def item_lines(titles: Sequence[str], categories: Sequence[Sequence[str]]) -> st
     )
 
 
-def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: int, guidance: Guidance = "rules") -> str:
+def prompt(
+    history: str,
+    *,
+    answer_size: int,
+    items_per_call: int,
+    max_calls: int,
+    guidance: Guidance = "rules",
+    exclude_history: bool = True,
+) -> str:
     """The opening text, up to and including the opened thought; the history is from `item_lines`.
 
     Guidance is the task in one line; the rules; or the rules and a short exploration of invented items, for models that
@@ -141,6 +149,7 @@ def prompt(history: str, *, answer_size: int, items_per_call: int, max_calls: in
     """
     return ((_TASK if guidance == "task" else _RULES) + _DIALOGUE).format(
         demonstration=_demonstration(answer_size) if guidance == "example" else "",
+        of_history=" and none from the history" if exclude_history else ", also from the history",
         history=history.rstrip("\n"),
         answer_size=answer_size,
         items_per_call=items_per_call,
@@ -160,9 +169,10 @@ def rerank_prompt(history: str, candidates: str, *, answer_size: int) -> str:
     return _ONE_SHOT.format(answer_size=answer_size, request=request, shown=shown)
 
 
-def titles_prompt(history: str, *, answer_size: int) -> str:
+def titles_prompt(history: str, *, answer_size: int, exclude_history: bool = True) -> str:
     """The prompt of the baseline that knows only the history: titles from memory, in the same form."""
-    request = f"Give exactly {answer_size} titles that you know, none from the history"
+    of_history = "none" if exclude_history else "also"
+    request = f"Give exactly {answer_size} titles that you know, {of_history} from the history"
     return _ONE_SHOT.format(answer_size=answer_size, request=request, shown=history)
 
 

@@ -23,7 +23,10 @@ _SCALE = 400.0  # a sum of shares becomes the score offset log(1 + 400 * sum)
 
 @dataclass(frozen=True, eq=False)
 class CoOccurrence:
-    """Row j of shares_II (I, I): each item's co-occurrence with j, before or after it, divided by the total plus 5."""
+    """Row j of shares_II (I, I): each item's co-occurrence with j, before or after it, divided by the total plus 5.
+
+    An item that a sequence repeats co-occurs with itself.
+    """
 
     shares_II: csr_array
 
@@ -45,7 +48,6 @@ class CoOccurrence:
             inside_MO = (near_MO >= 0) & (near_MO < items_N.size)
             near_MO[~inside_MO] = 0
             counts_MO = inside_MO & (users_N[near_MO] == users_N[positions_M, None])
-            counts_MO &= items_N[near_MO] != items_N[positions_M, None]
             rows_P, offsets_P = counts_MO.nonzero()
             pairs_P = items_N[positions_M[rows_P]] - first, items_N[near_MO[counts_MO]]
             blocks.append(_shares(csr_array((weights_O[offsets_P], pairs_P), shape=(last - first, n_items))))

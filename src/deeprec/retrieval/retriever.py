@@ -42,9 +42,9 @@ class Query:
 def queries_of(
     tasks: Sequence[Task], preferences: Iterable[str] | None = None, weight: float = DEFAULT_PREFERENCE_WEIGHT
 ) -> list[Query]:
-    """A query for each task that excludes its history, with the task's preference where there are any."""
+    """A query for each task that excludes what the task does, with the task's preference where there are any."""
     pairs = zip(tasks, [""] * len(tasks) if preferences is None else preferences, strict=True)
-    return [Query(task.history, text, frozenset(task.history), weight) for task, text in pairs]
+    return [Query(task.history, text, task.excluded, weight) for task, text in pairs]
 
 
 def phrases_of(preference: str) -> list[str]:
@@ -66,10 +66,12 @@ class Retriever(Protocol):
     Attributes:
         catalog: the items that are retrieved; None where an explorer must be given them.
         preference_weight: calibrated weight (0..1) for a language model's preferences; None without a calibration.
+        exclude_history: whether a new user's history is not recommended, where nothing else is said.
     """
 
     catalog: Catalog | None = None
     preference_weight: float | None = None
+    exclude_history: bool = True
 
     @abstractmethod
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:

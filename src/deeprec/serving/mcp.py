@@ -29,7 +29,9 @@ def create_mcp(service: Service) -> MCPServer:
     """The protocol's server of a service, for any transport."""
     server: MCPServer = MCPServer("deeprec", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
 
-    @server.tool()
+    rest = ", without those of the history" if service.exclude_history else ""
+
+    @server.tool(description=f"Items for a history and a preference, best first{rest}.")
     async def retrieve_items(
         preference: Annotated[Plain, Field(description='what to look for, as in "Comedy; 1990s"')] = "",
         history: History = (),
@@ -37,7 +39,6 @@ def create_mcp(service: Service) -> MCPServer:
         k: ListSize = 10,
         exclude: Annotated[tuple[Name, ...], Field(max_length=MAX_HISTORY, description="items to leave out")] = (),
     ) -> schemas.ScoredItemList:
-        """Items for a history and a preference, best first, without those of the history."""
         with _tool_errors():
             body = schemas.RetrieveQuery(history=history, preference=preference, exclude=exclude)
             query = await run_in_threadpool(service.query, body, user)

@@ -105,7 +105,7 @@ class RetrieveQuery(_Request):
 
     history: History = ()
     preference: Plain = ""
-    exclude: tuple[Name, ...] = Field((), max_length=MAX_HISTORY, description="items to leave out beside the history")
+    exclude: tuple[Name, ...] = Field((), max_length=MAX_HISTORY, description="further items to leave out")
     preference_weight: Weight = None
 
 

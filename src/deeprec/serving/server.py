@@ -69,7 +69,7 @@ def open_service(
             explorer = Explorer(policy, trm, config=config.explore)
             worker = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
             workers[name] = stack.enter_context(closing(worker))
-        yield Service(dataset, trm, workers, config.explore, points_I2)
+        yield Service(dataset, trm, workers, config.explore, points_I2, exclude=config.serve.exclude)
 
 
 def listen(service: Service, listener: socket.socket, token: str | None, say: Callable[[str], None]) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process, utils
 
-from deeprec.config import ExploreConfig
+from deeprec.config import Exclude, ExploreConfig
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx
-from deeprec.data.dataset import Dataset, Task
+from deeprec.data.dataset import Dataset, Task, excludes_history
 from deeprec.errors import DeepRecError
 from deeprec.explore.settings import first_weight
 from deeprec.explore.trace import Origin, Trace
@@ -37,6 +37,7 @@ class Service:
         explore: limits of an exploration. A request may ask for fewer calls and for another preference weight.
         points_I2: the items' points on the map, in the unit square.
         max_queries: queries that may wait for the retriever; more are refused.
+        exclude: items that are not recommended; default: as the data have it.
     """
 
     dataset: Dataset
@@ -45,6 +46,7 @@ class Service:
     explore: ExploreConfig
     points_I2: NDArray[np.float32]
     max_queries: int = 1024
+    exclude: Exclude | None = None
 
     @cached_property
     def batcher(self) -> Batcher:
@@ -54,9 +56,13 @@ class Service:
     def catalog(self) -> Catalog:
         return self.retriever.catalog or self.dataset.catalog
 
+    @property
+    def exclude_history(self) -> bool:
+        return excludes_history(self.exclude, self.dataset.exclude_history)
+
     @cached_property
     def _tasks(self) -> dict[str, Task]:
-        return {task.user: task for task in self.dataset.tasks("test")}
+        return {task.user: task for task in self.dataset.tasks("test", self.exclude)}
 
     @cached_property
     def _titles(self) -> list[str]:
@@ -76,7 +82,7 @@ class Service:
     def task(self, user: str | None, history: Sequence[str] = ()) -> Task:
         """That of a user of the data or, for None, of a new one with these ids and titles; DeepRecError if unknown."""
         if user is None:
-            return Task.new(self._find(history))
+            return Task.new(self._find(history), self.exclude_history)
         if user not in self._tasks:
             some = ", ".join(self.users(3))
             raise DeepRecError(f"There is no user {user!r} with a history; users are for instance {some}.")
@@ -90,10 +96,10 @@ class Service:
         DeepRecError where there are both, or one is unknown."""
         if body.history and user is not None:
             raise DeepRecError("Give a history or a user, and not both.")
-        history = self.task(user, body.history).history
-        exclude = frozenset((*history, *self._find(body.exclude)))
+        task = self.task(user, body.history)
+        exclude = task.excluded.union(self._find(body.exclude))
         weight = first_weight(body.preference_weight, self.explore.preference_weight)
-        return Query(history, body.preference, exclude, weight)
+        return Query(task.history, body.preference, exclude, weight)
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
         """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""
@@ -130,7 +136,8 @@ class Service:
             origin = Origin.COMPLETED
         ranked = list(dict.fromkeys((*items, *trace.pool)))[:k]
         if len(ranked) < k:
-            rest = Query(trace.history, exclude=frozenset((*trace.history, *ranked)))
+            excluded = Task.new(trace.history, self.exclude_history).excluded
+            rest = Query(trace.history, exclude=excluded.union(ranked))
             ranked += [hit.item for hit in self.retriever.retrieve([rest], k - len(ranked))[0]]
         found, turns = [], trace.first_found()
         for item in ranked:

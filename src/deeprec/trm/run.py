@@ -12,6 +12,7 @@ from typing import Any
 from deeprec.config import Config
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Dataset
+from deeprec.data.report import repeats_note
 from deeprec.runs import Run, matching_runs
 from deeprec.runs.progress import SILENT, Progress
 from deeprec.trm.text_encoder import TextEncoder
@@ -22,7 +23,8 @@ from deeprec.trm.update import Changes, update_trm
 
 def trm_origin(dataset: Dataset) -> dict[str, Any]:
     """What decides a TRM besides the configuration, as the manifest of its run records it."""
-    return {"dataset": dataset.fingerprint, "text": dataset.text_digest, "format_version": FORMAT_VERSION}
+    origin = {"dataset": dataset.fingerprint, "text": dataset.text_digest, "format_version": FORMAT_VERSION}
+    return origin if dataset.exclude_history else origin | {"exclude_history": False}
 
 
 def load_or_train_trm(
@@ -51,7 +53,7 @@ def load_or_train_trm(
     if known is None:
         run.record(**origin)
     progress.message(f"{'Resuming' if known else 'Training'} the TRM in {run.path} (Ctrl-C is safe)")
-    with run, _epochs(run, config, progress) as on_epoch:
+    with run, _epochs(run, dataset, config, progress) as on_epoch:
         trm = TRM.fit(dataset, config.trm, encoder, checkpoint=run.checkpoints / "last.safetensors", on_epoch=on_epoch)
         _save(trm, run, progress)
     return trm, run.path
@@ -81,7 +83,7 @@ def load_or_update_trm(
     run = known or Run.create(runs, None, config, sys.argv, kind="trm-update", fingerprint=dataset.fingerprint)
     run.record(**origin, folder=str(folder))
     progress.message(f"Updating the TRM in {run.path}; {folder} stays as it is (Ctrl-C is safe)")
-    with run, _epochs(run, config, progress) as on_epoch:
+    with run, _epochs(run, dataset, config, progress) as on_epoch:
         checkpoint = run.checkpoints / "last.safetensors"
         updated, changes = update_trm(trm, dataset, items, config.trm, checkpoint=checkpoint, on_epoch=on_epoch)
         _save(updated, run, progress)
@@ -90,8 +92,11 @@ def load_or_update_trm(
 
 
 @contextmanager
-def _epochs(run: Run, config: Config, progress: Progress) -> Iterator[Callable[[Epoch], None]]:
+def _epochs(run: Run, dataset: Dataset, config: Config, progress: Progress) -> Iterator[Callable[[Epoch], None]]:
     """Takes each epoch, for the run and for the reader."""
+    if not dataset.exclude_history:
+        of = len(dataset.repeated_targets("validation")), len(dataset.targets("validation"))
+        progress.message(repeats_note(*of, "validation", exclude_history=False) + ".")
     with progress.phase("train the TRM", config.trm.epochs, unit="epoch") as advance:
 
         def on_epoch(epoch: Epoch) -> None:

@@ -145,7 +145,7 @@ class TRM(Retriever):
         weights = start.weights if start else None
         model, curve = train(sequences, catalog, encoder, config, validate, checkpoint, on_epoch, weights)
         trm = cls(model, catalog, encoder, config, cooccurrence)
-        trm.curve = tuple(curve)
+        trm.curve, trm.exclude_history = tuple(curve), dataset.exclude_history
         trm.preference_weight = calibrate_preference_weight(trm.ranks, catalog, tasks, targets_Q)
         return trm
 
@@ -156,7 +156,7 @@ class TRM(Retriever):
         *,
         preference: str = "",
         preference_weight: float | None = None,
-        exclude_history: bool = True,
+        exclude_history: bool | None = None,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> pl.DataFrame:
         """The `k` best items for each user; fewer only if the catalogue has no more.
@@ -166,6 +166,7 @@ class TRM(Retriever):
                 histories, whose users are "0", "1" and so on.
             preference: in words, the same for all users.
             preference_weight: how far the preference moves the ranking (0..1); default: 0.75.
+            exclude_history: leave a user's history out; default: not where targets of the TRM's data repeated theirs.
             on_batch: called with the number of users done, and of all.
 
         Returns:
@@ -175,8 +176,9 @@ class TRM(Retriever):
         if k < 1:
             raise DeepRecError(f"k is the number of items to recommend, at least 1, not {k}.")
         weight = DEFAULT_PREFERENCE_WEIGHT if preference_weight is None else preference_weight
+        excludes = self.exclude_history if exclude_history is None else exclude_history
         queries = {
-            name: Query(history, preference, frozenset(history if exclude_history else ()), weight)
+            name: Query(history, preference, frozenset(history if excludes else ()), weight)
             for name, history in self._histories(users).items()
         }
         ids, titles = self.catalog.ids, self.catalog.titles
@@ -312,6 +314,7 @@ class TRM(Retriever):
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
             config = self.config.model_dump(mode="json")
             record |= {"format_version": FORMAT_VERSION, "config": config, "preference_weight": self.preference_weight}
+            record["exclude_history"] = self.exclude_history
 
     @classmethod
     def load(cls, folder: Path | str, *, offline: bool = False) -> TRM:
@@ -348,7 +351,9 @@ class TRM(Retriever):
             if isinstance(error, FileNotFoundError):
                 fault = f"no trained TRM ({Path(error.filename or folder).name} is missing)"
             raise DeepRecError(f"{folder} holds {fault}: train it again with `deeprec trm train --again`.") from None
-        return cls(model, catalog, TextEncoder.load(offline=offline), config, cooccurrence, index, preference_weight)
+        trm = cls(model, catalog, TextEncoder.load(offline=offline), config, cooccurrence, index, preference_weight)
+        trm.exclude_history = record.get("exclude_history", True)  # older TRMs have none
+        return trm
 
 
 def _batches(entries: Sequence[_T]) -> Iterator[tuple[int, Sequence[_T]]]:
