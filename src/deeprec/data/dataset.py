@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from deeprec.data.catalog import Catalog, ItemIdx, UserId
+from deeprec.data.item_set import ItemSet
 from deeprec.data.report import LoadReport
 from deeprec.errors import DeepRecError
 
@@ -25,16 +26,20 @@ _EARLIEST_DATE = 1e8  # smaller times are counters, not seconds since 1970
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A user at a moment: recommend what comes next. The target is not in it; `Dataset.targets` has it, by `id`."""
+    """A user at a moment: recommend what comes next. The target is not in it; `Dataset.targets` has it, by `id`.
+
+    `include` has the only items that may be recommended; None for all.
+    """
 
     id: str
     user: UserId
     history: tuple[ItemIdx, ...]
+    include: ItemSet | None = None
 
     @classmethod
-    def new(cls, history: Sequence[ItemIdx]) -> Task:
+    def new(cls, history: Sequence[ItemIdx], include: ItemSet | None = None) -> Task:
         """Of a user who is not in the data."""
-        return cls("new:you", UserId("you"), tuple(history))
+        return cls("new:you", UserId("you"), tuple(history), include)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
