@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
+from deeprec.data.filters import ItemFilter, allowed_items
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment, constraint_of
 from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
@@ -76,15 +77,24 @@ class Explorer:
         self._new: list[_InFlight] = []
         self._started = 0
 
-    def recommend(self, history: Sequence[str | int], k: int = 10, *, listener: Listener | None = None) -> Trace:
+    def recommend(
+        self,
+        history: Sequence[str | int],
+        k: int = 10,
+        *,
+        filter: ItemFilter | None = None,
+        listener: Listener | None = None,
+    ) -> Trace:
         """Explore for a user with this history: titles, ids, or positions in the catalogue, oldest first.
 
-        The answer has `k` titles; the trace's `titles` are the ranking. DeepRecError for an unknown item, or k below 1.
+        The answer has `k` titles, or as many as the filter leaves; the trace's `titles` are the ranking. DeepRecError
+        for an unknown item, a filter that no item passes, or k below 1.
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
         config = self._configured.model_copy(update={"answer_size": k})
-        ((_, trace),) = self.stream([Task.new(self.catalog.history(history))], listener, lambda _: config)
+        task = Task.new(self.catalog.history(history), allowed_items(self.catalog, filter))
+        ((_, trace),) = self.stream([task], listener, lambda _: config)
         return trace
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
@@ -139,7 +149,7 @@ class Explorer:
         environment = Environment(task, self.catalog, settings)
         exploration = _InFlight(key, seed_of(settings.seed, task.id, occurrence), environment, listener)
         self._append(exploration, environment.prompt())
-        for segment in forced_prefix:
+        for segment in forced_prefix if not exploration.ended else ():
             self._append(exploration, segment.text)
             query = environment.receive(segment.text, Finish.STOP)
             if query is None:
