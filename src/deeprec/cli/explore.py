@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deeprec.cli.filters import FilterOptions
 from deeprec.cli.options import Items, Options, User
 from deeprec.errors import DeepRecError
 
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     from deeprec.trm.trm import TRM
 
 
-def explore(options: Options, user: User = None, item: Items = None) -> None:
+def explore(options: Options, filters: FilterOptions, user: User = None, item: Items = None) -> None:
     """Watch one user's whole exploration, live as it is written."""
-    view, task = _prepare(options, user, item)
+    view, task = _prepare(options, user, item, filters)
     from deeprec.policies.loading import load_policy
 
     view.watch(load_policy(view.config, offline=options.offline), task)
 
 
-def play(options: Options, user: User = None, item: Items = None) -> None:
+def play(options: Options, filters: FilterOptions, user: User = None, item: Items = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
-    view, task = _prepare(options, user, item)
+    view, task = _prepare(options, user, item, filters)
     from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
@@ -51,10 +52,11 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
     view.show(view.explorer(ScriptedPolicy(limits.answer_size)).run([task])[0])
 
 
-def _prepare(options: Options, user: str | None, titles: list[str] | None) -> tuple[View, Task]:
+def _prepare(options: Options, user: str | None, titles: list[str] | None, filters: FilterOptions) -> tuple[View, Task]:
     config = options.config()
     dataset = options.dataset(config)
     task = pick_task(dataset, config.eval.split, user, titles or ())  # before the TRM, whose training takes a while
+    task = replace(task, include=filters.allowed(dataset.catalog))
     trm, _ = options.trm(dataset, config)
     return View(dataset, trm, config, options.console), task
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deeprec.cli.filters import FilterOptions
 from deeprec.cli.options import Items, Options, command
 
 app = typer.Typer(no_args_is_help=True, help="The preference-aware recommender.")
@@ -26,6 +27,7 @@ def train(
 @command(app, "recommend")
 def recommend(
     options: Options,
+    filters: FilterOptions,
     folder: Annotated[Path, typer.Argument(help="Folder of a trained TRM, as `deeprec trm train` names it.")],
     item: Items = None,
     preference: Annotated[str, typer.Option(help='What to look for, as in "Comedy; 1990s".')] = "",
@@ -41,7 +43,8 @@ def recommend(
     trm = TRM.load(folder, offline=options.offline)
     catalog = trm.catalog
     history = tuple(map(catalog.find, item or []))
-    hits = trm.retrieve([Query(history, preference, frozenset(history), weight)], k)[0]
+    query = Query(history, preference, frozenset(history), weight, filters.allowed(catalog))
+    hits = trm.retrieve([query], k)[0]
     rows = (
         (str(rank), catalog.ids[i], catalog.titles[i], ", ".join(catalog.categories[i]), f"{score:.3f}")
         for rank, (i, score) in enumerate(((hit.item, hit.score) for hit in hits), start=1)
