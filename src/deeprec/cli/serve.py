@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from deeprec.cli.options import Options
 
@@ -12,17 +15,23 @@ if TYPE_CHECKING:
     from deeprec.serving.service import Service
 
 
-def serve(options: Options) -> None:
+Available = Annotated[
+    Path | None,
+    typer.Option("--available", help="File of ids that may be recommended, one a line; read again when it changes."),
+]
+
+
+def serve(options: Options, available: Available = None) -> None:
     """Answer over HTTP, and show explorations on a page, until Ctrl-C."""
     config = options.config()
     from deeprec.serving.server import listen, open_listener, token_for
 
     token = token_for(config.serve.host)
-    with open_listener(config.serve) as listener, _open(options, config) as service:
+    with open_listener(config.serve) as listener, _open(options, config, available) as service:
         listen(service, listener, token, options.say)
 
 
-def mcp(options: Options) -> None:
+def mcp(options: Options, available: Available = None) -> None:
     """Serve as an agent's tool: the Model Context Protocol over stdin and stdout (`deeprec serve` has it at /mcp)."""
     config = options.config()
     from rich.console import Console
@@ -30,12 +39,15 @@ def mcp(options: Options) -> None:
     from deeprec.serving.mcp import create_mcp
 
     options.console = Console(stderr=True)  # stdout belongs to the protocol
-    with _open(options, config) as service:
+    with _open(options, config, available) as service:
         create_mcp(service).run("stdio")
 
 
-def _open(options: Options, config: Config) -> AbstractContextManager[Service]:
+def _open(options: Options, config: Config, available: Path | None) -> AbstractContextManager[Service]:
+    from deeprec.serving.available import AvailableFile
     from deeprec.serving.server import open_service
 
+    now = None if available is None else AvailableFile(available)
     dataset = options.dataset(config)
-    return open_service(dataset, *options.trm(dataset, config), config, offline=options.offline)
+    trm, folder = options.trm(dataset, config)
+    return open_service(dataset, trm, folder, config, available=now, offline=options.offline)
