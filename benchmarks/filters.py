@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from deeprec.data.item_set import ItemSet
-from deeprec.retrieval.index import Index
+from deeprec.retrieval.index import Index, Kind
 from deeprec.runs import environment
 from retrieval import BATCH, K, items_of, mixture, side_by_side
 
@@ -91,11 +91,26 @@ def faiss_alone(index: Index, queries: np.ndarray[Any, Any], size: int, rounds: 
     return figures
 
 
+def open_index(items_ID: np.ndarray[Any, Any], kind: Kind, folder: Path | None) -> Index:
+    """Built, or from an earlier run."""
+    place = folder and folder / f"{kind}-{len(items_ID)}"
+    if place and place.exists():
+        return Index.load(place)
+    started = time.perf_counter()
+    index = Index.build(items_ID, kind)
+    print(f"{kind} of {len(items_ID):,} items: built in {time.perf_counter() - started:.0f} s", flush=True)
+    if place:
+        index.save(place)
+    return index
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--kinds", nargs="*", choices=["exact", "hnsw", "ivfpq"], default=["exact", "hnsw"])
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the searches")
+    parser.add_argument("--folder", type=Path, help="keeps the built indexes for the next run")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     items_ID, queries_ND = mixture(args.items)
@@ -103,9 +118,9 @@ def main() -> None:
     sizes = [size for size in SIZES if size <= args.items]
     results: dict[str, dict[int, dict[str, float]]] = {}
     for kind in args.kinds:
-        started = time.perf_counter()
-        index = Index.build(items_ID, kind)
-        print(f"{kind} of {args.items:,} items: built in {time.perf_counter() - started:.0f} s", flush=True)
+        index = open_index(items_ID, kind, args.folder)
+        torch.set_num_threads(args.threads)
+        faiss.omp_set_num_threads(args.threads)
         results[kind] = {size: measure(index, queries, size, args.rounds) for size in sizes}
         if kind == "hnsw":
             for size in sizes:

@@ -33,6 +33,10 @@ class GatheredVectors:
                 del self._kept[next(iter(self._kept))]
         return gathered_ND
 
+    def holds(self, items: ItemSet) -> bool:
+        """Whether the vectors of the items need not be gathered."""
+        return id(items) in self._kept
+
     def clear(self) -> None:
         """Forget all, since the vectors have changed."""
         with self._lock:

@@ -32,7 +32,7 @@ _EXACT_LIMIT = 200_000  # items up to which "auto" compares all
 _SCORES = 1 << 25  # scores that an exact search holds in memory at once
 _PAIRS = 4096  # pairs of a query and an item that are scored at once: they fit in a processor's cache
 _GATHERED_SHARE = 0.25  # of the vectors that may be kept gathered, for filters that come again
-_GATHER_COST = 25  # products of a vector with a query that take as long as gathering the vector
+_GATHER_COST = 5  # queries that a vector is compared with in the time that gathering it takes
 _MIN_TRAINING = 256  # one vector for each code of `ivfpq`, which is a byte
 
 
@@ -104,24 +104,22 @@ class Index:
         for n, what in ((len(exclude), "exclude"), (len(include), "include")):
             if n != len(queries_QD):
                 raise DeepRecError(f"{len(queries_QD)} queries came with {n} collections to {what}: give each one.")
-        results: list[list[Hit]] = [[]] * len(queries_QD)
-        whole: dict[int, ItemSet] = {}  # by row: sets that are too large to gather for the few queries that have them
+        hits: dict[int, list[Hit]] = {}
+        whole: dict[int, ItemSet] = {}  # by row: sets that are not worth gathering
         for among, rows in rows_by_set(include):
             batch = queries_QD[rows], k, [exclude[row] for row in rows]
             if among is None:
                 found = self._scan(*batch) if self.faiss is None else self._approximate(*batch)
-            elif len(among.within(len(self))) * (_GATHER_COST + len(rows)) > len(self) * len(rows):
+            elif self._is_worth_gathering(among.within(len(self)), len(rows)):
+                found = self._scan(*batch, among)
+            else:
                 whole |= dict.fromkeys(rows, among)
                 continue
-            else:
-                found = self._scan(*batch, among)
-            for row, hits in zip(rows, found, strict=True):
-                results[row] = hits
+            hits |= zip(rows, found, strict=True)
         rows = list(whole)
         found = self._scan_whole(queries_QD[rows], k, [exclude[row] for row in rows], list(whole.values()))
-        for row, hits in zip(rows, found, strict=True):
-            results[row] = hits
-        return results
+        hits |= zip(rows, found, strict=True)
+        return [hits[row] for row in range(len(queries_QD))]
 
     def add(self, vectors_ND: NDArray[np.floating] | Tensor) -> None:
         """Append items after the known ones. It copies all vectors, so add many at once.
@@ -200,6 +198,11 @@ class Index:
             scores_QN = (torch.from_numpy(queries_QD[batch]) @ vectors_ND.T).numpy()
             hits += self._best(scores_QN, queries_QD[batch], k, exclude[batch], among)
         return hits
+
+    def _is_worth_gathering(self, among: ItemSet, n_queries: int) -> bool:
+        """Whether so many queries compare with a set sooner than with all items."""
+        cost = n_queries if self.gathered.holds(among) else n_queries + _GATHER_COST
+        return len(among) * cost <= len(self) * n_queries
 
     def _scan_whole(
         self, queries_QD: Vectors, k: int, exclude: Excluded, include: Sequence[ItemSet]
