@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -339,6 +340,52 @@ def test_explore_shows_the_history_that_was_named(site):
     lines = [line.strip("│ ") for line in shown.splitlines()]  # the prompt is shown in a box
     history = lines[lines.index("User:") + 1 : lines.index("Assistant:")]
     assert [line for line in history if "Film" in line] == ["1. Film 7 (1977)", "2. Film 12 (1982)"]
+
+
+def test_recommend_and_explore_take_filters(site, tmp_path):
+    """Film i is of 1970 + i and of genre i mod 5."""
+    only, stock = tmp_path / "only.txt", tmp_path / "stock.txt"
+    only.write_text("i3\nFilm 8 (1978)\ni13\n")
+    stock.write_text("i9\ni14\ngone\ni17\n")
+    for options, films in (
+        (("--category", "horror", "--years", "1980-1990"), {12, 17}),
+        (("--category", "Horror", "--category", "war", "--years", "1979"), {9}),
+        (("--years", "-1972"), {0, 1, 2}),
+        (("--years", "2007-"), {37, 38, 39}),
+        (("--only", "i7", "--only", only), {3, 7, 8, 13}),
+        (("--available", stock), {9, 14, 17}),
+        (("--available", stock, "--category", "War"), {9, 14}),
+    ):
+        listed = site("trm", "recommend", site.trained / "trm", *options)
+        assert listed.code == 0, listed.err
+        assert {int(i) for i in re.findall(r"│ i(\d+) ", listed.out)} == films
+        explored = site("explore", "--item", "i20", *options)
+        assert explored.code == 0, explored.err
+        _, _, ranking = explored.out.partition("ranking: answer")
+        found = {int(i) for i in re.findall(r"│ Film (\d+) ", ranking)}
+        assert found <= films
+        assert len(found) == min(3, len(films))
+        assert "faults" not in explored.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--category", "Horor"), "No item has the category 'Horor': did you mean 'Horror'?"),
+        (("--brand", "Fox"), "this catalogue has no brands."),
+        (("--years", "nineties"), "--years nineties can't be read: give years as in 1990-1999, 1994, 1990- or -1999."),
+        (("--years", "1900-1910"), "No item is of the years 1900 to 1910: in this catalogue years go from 1970 to"),
+        (("--only", "i77"), "There is no item with the title or id 'i77' in the catalogue: did you mean"),
+        (("--only", "no/such/file.txt"), "Nor is there a file of this name."),
+        (("--available", "missing.txt"), "missing.txt can't be read"),
+    ],
+)
+def test_a_filter_of_nothing_is_explained(site, options, said):
+    for verb in (("trm", "recommend", site.trained / "trm"), ("explore", "--item", "i20")):
+        result = site(*verb, *options)
+        assert result.code == 2
+        assert said in result.err
+        assert "Traceback" not in result.err
 
 
 def test_runs_list_and_show(site, evaluated):

@@ -80,7 +80,8 @@ class RecordingRetriever(Retriever):
         hits = []
         for query in queries:
             excluded = self.never.union(query.exclude)
-            allowed = [ItemIdx(i) for i in range(self.n_items) if i not in excluded]
+            included = range(self.n_items) if query.include is None else query.include
+            allowed = [ItemIdx(i) for i in range(self.n_items) if i in included and i not in excluded]
             hits.append([Hit(item, 1 / (1 + item)) for item in allowed[:k]])
         self.answers += hits
         return hits

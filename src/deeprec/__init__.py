@@ -16,6 +16,7 @@ _MODULES = {
     "ExploreConfig": "deeprec.config",
     "Explorer": "deeprec.explore.explorer",
     "Hit": "deeprec.retrieval.retriever",
+    "ItemFilter": "deeprec.data.filters",
     "Policy": "deeprec.explore.policy",
     "Query": "deeprec.retrieval.retriever",
     "Report": "deeprec.evaluation.report",

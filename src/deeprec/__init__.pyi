@@ -5,6 +5,7 @@ from deeprec.config import load_config as load_config
 from deeprec.data.catalog import Catalog as Catalog
 from deeprec.data.dataset import Dataset as Dataset
 from deeprec.data.dataset import Task as Task
+from deeprec.data.filters import ItemFilter as ItemFilter
 from deeprec.data.sources import load_dataset as load_dataset
 from deeprec.data.sources import load_items as load_items
 from deeprec.errors import DeepRecError as DeepRecError

@@ -24,6 +24,7 @@ from dataclasses import replace
 import numpy as np
 
 from deeprec.data.catalog import ItemIdx
+from deeprec.data.item_set import ItemSet
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Chunk, Constraint, Finish, Policy, PromptDefaults, Request
 from deeprec.explore.protocol import ANSWER, END_ANSWER
@@ -42,7 +43,7 @@ class RetrieverContract:
         queries = _queries(n_items)
         for k in (1, 5, n_items, n_items + 7):
             counts = [len(hits) for hits in retriever.retrieve(queries, k)]
-            wanted = [min(k, n_items - len(set(query.exclude))) for query in queries]
+            wanted = [min(k, len(_allowed(query, n_items))) for query in queries]
             assert counts == wanted, f"k={k}: {counts} hits instead of {wanted}"
 
     def test_gives_the_best_first(self, retriever: Retriever, n_items: int) -> None:
@@ -60,8 +61,24 @@ class RetrieverContract:
         queries = _queries(n_items)
         for query, hits in zip(queries, retriever.retrieve(queries, n_items), strict=True):
             items = {hit.item for hit in hits}
-            assert not items & set(query.exclude)
+            assert items <= _allowed(query, n_items)
             assert len(items) == len(hits)
+
+    def test_gives_the_best_of_what_is_included(self, retriever: Retriever, n_items: int) -> None:
+        """As if it had ranked everything and then left out the others."""
+        history, some = _items(2, 5), frozenset(_items(*range(1, n_items, 2)))
+        everything = retriever.retrieve([Query(history, "drama")], n_items)[0]
+        hits, fewer, none = retriever.retrieve(
+            [
+                Query(history, "drama", include=some),
+                Query(history, "drama", frozenset(_items(1, 2)), include=some),
+                Query(history, "drama", include=()),
+            ],
+            n_items,
+        )
+        _assert_same(hits, [hit for hit in everything if hit.item in some])
+        assert [hit.item for hit in fewer] == [hit.item for hit in hits if hit.item != 1]
+        assert none == []
 
     def test_gives_valid_plain_numbers(self, retriever: Retriever, n_items: int) -> None:
         for hit in (hit for hits in retriever.retrieve(_queries(n_items), 5) for hit in hits):
@@ -95,8 +112,19 @@ class RetrieverContract:
             _assert_same(hits, answers[0])
             assert not {hit.item for hit in hits} & set(some)
 
+    def test_any_collection_can_be_included(self, retriever: Retriever, n_items: int) -> None:
+        history, some = _items(0, 1), _items(5, 0, 1, 6)
+        collections: list[Collection[ItemIdx]] = [
+            frozenset(some), set(some), list(some), some * 2, dict.fromkeys(some), ItemSet.of(some)
+        ]  # fmt: skip
+        answers = [retriever.retrieve([Query(history, include=include)], 5)[0] for include in collections]
+        for hits in answers:
+            _assert_same(hits, answers[0])
+            assert {hit.item for hit in hits} == set(some)
+
     def test_the_query_is_not_changed(self, retriever: Retriever, n_items: int) -> None:
         queries = [Query(_items(0, 1, 2), "drama", set(_items(0, 1, 2))), Query(_items(3), "", list(_items(3)))]
+        queries.append(Query(_items(3), "", include=list(_items(5, 4, 4))))
         before = copy.deepcopy(queries)
         retriever.retrieve(queries, 5)
         assert queries == before
@@ -329,4 +357,12 @@ def _queries(n_items: int) -> list[Query]:
         Query((), "something that no item is like"),
         Query(everything * 2, "war", frozenset(everything[2:])),
         Query(everything[:5], exclude=frozenset(everything)),
+        Query(_items(0, 1), "war", frozenset(_items(0, 1)), include=frozenset(everything[1:-1])),
+        Query((), include=_items(n_items - 1, 4)),
+        Query(_items(4), "drama", frozenset(_items(4)), include=_items(4)),
     ]
+
+
+def _allowed(query: Query, n_items: int) -> set[int]:
+    """The items that may come back."""
+    return set(range(n_items) if query.include is None else query.include) - set(query.exclude)

@@ -76,7 +76,8 @@ class IndexRetriever(Retriever):
         seeds = [[len(query.history), *query.history[-3:], *query.preference.encode()] for query in queries]
         vectors = [np.random.default_rng(seed).normal(size=self.index.width) for seed in seeds]
         vectors_QD = np.array(vectors, dtype=np.float32).reshape(len(queries), self.index.width)
-        return self.index.search(vectors_QD, k, [query.exclude for query in queries])
+        excluded, included = [query.exclude for query in queries], [query.include for query in queries]
+        return self.index.search(vectors_QD, k, excluded, included)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -163,6 +163,51 @@ def test_an_exploration_keeps_its_history_when_another_is_chosen(page: Page, sit
     expect(page.locator("#history li")).to_have_count(len(seen) - 1)
 
 
+def ranked(page: Page) -> list[int]:
+    """Numbers of the ranked films, ascending."""
+    titles = page.locator(".ranked-items li span:first-child").all_inner_texts()
+    return sorted(int(title.split()[1]) for title in titles)
+
+
+def test_a_filter_is_chosen_shown_and_removed(page: Page, tmp_path: Path) -> None:
+    """Film i is of genre i mod 5 and of 1970 + i."""
+    button, chips = page.get_by_role("button", name="Explore", exact=True), page.locator("#chips button")
+    expect(page.get_by_label("a brand")).to_be_hidden()  # no item has one
+    page.get_by_label("a category").select_option("Horror")
+    page.get_by_label("a category").select_option("War")
+    page.get_by_label("from year").fill("1999")
+    page.get_by_role("button", name="Add years").click()
+    expect(chips).to_have_text(["Horror ×", "War ×", "1999–2009 ×"])
+    _see_that_all_can_use(page)
+    if "DEEPREC_SCREENSHOTS" in os.environ:
+        page.screenshot(path=Path(os.environ["DEEPREC_SCREENSHOTS"]) / "filter.png")
+    button.click()
+    expect(page.locator(".card.ranking")).to_be_visible()
+    history = page.locator("#history li span").all_inner_texts()
+    left = [i for i in range(29, 40) if i % 5 in (2, 4) and f"Film {i} ({1970 + i})" not in history]
+    assert ranked(page) == left
+    page.get_by_role("button", name="Remove War").click()
+    expect(chips).to_have_text(["Horror ×", "1999–2009 ×"])
+    page.get_by_role("button", name="Edit call 1").click()  # of the exploration with its own filter
+    page.get_by_label("Preference (phrases separated by ;)").fill("Horror")
+    page.get_by_role("button", name="Explore from here").click()
+    expect(turns(page).first.locator(".preference")).to_have_text("Preference: Horror")
+    expect(page.locator(".card.ranking")).to_be_visible()
+    assert ranked(page) == left
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    download.value.save_as(kept := tmp_path / "exploration.json")
+    button.click()
+    expect(page.locator(".ranked-items li")).to_have_count(len([i for i in left if i % 5 == 2]))
+    for name in ("Remove Horror", "Remove 1999–2009"):
+        page.get_by_role("button", name=name).click()
+    expect(chips).to_have_count(0)
+    button.click()
+    expect(page.locator(".ranked-items li")).to_have_count(10)
+    page.locator("#replay").set_input_files(kept)
+    expect(chips).to_have_text(["Horror ×", "War ×", "1999–2009 ×"])
+
+
 def test_policies_are_compared_side_by_side(page: Page) -> None:
     page.get_by_role("checkbox", name="trm-alone").check()
     page.get_by_role("button", name="Explore", exact=True).click()

@@ -23,6 +23,8 @@ import processes
 from deeprec.config import TRMConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Sequences
+from deeprec.data.filters import ItemFilter
+from deeprec.data.item_set import ItemSet
 from deeprec.errors import DeepRecError
 from deeprec.retrieval.baselines import PopularityRetriever
 from deeprec.retrieval.cooccurrence import WINDOW, CoOccurrence
@@ -288,6 +290,38 @@ def test_answers_are_the_best_of_all_scores(dataset, trm, weight, kind):
         np.testing.assert_allclose(scores_I[[hit.item for hit in hits]], [hit.score for hit in hits], atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_under_a_filter_answers_are_the_best_of_its_scores(dataset, trm, kind, shared):
+    """No item that is left out comes in by its co-occurrence or its words, and ranks count none of them."""
+    if kind == "hnsw":
+        pytest.importorskip("faiss")
+    trm_ = TRM(trm.model, trm.catalog, trm.encoder, trm.config.model_copy(update={"index": kind}), trm.cooccurrence)
+    rng = np.random.default_rng(0)
+    one = ItemSet.of(rng.choice(40, 20, replace=False))
+    queries = [
+        Query(
+            task.history,
+            preference,
+            frozenset(task.history[:4]),
+            include=one if shared else frozenset(rng.choice(40, rng.integers(30), replace=False).tolist()),
+        )
+        for task in dataset.tasks("test")[:30]
+        for preference in ("", "War; film 31")
+    ]
+    queries[7] = dataclasses.replace(queries[7], include=None)
+    scores_QI = trm_.scores(queries)
+    targets = rng.integers(40, size=len(queries))
+    ranks = trm_.ranks(queries, targets).tolist()
+    for query, scores_I, hits, rank, target in zip(
+        queries, scores_QI, trm_.retrieve(queries, 40), ranks, targets.tolist(), strict=True
+    ):
+        allowed = set(range(40) if query.include is None else query.include) - query.exclude
+        assert {hit.item for hit in hits} == allowed
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores_I[list(allowed)])[::-1], atol=1e-4)
+        assert rank == (sum(scores_I[i] > scores_I[target] for i in allowed) if target in allowed else -1)
+
+
 # Recommendations for many users
 
 
@@ -376,6 +410,23 @@ def test_recommend_applies_the_preference(trm):
     assert not table.equals(trm.recommend(histories, k=5))
     default = trm.recommend(histories, k=5, preference="Horror")
     assert default.equals(trm.recommend(histories, k=5, preference="Horror", preference_weight=0.75))
+
+
+def test_recommend_takes_a_filter(trm):
+    history = items(3, 8, 21)
+    wanted = ItemFilter(categories=["war"], years=(1980, 2009))  # Film 14, 19, 24, 29, 34, 39
+    table = trm.recommend([history, items(14)], k=10, filter=wanted)
+    allowed = items(14, 19, 24, 29, 34, 39)
+    expected = [
+        [f"i{hit.item}" for hit in hits]
+        for hits in trm.retrieve(
+            [Query(history, exclude=history, include=allowed), Query(items(14), exclude=items(14), include=allowed)], 10
+        )
+    ]
+    assert [table.filter(pl.col("user") == user)["item"].to_list() for user in "01"] == expected
+    assert [len(found) for found in expected] == [6, 5]
+    with pytest.raises(DeepRecError, match="No item has the category 'Wars': did you mean 'War'"):
+        trm.recommend([history], filter=ItemFilter(["Wars"]))
 
 
 def test_recommend_reports_progress_by_batch(trm):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deeprec.cli.filters import FilterOptions
 from deeprec.cli.options import Items, Options, SavedTRM, User
 from deeprec.errors import DeepRecError
 
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
     from deeprec.trm.trm import TRM
 
 
-def explore(options: Options, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
+def explore(
+    options: Options, filters: FilterOptions, user: User = None, item: Items = None, trm: SavedTRM = None
+) -> None:
     """Watch one user's whole exploration, live as it is written."""
-    view, task = _prepare(options, user, item, trm)
+    view, task = _prepare(options, user, item, trm, filters)
     from deeprec.policies.loading import load_policy
 
     view.watch(load_policy(view.config, offline=options.offline), task)
 
 
-def play(options: Options, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
+def play(options: Options, filters: FilterOptions, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
-    view, task = _prepare(options, user, item, trm)
+    view, task = _prepare(options, user, item, trm, filters)
     from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
@@ -53,13 +56,16 @@ def play(options: Options, user: User = None, item: Items = None, trm: SavedTRM 
     view.show(view.explorer(ScriptedPolicy(limits.answer_size)).run([task])[0])
 
 
-def _prepare(options: Options, user: str | None, titles: list[str] | None, saved: Path | None) -> tuple[View, Task]:
+def _prepare(
+    options: Options, user: str | None, titles: list[str] | None, saved: Path | None, filters: FilterOptions
+) -> tuple[View, Task]:
     config = options.config()
     dataset = options.dataset(config)
     trm = options.trm(dataset, config, saved)[0] if saved else None
     catalog = trm.catalog if trm else dataset.catalog  # a saved TRM may have more items
     # The task comes before a TRM is trained, which takes a while.
     task = pick_task(dataset, config.eval, user, catalog.history(titles or ()))
+    task = replace(task, include=filters.allowed(catalog))
     return View(dataset, trm or options.trm(dataset, config)[0], config, options.console), task
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,21 +99,27 @@ class Options:
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function of `Options` and of its own parameters as a command that has the shared options too."""
+    """Register a function as a command. The fields of a parameter that is a dataclass, as `Options`, become options,
+    after the function's own."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        _, *own = inspect.signature(function, eval_str=True).parameters.values()
-        shared = inspect.signature(Options, eval_str=True).parameters
+        asked = inspect.signature(function, eval_str=True).parameters
+        groups: dict[str, Any] = {
+            name: each.annotation for name, each in asked.items() if is_dataclass(each.annotation)
+        }
+        fields = {name: inspect.signature(kind, eval_str=True).parameters for name, kind in groups.items()}
+        own = [each for name, each in asked.items() if name not in groups]
+        shared = [each for name in reversed(groups) for each in fields[name].values()]
 
         def run(**given: Any) -> None:
             from deeprec.assets import downloads
             from deeprec.cli.console import download_bar
 
             downloads.progress = download_bar
-            options = Options(**{key: given.pop(key) for key in shared})
-            function(options, **given)
+            options = {name: kind(**{key: given.pop(key) for key in fields[name]}) for name, kind in groups.items()}
+            function(**options, **given)
 
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared.values())]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         app.command(name, help=function.__doc__)(run)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from deeprec.cli.filters import FilterOptions
 from deeprec.cli.options import Items, Options, command
 
 app = typer.Typer(no_args_is_help=True, help="The preference-aware recommender.")
@@ -57,6 +58,7 @@ def update(
 @command(app, "recommend")
 def recommend(
     options: Options,
+    filters: FilterOptions,
     folder: Annotated[Path, typer.Argument(help="Folder of a trained TRM, as `deeprec trm train` names it.")],
     item: Items = None,
     preference: Annotated[str, typer.Option(help='What to look for, as in "Comedy; 1990s".')] = "",
@@ -73,7 +75,8 @@ def recommend(
     weight = first_weight(config.explore.preference_weight)
     trm = TRM.load(folder, offline=options.offline)
     catalog = trm.catalog
-    task = Task.new(catalog.history(item or []), excludes_history(config.serve.exclude, trm.exclude_history))
+    excludes = excludes_history(config.serve.exclude, trm.exclude_history)
+    task = Task.new(catalog.history(item or []), excludes, filters.allowed(catalog))
     hits = trm.retrieve(queries_of([task], [preference], weight), k)[0]
     rows = (
         (str(rank), catalog.ids[i], catalog.titles[i], ", ".join(catalog.categories[i]), f"{score:.3f}")

@@ -108,7 +108,7 @@ class Catalog:
     def index(self, item: ItemId) -> ItemIdx:
         """The position of an item; DeepRecError if none has this id."""
         if item not in self._positions:
-            raise _no_item("id", item, _close(item, self.ids))
+            raise _no_item("id", item, close_names(item, self.ids))
         return self._positions[item]
 
     def resolve(self, text: str, within: Collection[ItemIdx] | None = None) -> Resolution:
@@ -137,8 +137,10 @@ class Catalog:
 
         DeepRecError if it is neither, or the title of several items; the message suggests others.
         """
+        if id_first and (item := self._positions.get(ItemId(name))) is not None:
+            return item  # without a look at the titles: a filter may name many thousands
         found = [self.resolve(name).item, self._positions.get(ItemId(name))]
-        for item in reversed(found) if id_first else found:
+        for item in found:
             if item is not None:
                 return item
         same = self.namesakes(name) or self._by_yearless.get(normalise_title(name), ())
@@ -146,8 +148,8 @@ class Catalog:
             ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
             raise DeepRecError(f"{name!r} is the title of {len(same)} items: give the id of one, as {ids}.")
         known = self._by_yearless | self._by_title
-        meant = dict.fromkeys(self.titles[known[key][0]] for key in _close(normalise_title(name), known))
-        raise _no_item("title or id", name, meant)
+        meant = dict.fromkeys(self.titles[known[key][0]] for key in close_names(normalise_title(name), known))
+        raise _no_item("title or id", name, meant or close_names(name, self.ids))
 
     def history(self, names: Sequence[str | int]) -> tuple[ItemIdx, ...]:
         """The items of a history given as titles, ids or positions; DeepRecError as `find`."""
@@ -156,6 +158,10 @@ class Catalog:
         if wrong := [name for name in names if not isinstance(name, str) and not 0 <= name < len(self)]:
             raise DeepRecError(f"There is no item at position {wrong[0]}: the catalogue has 0 to {len(self) - 1}.")
         return tuple(self.find(name) if isinstance(name, str) else ItemIdx(int(name)) for name in names)
+
+    def known(self, ids: Iterable[str]) -> list[ItemIdx]:
+        """The positions of the ids that the catalogue has."""
+        return [self._positions[ItemId(item)] for item in ids if item in self._positions]
 
     def phrases(self, item: ItemIdx) -> tuple[str, ...]:
         """Short preferences that the item's own text supports: its categories, its decade, its brand.
@@ -301,7 +307,7 @@ def _no_item(what: str, name: str, meant: Collection[str]) -> DeepRecError:
     return DeepRecError(f"There is no item with the {what} {name!r} in the catalogue: {hint}")
 
 
-def _close(name: str, known: Iterable[str]) -> list[str]:
+def close_names(name: str, known: Iterable[str]) -> list[str]:
     """Up to three of the known names that are spelt almost like this one; 0.02 s in 100,000 titles."""
     return [found for found, _, _ in process.extract(name, list(known), scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 

@@ -15,6 +15,7 @@ import polars as pl
 
 from deeprec.config import Exclude
 from deeprec.data.catalog import Catalog, ItemIdx, UserId
+from deeprec.data.item_set import ItemSet
 from deeprec.data.report import LoadReport
 from deeprec.errors import DeepRecError
 
@@ -28,18 +29,20 @@ _EARLIEST_DATE = 1e8  # smaller times are counters, not seconds since 1970
 class Task:
     """A user at a moment: recommend what comes next. The target is not in it; `Dataset.targets` has it, by `id`.
 
-    With `exclude_history`, what comes next is an item that the history lacks.
+    With `exclude_history`, what comes next is an item that the history lacks. `include` has the only items that may be
+    recommended; None for all.
     """
 
     id: str
     user: UserId
     history: tuple[ItemIdx, ...]
     exclude_history: bool = True
+    include: ItemSet | None = None
 
     @classmethod
-    def new(cls, history: Sequence[ItemIdx], exclude_history: bool = True) -> Task:
+    def new(cls, history: Sequence[ItemIdx], exclude_history: bool = True, include: ItemSet | None = None) -> Task:
         """Of a user who is not in the data."""
-        return cls("new:you", UserId("you"), tuple(history), exclude_history)
+        return cls("new:you", UserId("you"), tuple(history), exclude_history, include)
 
     @property
     def excluded(self) -> frozenset[ItemIdx]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog, ItemIdx, ResolutionStatus
 from deeprec.data.dataset import Task
+from deeprec.data.item_set import ItemSet
 from deeprec.explore import protocol
 from deeprec.explore.policy import Constraint, Finish, Usage
 from deeprec.explore.protocol import Answer, Call, Fault
@@ -43,6 +44,8 @@ class Environment:
         self._thought = ""
         self._lines: tuple[Line, ...] = ()
         self._shown: set[ItemIdx] = set(task.excluded)
+        if task.include is not None:
+            self._fit_to_filter(len(task.include) - sum(item in task.include for item in self._shown))
 
     def prompt(self) -> str:
         return protocol.prompt(
@@ -54,6 +57,12 @@ class Environment:
             exclude_history=self.task.exclude_history,
         )
 
+    def _fit_to_filter(self, left: int) -> None:
+        """Ask for no more items than the filter leaves; without any, the exploration has ended before it begins."""
+        self.config = self.config.model_copy(update={"answer_size": max(1, min(left, self.config.answer_size))})
+        if not left:
+            self.stop = Stop.ANSWERED
+
     def receive(self, text: str, finish: Finish) -> Query | None:
         parsed = protocol.parse(text, answer_size=self.config.answer_size, after_items=bool(self.turns))
         self._faults += parsed.faults
@@ -61,13 +70,14 @@ class Environment:
             if len(self.turns) < self.config.max_calls:
                 self._call = parsed
                 shown, weight = frozenset(self._shown), self.config.preference_weight
-                return Query(self.task.history, parsed.preference, shown, weight)
+                return Query(self.task.history, parsed.preference, shown, weight, self.task.include)
             self.abort(Stop.CALL_LIMIT)
             return None
         self._thought = parsed.thought
         if isinstance(parsed, Answer):
             pool = [hit.item for turn in self.turns for hit in turn.hits]
-            self._lines = resolve_lines(parsed.titles, self.catalog, pool, self.task.excluded)
+            excluded, include = self.task.excluded, self.task.include
+            self._lines = resolve_lines(parsed.titles, self.catalog, pool, excluded, include)
             self._faults += [line.fault for line in self._lines if line.fault is not None]
             if not self.turns:
                 self._faults.append(Fault.NO_CALL)
@@ -133,9 +143,14 @@ def constraint_of(
 
 
 def resolve_lines(
-    titles: Sequence[str], catalog: Catalog, pool: Sequence[ItemIdx], excluded: Collection[ItemIdx]
+    titles: Sequence[str],
+    catalog: Catalog,
+    pool: Sequence[ItemIdx],
+    excluded: Collection[ItemIdx],
+    include: ItemSet | None = None,
 ) -> tuple[Line, ...]:
-    """Answer titles to items: inside the pool first, then in the catalogue, never by substring.
+    """Answer titles to items: inside the pool first, then among those included, then in the catalogue, never by
+    substring.
 
     Of several retrieved items with one full title, its first line names the one that came back first, its second line
     the next, and so on: copying what the tool showed is no fault.
@@ -145,6 +160,8 @@ def resolve_lines(
     lines = []
     for title in titles:
         match = catalog.resolve(title, retrieved)
+        if include is not None and match.item not in retrieved:
+            match = catalog.resolve(title, include)
         item, fault = match.item, None
         if match.status is ResolutionStatus.AMBIGUOUS:
             namesakes = catalog.namesakes(title)
@@ -155,6 +172,8 @@ def resolve_lines(
             fault = Fault.REPEATED_TITLE
         elif item in excluded:
             fault = Fault.SEEN_TITLE
+        elif include is not None and item not in include:
+            fault = Fault.FILTERED_TITLE
         if item is not None:
             taken[item] += 1
         lines.append(Line(title, item, item in retrieved, fault))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from deeprec.config import ExploreConfig
 from deeprec.data.catalog import Catalog
 from deeprec.data.dataset import Task
+from deeprec.data.filters import ItemFilter, allowed_items
 from deeprec.errors import DeepRecError
 from deeprec.explore.environment import Environment, constraint_of
 from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
@@ -86,19 +87,21 @@ class Explorer:
         history: Sequence[str | int],
         k: int = 10,
         *,
+        filter: ItemFilter | None = None,
         exclude_history: bool | None = None,
         listener: Listener | None = None,
     ) -> Trace:
         """Explore for a user with this history: titles, ids, or positions in the catalogue, oldest first.
 
-        The answer has `k` titles; the trace's `titles` are the ranking. They are none of the history where
-        `exclude_history` says so; default: as the retriever has it. DeepRecError for an unknown item, or k below 1.
+        The answer has `k` titles, or as many as the filter leaves; the trace's `titles` are the ranking. They are none
+        of the history where `exclude_history` says so; default: as the retriever has it. DeepRecError for an unknown
+        item, a filter that no item passes, or k below 1.
         """
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
         config = self._configured.model_copy(update={"answer_size": k})
         excludes = self.retriever.exclude_history if exclude_history is None else exclude_history
-        task = Task.new(self.catalog.history(history), excludes)
+        task = Task.new(self.catalog.history(history), excludes, allowed_items(self.catalog, filter))
         ((_, trace),) = self.stream([task], listener, lambda _: config)
         return trace
 
@@ -154,7 +157,7 @@ class Explorer:
         environment = Environment(task, self.catalog, settings)
         exploration = _InFlight(key, seed_of(settings.seed, task.id, occurrence), environment, listener)
         self._append(exploration, environment.prompt())
-        for segment in forced_prefix:
+        for segment in forced_prefix if not exploration.ended else ():
             self._append(exploration, segment.text)
             query = environment.receive(segment.text, Finish.STOP)
             if query is None:

@@ -101,6 +101,7 @@ class Fault(StrEnum):
     AMBIGUOUS_TITLE = "title of several items"
     REPEATED_TITLE = "title repeated in the answer"
     SEEN_TITLE = "title from the history"
+    FILTERED_TITLE = "title that the filter leaves out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprec.assets.downloads import sha256_of
+from deeprec.data.item_set import ItemSet, contains
 from deeprec.errors import DeepRecError, one_line
-from deeprec.retrieval.retriever import Hit, flatten, rank, shortlist
+from deeprec.retrieval.gathered import GatheredVectors
+from deeprec.retrieval.retriever import Hit, flatten, rank, rows_by_set, shortlist
 from deeprec.retrieval.saving import replacing
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 Vectors = NDArray[np.float32]
 Excluded = Sequence[Collection[int]]
+Included = Sequence[Collection[int] | None]
 
 _VECTORS, _FAISS = "vectors.npy", "faiss.bin"
 _FORMAT_VERSION = 2
 _EXACT_LIMIT = 200_000  # items up to which "auto" compares all
 _SCORES = 1 << 25  # scores that an exact search holds in memory at once
 _PAIRS = 4096  # pairs of a query and an item that are scored at once: they fit in a processor's cache
+_GATHERED_SHARE = 0.25  # of the vectors that may be kept gathered, for filters that come again
+_GATHER_COST = 5  # queries that a vector is compared with in the time that gathering it takes
 _MIN_TRAINING = 256  # one vector for each code of `ivfpq`, which is a byte
 
 
@@ -42,7 +47,8 @@ class Index:
     `exact` compares every item. With `hnsw` (a graph) and `ivfpq` (lists of short codes) FAISS names candidates, which
     lack few or none of the best, and the vectors score them. So every kind gives the same scores: inner products,
     summed in float64 and rounded to float32. A score does not depend on the batch, and equal vectors tie.
-    `faiss.hnsw.efSearch` and `faiss.nprobe`, which are saved with the index, trade time for recall.
+    `faiss.hnsw.efSearch` and `faiss.nprobe`, which are saved with the index, trade time for recall. A query that
+    includes certain items only is compared with all of these, so for it every kind is exact.
     """
 
     kind: Kind
@@ -51,6 +57,10 @@ class Index:
     faiss: Any = None  # FAISS's own index; None for exact search
     refine: int = 4  # candidates that `ivfpq` scores for each hit, since its codes rank coarsely
     mapped: bool = False
+    gathered: GatheredVectors = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gathered = GatheredVectors(int(_GATHERED_SHARE * len(self)))
 
     @classmethod
     def build(cls, vectors_ID: NDArray[np.floating] | Tensor, kind: Kind | Literal["auto"] = "auto") -> Index:
@@ -80,17 +90,36 @@ class Index:
     def width(self) -> int:
         return self.vectors_ID.shape[1]
 
-    def search(self, vectors_QD: NDArray[np.floating] | Tensor, k: int, exclude: Excluded = ()) -> list[list[Hit]]:
+    def search(
+        self, vectors_QD: NDArray[np.floating] | Tensor, k: int, exclude: Excluded = (), include: Included = ()
+    ) -> list[list[Hit]]:
         """For each query (Q, D) at most `k` hits, best first, equal scores by lower index.
 
         Fewer than `k` come back only if there are no more. `exclude` holds, for each query, the items that are not
-        returned. DeepRecError if it has others than the index, or the queries are no finite matrix of the items' width.
+        returned, and `include` the only ones that are, or None. DeepRecError if they have others than the index, or the
+        queries are no finite matrix of the items' width.
         """
         queries_QD = _matrix(vectors_QD, "queries", self.width)
-        exclude = exclude or [()] * len(queries_QD)
-        if (n := len(exclude)) != len(queries_QD):
-            raise DeepRecError(f"{len(queries_QD)} queries came with {n} collections to exclude: give each one.")
-        return self._scan(queries_QD, k, exclude) if self.faiss is None else self._approximate(queries_QD, k, exclude)
+        exclude, include = exclude or [()] * len(queries_QD), include or [None] * len(queries_QD)
+        for n, what in ((len(exclude), "exclude"), (len(include), "include")):
+            if n != len(queries_QD):
+                raise DeepRecError(f"{len(queries_QD)} queries came with {n} collections to {what}: give each one.")
+        hits: dict[int, list[Hit]] = {}
+        whole: dict[int, ItemSet] = {}  # by row: sets that are not worth gathering
+        for among, rows in rows_by_set(include):
+            batch = queries_QD[rows], k, [exclude[row] for row in rows]
+            if among is None:
+                found = self._scan(*batch) if self.faiss is None else self._approximate(*batch)
+            elif self._is_worth_gathering(among.within(len(self)), len(rows)):
+                found = self._scan(*batch, among)
+            else:
+                whole |= dict.fromkeys(rows, among)
+                continue
+            hits |= zip(rows, found, strict=True)
+        rows = list(whole)
+        found = self._scan_whole(queries_QD[rows], k, [exclude[row] for row in rows], list(whole.values()))
+        hits |= zip(rows, found, strict=True)
+        return [hits[row] for row in range(len(queries_QD))]
 
     def add(self, vectors_ND: NDArray[np.floating] | Tensor) -> None:
         """Append items after the known ones. It copies all vectors, so add many at once.
@@ -106,6 +135,7 @@ class Index:
             self.faiss.add(vectors_ND)
         self.vectors_ID = np.concatenate([self.vectors_ID, vectors_ND])
         self.max_norm, self.mapped = max(self.max_norm, _max_norm(vectors_ND)), False
+        self.gathered.clear()
 
     def save(self, folder: Path) -> None:
         """Write the index into a folder of its own and replace one that is there; errors as in `replacing`."""
@@ -160,20 +190,47 @@ class Index:
                 raise ValueError(f"{found} in {_FAISS} instead of {shape}")
         return cls(kind, vectors_ID, float(record["max_norm"]), index, int(record["refine"]), mapped=True)
 
-    def _scan(self, queries_QD: Vectors, k: int, exclude: Excluded) -> list[list[Hit]]:
-        """Compare every item in float32, then score all that may be among the best in exact arithmetic."""
+    def _scan(self, queries_QD: Vectors, k: int, exclude: Excluded, among: ItemSet | None = None) -> list[list[Hit]]:
+        """Compare every item, or every one of a set."""
+        vectors_ND = torch.from_numpy(self.vectors_ID) if among is None else self.gathered.of(among, self.vectors_ID)
+        hits: list[list[Hit]] = []
+        for batch in _batches(len(queries_QD), len(vectors_ND)):
+            scores_QN = (torch.from_numpy(queries_QD[batch]) @ vectors_ND.T).numpy()
+            hits += self._best(scores_QN, queries_QD[batch], k, exclude[batch], among)
+        return hits
+
+    def _is_worth_gathering(self, among: ItemSet, n_queries: int) -> bool:
+        """Whether so many queries compare with a set sooner than with all items."""
+        cost = n_queries if self.gathered.holds(among) else n_queries + _GATHER_COST
+        return len(among) * cost <= len(self) * n_queries
+
+    def _scan_whole(
+        self, queries_QD: Vectors, k: int, exclude: Excluded, include: Sequence[ItemSet]
+    ) -> list[list[Hit]]:
+        """Compare every item, and look at those of each query's own set."""
+        hits: list[list[Hit]] = []
+        for batch in _batches(len(queries_QD), len(self)):
+            scores_QI = (torch.from_numpy(queries_QD[batch]) @ torch.from_numpy(self.vectors_ID).T).numpy()
+            for row in range(batch.start, batch.start + len(scores_QI)):
+                one, scores_I = slice(row, row + 1), scores_QI[row - batch.start]
+                hits += self._best(scores_I[None, include[row].items_N], queries_QD[one], k, exclude[one], include[row])
+        return hits
+
+    def _best(
+        self, scores_QN: Vectors, queries_QD: Vectors, k: int, exclude: Excluded, among: ItemSet | None
+    ) -> list[list[Hit]]:
+        """Hits by float32 scores of all items or those of a set: exact arithmetic scores all that may be the best."""
         # |error| <= D u |query| |item| for a float32 sum in any order; twice for two scores, and twice to be safe.
         margin_Q = 4 * self.width * 2.0**-24 * self.max_norm * np.linalg.norm(queries_QD, axis=1)
-        items_ID = torch.from_numpy(self.vectors_ID)
-        hits: list[list[Hit]] = []
-        step = max(_SCORES // len(self), 1)
-        for start in range(0, len(queries_QD), step):
-            batch = slice(start, start + step)
-            scores_QI: NDArray[np.float32] = (torch.from_numpy(queries_QD[batch]) @ items_ID.T).numpy()
-            scores_QI[self._excluded(exclude[batch])] = -np.inf
-            rows_N, items_N = shortlist(scores_QI, k, margin_Q[batch])
-            hits += rank(len(scores_QI), rows_N, items_N, self.inner(queries_QD[batch], rows_N, items_N), k)
-        return hits
+        rows_E, items_E = self._excluded(exclude)
+        if among is not None:
+            there_E = among.contains(items_E)
+            rows_E, items_E = rows_E[there_E], np.searchsorted(among.items_N, items_E[there_E])
+        scores_QN[rows_E, items_E] = -np.inf
+        rows_N, items_N = shortlist(scores_QN, k, margin_Q)
+        if among is not None:
+            items_N = among.items_N[items_N]
+        return rank(len(queries_QD), rows_N, items_N, self.inner(queries_QD, rows_N, items_N), k)
 
     def _approximate(self, queries_QD: Vectors, k: int, exclude: Excluded) -> list[list[Hit]]:
         """Fetch candidates from FAISS, four times as many while there are too few hits, at last compare every item."""
@@ -224,12 +281,10 @@ class Index:
         return rows_N, items_N
 
 
-def contains(sorted_M: NDArray[np.int64], keys_N: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which keys are among the sorted numbers; five times as fast as `np.isin`."""
-    positions_N = np.searchsorted(sorted_M, keys_N)
-    found_N: NDArray[np.bool_] = positions_N < sorted_M.size
-    found_N[found_N] = sorted_M[positions_N[found_N]] == keys_N[found_N]
-    return found_N
+def _batches(n_queries: int, n_items: int) -> Iterator[slice]:
+    """Queries that are compared with so many items at once."""
+    step = max(_SCORES // max(n_items, 1), 1)
+    return (slice(start, start + step) for start in range(0, n_queries, step))
 
 
 def _matrix(vectors: NDArray[np.floating] | Tensor, what: str, width: int | None = None) -> Vectors:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Task
+from deeprec.data.item_set import ItemSet
 from deeprec.errors import DeepRecError
 
 
@@ -27,12 +28,15 @@ class Query:
         preference: what to look for, in words: phrases separated by `;`. Empty for none.
         exclude: items that must not be returned (usually the history and what was shown already).
         preference_weight: how far the preference moves the ranking, from 0 (not at all) to 1 (as in training).
+        include: the only items that may be returned, but for those of `exclude`; None for all. `allowed_items`
+            makes it from a filter. An `ItemSet` is quickest.
     """
 
     history: tuple[ItemIdx, ...]
     preference: str = ""
     exclude: Collection[ItemIdx] = frozenset()
     preference_weight: float = DEFAULT_PREFERENCE_WEIGHT
+    include: Collection[ItemIdx] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.preference_weight <= 1:
@@ -42,9 +46,9 @@ class Query:
 def queries_of(
     tasks: Sequence[Task], preferences: Iterable[str] | None = None, weight: float = DEFAULT_PREFERENCE_WEIGHT
 ) -> list[Query]:
-    """A query for each task that excludes what the task does, with the task's preference where there are any."""
+    """A query for each task, with its filter and what it excludes, and with its preference where there are any."""
     pairs = zip(tasks, [""] * len(tasks) if preferences is None else preferences, strict=True)
-    return [Query(task.history, text, task.excluded, weight) for task, text in pairs]
+    return [Query(task.history, text, task.excluded, weight, task.include) for task, text in pairs]
 
 
 def phrases_of(preference: str) -> list[str]:
@@ -75,18 +79,38 @@ class Retriever(Protocol):
 
     @abstractmethod
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        """For each query at most `k` hits, best first, none excluded and none twice.
+        """For each query at most `k` hits, best first, none excluded, all included and none twice.
 
-        Fewer than `k` come back only where the catalogue has no more. An answer does not depend on the other queries.
+        Fewer than `k` come back only where there are no more. An answer does not depend on the other queries.
         """
         ...
 
 
 def top_hits(scores_BI: NDArray[np.floating], queries: Sequence[Query], k: int) -> list[list[Hit]]:
-    """The `k` best items of each query but the excluded ones, equal scores by lower index. Overwrites scores."""
-    scores_BI[flatten([query.exclude for query in queries])] = -np.inf
+    """The `k` best items of each query that may come back, equal scores by lower index. Overwrites scores."""
+    forbid(scores_BI, queries)
     rows_N, items_N = shortlist(scores_BI, k)
     return rank(len(queries), rows_N, items_N, scores_BI[rows_N, items_N], k)
+
+
+def forbid(scores_BI: NDArray[np.floating], queries: Sequence[Query]) -> None:
+    """Set the scores of the items that must not come back to minus infinity."""
+    n_items = scores_BI.shape[1]
+    for include, rows in rows_by_set([query.include for query in queries]):
+        if include is not None:
+            left_out_I = np.ones(n_items, dtype=np.bool_)
+            left_out_I[include.within(n_items).items_N] = False
+            scores_BI[np.ix_(np.array(rows), left_out_I)] = -np.inf
+    scores_BI[flatten([query.exclude for query in queries])] = -np.inf
+
+
+def rows_by_set(include: Sequence[Collection[int] | None]) -> list[tuple[ItemSet | None, list[int]]]:
+    """Each of the collections once as a set, with the rows that share it; None with the rows that have none."""
+    rows: dict[int, list[int]] = {}  # by identity, since a comparison of large sets takes long
+    for row, collection in enumerate(include):
+        rows.setdefault(id(collection), []).append(row)
+    sets = ((include[same[0]], same) for same in rows.values())
+    return [(None if collection is None else ItemSet.of(collection), same) for collection, same in sets]
 
 
 def shortlist(

@@ -103,6 +103,12 @@ def history(
     return schemas.ItemList(items=tuple(map(service.item, service.task(user).history)))
 
 
+@router.get("/filters")
+def filters(service: Served) -> schemas.FilterChoices:
+    """What a filter may name: the most frequent categories and brands, and the first and last year."""
+    return service.filter_choices
+
+
 @router.get("/map")
 def projection(service: Served) -> schemas.Projection:
     """All items in two dimensions; items that the TRM finds similar lie near each other."""

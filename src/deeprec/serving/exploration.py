@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import count
 
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +36,7 @@ class Exploration:
         self.policy = body.policy or service.policies()[0]
         if self.policy not in service.policies():
             raise DeepRecError(f"There is no policy {self.policy!r}: there are {', '.join(service.policies())}.")
-        self.task = service.task(body.user, body.history)
+        self.task = replace(service.task(body.user, body.history), include=service.allowed(body.filter))
         allowed = service.explore.max_calls
         calls, given = min(body.max_calls or allowed, allowed), len(body.calls)
         if given > calls:
@@ -107,4 +108,4 @@ class Exploration:
 
     async def _ranking(self, trace: Trace) -> schemas.Ranking:
         seconds = time.perf_counter() - self._started
-        return await run_in_threadpool(self.service.ranking, trace, self.body.k, seconds)
+        return await run_in_threadpool(self.service.ranking, trace, self.body.k, seconds, self.task.include)

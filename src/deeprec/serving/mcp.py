@@ -16,7 +16,7 @@ from deeprec.data.catalog import ItemId
 from deeprec.errors import DeepRecError, reason
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration
-from deeprec.serving.schemas import MAX_HISTORY, History, ListSize, Name, Plain, User
+from deeprec.serving.schemas import MAX_HISTORY, Filtered, History, ListSize, Name, Plain, User
 from deeprec.serving.service import Service
 
 _INSTRUCTIONS = (
@@ -38,9 +38,10 @@ def create_mcp(service: Service) -> MCPServer:
         user: User = None,
         k: ListSize = 10,
         exclude: Annotated[tuple[Name, ...], Field(max_length=MAX_HISTORY, description="items to leave out")] = (),
+        filter: Filtered = None,
     ) -> schemas.ScoredItemList:
         with _tool_errors():
-            body = schemas.RetrieveQuery(history=history, preference=preference, exclude=exclude)
+            body = schemas.RetrieveQuery(history=history, preference=preference, exclude=exclude, filter=filter)
             query = await run_in_threadpool(service.query, body, user)
             (hits,) = await service.batcher.retrieve([query], k)
         return schemas.ScoredItemList(items=service.scored(hits))
@@ -62,9 +63,12 @@ def create_mcp(service: Service) -> MCPServer:
         k: ListSize = 10,
         policy: Annotated[Name | None, Field(description="who explores; default: the first")] = None,
         max_calls: Annotated[int | None, Field(ge=1, le=20)] = None,
+        filter: Filtered = None,
     ) -> schemas.RecommendResponse:
         with _tool_errors():
-            body = schemas.RecommendRequest(history=history, user=user, k=k, policy=policy, max_calls=max_calls)
+            body = schemas.RecommendRequest(
+                history=history, user=user, k=k, policy=policy, max_calls=max_calls, filter=filter
+            )
             exploration = await run_in_threadpool(Exploration, service, body)
             exploration.begin()
         # Clients of the protocol before 2026 do not say that they leave: their connection does.

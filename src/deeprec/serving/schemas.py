@@ -11,6 +11,8 @@ from deeprec.explore.policy import Usage
 
 MAX_HISTORY = 500  # items of a history
 MAX_CHARACTERS = 500  # characters of a title, an id or a preference
+MAX_NAMES = 100  # categories or brands of a filter
+MAX_IDS = 10_000  # ids of a filter
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: control, format, surrogate, private, unassigned, line and paragraph separator."""
@@ -19,6 +21,7 @@ _FILMS: list[JsonValue] = ["Toy Story (1995)", "Fargo (1996)"]  # of MovieLens, 
 _RECOMMEND_EXAMPLES: list[JsonValue] = [
     {"history": _FILMS, "k": 5},
     {"user": "1", "max_calls": 2},
+    {"user": "1", "filter": {"categories": ["Comedy"], "years": [1990, 1999]}},
     {"history": _FILMS, "calls": [{"preference": "Horror; 1970s"}], "stream": True},
 ]
 _QUERIES: JsonValue = [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}]
@@ -77,6 +80,24 @@ class ForcedCall(_Request):
         return self
 
 
+Year = Annotated[int, Field(ge=0, le=9999, strict=True)]
+Names = Annotated[tuple[Name, ...], Field(max_length=MAX_NAMES)]
+
+
+class Filter(_Request):
+    """Which items may come back: those that pass every part that is given."""
+
+    categories: Annotated[Names, Field(description="an item needs one of them")] = ()
+    brands: Annotated[Names, Field(description="an item needs one of them")] = ()
+    years: tuple[Year, Year] | None = Field(None, description="first and last year; an item needs a year")
+    ids: tuple[Name, ...] | None = Field(
+        None, min_length=1, max_length=MAX_IDS, description="the only items that may come back, by id or title"
+    )
+
+
+Filtered = Annotated[Filter | None, Field(description="which items may come back; default: all")]
+
+
 class RecommendRequest(_Request):
     """An exploration for a new user's history, or for a user of the data."""
 
@@ -88,6 +109,7 @@ class RecommendRequest(_Request):
     policy: Name | None = Field(None, description="one of those that /ready names; default: the first")
     max_calls: int | None = Field(None, ge=1, le=20, strict=True, description="budget of calls; at most the server's")
     preference_weight: Weight = None
+    filter: Filtered = None
     calls: tuple[ForcedCall, ...] = Field((), max_length=20, description="first calls, before the policy continues")
     stream: bool = Field(False, strict=True, description="answer with server-sent events: text, turn, ranking")
 
@@ -107,6 +129,7 @@ class RetrieveQuery(_Request):
     preference: Plain = ""
     exclude: tuple[Name, ...] = Field((), max_length=MAX_HISTORY, description="further items to leave out")
     preference_weight: Weight = None
+    filter: Filtered = None
 
 
 class RetrieveRequest(_Request):
@@ -189,6 +212,14 @@ class ItemList(BaseModel):
 
 class ScoredItemList(BaseModel):
     items: tuple[ScoredItem, ...]
+
+
+class FilterChoices(BaseModel):
+    """What a filter may name: the most frequent categories and brands, and the first and last year, if any."""
+
+    categories: tuple[str, ...]
+    brands: tuple[str, ...]
+    years: tuple[int, int] | None
 
 
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]

@@ -21,6 +21,7 @@ from deeprec.policies.adapters import adapter_folder, bare
 from deeprec.policies.loading import load_policy
 from deeprec.policies.scripted import ScriptedPolicy
 from deeprec.serving.api import create_app
+from deeprec.serving.available import AvailableFile
 from deeprec.serving.projection import project
 from deeprec.serving.service import Service
 from deeprec.serving.worker import Worker
@@ -57,10 +58,16 @@ def load_policies(config: Config, *, offline: bool = False) -> dict[str, Policy]
 
 @contextmanager
 def open_service(
-    dataset: Dataset, trm: TRM, folder: Path, config: Config, *, offline: bool = False
+    dataset: Dataset,
+    trm: TRM,
+    folder: Path,
+    config: Config,
+    *,
+    available: AvailableFile | None = None,
+    offline: bool = False,
 ) -> Iterator[Service]:
     """A service with a worker for each policy of the configuration; the workers are closed at the end. `folder` keeps
-    the points of the map."""
+    the points of the map. `available` has the ids of what may be recommended; default: everything."""
     points_I2 = project(trm.index.vectors_ID, folder / "map.safetensors")
     slots, seconds = config.serve.slots, config.serve.seconds
     with ExitStack() as stack:
@@ -69,7 +76,8 @@ def open_service(
             explorer = Explorer(policy, trm, config=config.explore)
             worker = Worker(explorer, slots=slots, queue=QUEUE_PER_SLOT * slots, seconds=seconds)
             workers[name] = stack.enter_context(closing(worker))
-        yield Service(dataset, trm, workers, config.explore, points_I2, exclude=config.serve.exclude)
+        exclude = config.serve.exclude
+        yield Service(dataset, trm, workers, config.explore, points_I2, available=available, exclude=exclude)
 
 
 def listen(service: Service, listener: socket.socket, token: str | None, say: Callable[[str], None]) -> None:

@@ -15,17 +15,21 @@ from rapidfuzz import fuzz, process, utils
 from deeprec.config import Exclude, ExploreConfig
 from deeprec.data.catalog import Catalog, ItemId, ItemIdx
 from deeprec.data.dataset import Dataset, Task, excludes_history
+from deeprec.data.filters import ItemFilter, allowed_items, attributes_of
+from deeprec.data.item_set import ItemSet
 from deeprec.errors import DeepRecError
 from deeprec.explore.settings import first_weight
 from deeprec.explore.trace import Origin, Trace
 from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
+from deeprec.serving.available import AvailableFile
 from deeprec.serving.batcher import Batcher
 from deeprec.serving.worker import FAILED, TIMED_OUT, Worker
 
 _LOG = logging.getLogger("deeprec.serving")
 TRM_ALONE = "trm-alone"  # the policy that asks the TRM once, without a preference
 _MIN_SIMILARITY = 60  # of a title to a search, out of 100
+_CHOICES = 500  # categories, and brands, that are offered for a filter
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Service:
         explore: limits of an exploration. A request may ask for fewer calls and for another preference weight.
         points_I2: the items' points on the map, in the unit square.
         max_queries: queries that may wait for the retriever; more are refused.
+        available: what may be recommended at all; None for everything.
         exclude: items that are not recommended; default: as the data have it.
     """
 
@@ -46,6 +51,7 @@ class Service:
     explore: ExploreConfig
     points_I2: NDArray[np.float32]
     max_queries: int = 1024
+    available: AvailableFile | None = None
     exclude: Exclude | None = None
 
     @cached_property
@@ -79,6 +85,17 @@ class Service:
     def users(self, n: int) -> list[str]:
         return list(self._tasks)[:n]
 
+    @cached_property
+    def filter_choices(self) -> schemas.FilterChoices:
+        attributes = attributes_of(self.catalog)
+        categories, brands = (group.names[:_CHOICES] for group in (attributes.categories, attributes.brands))
+        return schemas.FilterChoices(categories=categories, brands=brands, years=attributes.years)
+
+    def allowed(self, body: schemas.Filter | None) -> ItemSet | None:
+        """The items that pass the filter and are available, None for all; errors as `allowed_items`."""
+        available = None if self.available is None else self.available.ids()
+        return allowed_items(self.catalog, ItemFilter(**(body.model_dump() if body else {}), available=available))
+
     def task(self, user: str | None, history: Sequence[str] = ()) -> Task:
         """That of a user of the data or, for None, of a new one with these ids and titles; DeepRecError if unknown."""
         if user is None:
@@ -99,7 +116,7 @@ class Service:
         task = self.task(user, body.history)
         exclude = task.excluded.union(self._find(body.exclude))
         weight = first_weight(body.preference_weight, self.explore.preference_weight)
-        return Query(task.history, body.preference, exclude, weight)
+        return Query(task.history, body.preference, exclude, weight, self.allowed(body.filter))
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
         """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""
@@ -129,15 +146,16 @@ class Service:
     def scored(self, hits: Sequence[Hit]) -> tuple[schemas.ScoredItem, ...]:
         return tuple(schemas.ScoredItem(**self._fields(hit.item), score=hit.score) for hit in hits)
 
-    def ranking(self, trace: Trace, k: int, seconds: float) -> schemas.Ranking:
-        """The ranking with fallback, extended to `k` items by other retrieved ones, then by the TRM alone."""
+    def ranking(self, trace: Trace, k: int, seconds: float, include: ItemSet | None = None) -> schemas.Ranking:
+        """The ranking with fallback, extended to `k` items by other retrieved ones, then by the TRM alone from the
+        included items."""
         items, origin = trace.ranking, trace.origin
         if origin is Origin.ANSWER and len(items) < k:
             origin = Origin.COMPLETED
         ranked = list(dict.fromkeys((*items, *trace.pool)))[:k]
         if len(ranked) < k:
             excluded = Task.new(trace.history, self.exclude_history).excluded
-            rest = Query(trace.history, exclude=excluded.union(ranked))
+            rest = Query(trace.history, exclude=excluded.union(ranked), include=include)
             ranked += [hit.item for hit in self.retriever.retrieve([rest], k - len(ranked))[0]]
         found, turns = [], trace.first_found()
         for item in ranked:

@@ -23,12 +23,14 @@ from scipy.sparse import csr_array
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, TRMConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
+from deeprec.data.filters import ItemFilter, allowed_items
+from deeprec.data.item_set import contains
 from deeprec.errors import DeepRecError, one_line
 from deeprec.evaluation.metrics import ndcg_at
 from deeprec.retrieval.bm25 import BM25
 from deeprec.retrieval.cooccurrence import CoOccurrence
-from deeprec.retrieval.index import Index, NoFaissError, contains, import_faiss
-from deeprec.retrieval.retriever import Hit, Query, Retriever, flatten, queries_of, rank
+from deeprec.retrieval.index import Index, NoFaissError, import_faiss
+from deeprec.retrieval.retriever import Hit, Query, Retriever, flatten, forbid, queries_of, rank, rows_by_set
 from deeprec.retrieval.saving import replacing
 from deeprec.trm.calibration import calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
@@ -157,6 +159,7 @@ class TRM(Retriever):
         preference: str = "",
         preference_weight: float | None = None,
         exclude_history: bool | None = None,
+        filter: ItemFilter | None = None,
         on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> pl.DataFrame:
         """The `k` best items for each user; fewer only if the catalogue has no more.
@@ -167,18 +170,21 @@ class TRM(Retriever):
             preference: in words, the same for all users.
             preference_weight: how far the preference moves the ranking (0..1); default: 0.75.
             exclude_history: leave a user's history out; default: not where targets of the TRM's data repeated theirs.
+            filter: which items may be recommended; default: all.
             on_batch: called with the number of users done, and of all.
 
         Returns:
             A frame, best items first: user (str), item (id, str), title (str), rank (1..k, int), score (float; see
-            `retrieve`). DeepRecError if the catalogue lacks an item, or `k` or the weight is out of bounds.
+            `retrieve`). DeepRecError if the catalogue lacks an item, no item passes the filter, or `k` or the weight is
+            out of bounds.
         """
         if k < 1:
             raise DeepRecError(f"k is the number of items to recommend, at least 1, not {k}.")
         weight = DEFAULT_PREFERENCE_WEIGHT if preference_weight is None else preference_weight
         excludes = self.exclude_history if exclude_history is None else exclude_history
+        allowed = allowed_items(self.catalog, filter)
         queries = {
-            name: Query(history, preference, frozenset(history if excludes else ()), weight)
+            name: Query(history, preference, frozenset(history if excludes else ()), weight, allowed)
             for name, history in self._histories(users).items()
         }
         ids, titles = self.catalog.ids, self.catalog.titles
@@ -207,12 +213,18 @@ class TRM(Retriever):
         """The best of what the index finds and of all items with an offset; no other item can be better."""
         users_QD, offsets_QI = self._condition(queries)
         exclude = [query.exclude for query in queries]
-        hits = self.index.search(users_QD, k, exclude)
+        include = [query.include for query in queries]
+        hits = self.index.search(users_QD, k, exclude, include)
         if not offsets_QI.nnz:
             return hits
         found_N, excluded_N = self._keys([[hit.item for hit in found] for found in hits]), self._keys(exclude)
         offset_N = np.repeat(np.arange(len(queries)), np.diff(offsets_QI.indptr)) * len(self.index) + offsets_QI.indices
         allowed_N = ~contains(np.sort(excluded_N), offset_N)
+        starts_Q1 = offsets_QI.indptr
+        for items, rows in rows_by_set(include):
+            if items is not None:
+                for start, end in zip(starts_Q1[rows], starts_Q1[1:][rows], strict=True):
+                    allowed_N[start:end] &= items.contains(offsets_QI.indices[start:end])
         others_N = found_N[~contains(offset_N, found_N)]
         keys_N = np.concatenate([offset_N[allowed_N], others_N])
         offsets_N = np.concatenate([offsets_QI.data[allowed_N], np.zeros(others_N.size)])
@@ -227,11 +239,11 @@ class TRM(Retriever):
         return rows_N * len(self.index) + items_N
 
     def ranks(self, queries: Sequence[Query], targets: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """The 0-based rank (Q,) of each query's target among all items; -1 if it is excluded."""
+        """The 0-based rank (Q,) of each query's target among the items that may come back; -1 if it may not."""
         ranks = []
         for done, batch in _batches(queries):
             scores_BI = self.scores(batch)
-            scores_BI[flatten([query.exclude for query in batch])] = -np.inf
+            forbid(scores_BI, batch)
             for scores_I, target in zip(scores_BI, targets[done - len(batch) : done], strict=True):
                 own = scores_I[target]
                 ahead = (scores_I > own).sum() + (scores_I[:target] == own).sum()
@@ -239,7 +251,7 @@ class TRM(Retriever):
         return np.array(ranks, dtype=np.int64)
 
     def scores(self, queries: Sequence[Query]) -> NDArray[np.float32]:
-        """Scores (Q, I) of all items, excluded ones too: inner products plus score offsets."""
+        """Scores (Q, I) of all items, also of those that may not come back: inner products plus score offsets."""
         users_QD, offsets_QI = self._condition(queries)
         items_ID = torch.from_numpy(self.index.vectors_ID)
         scores_QI: NDArray[np.float32] = (torch.from_numpy(users_QD) @ items_ID.T).numpy()

@@ -25,6 +25,7 @@ function headers() {
 }
 
 export const ready = async () => (await request("ready")).json();
+export const filters = async () => (await request("filters")).json();
 export const map = async () => (await request("map")).json();
 export const historyOf = async (user) => (await request(`users/${encodeURIComponent(user)}`)).json();
 

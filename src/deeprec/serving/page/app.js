@@ -2,15 +2,17 @@
 
 import * as api from "./api.js";
 import { Exploration, make } from "./cards.js";
+import { Filters } from "./filters.js";
 import { ItemMap } from "./map.js";
 import { searchBox } from "./search.js";
 
 const byId = (id) => document.getElementById(id);
 const map = new ItemMap(byId("map"), byId("map-item"));
+const filters = new Filters();
 let history = [];
 let running = null;
-// The last exploration: its history, which may differ from the one shown now, and its events.
-let explored = [];
+// The last exploration: its history and filter, which may differ from those shown now, and its events.
+let explored = { history: [] };
 let recorded = [];
 
 const showProblem = (message) => (byId("problem").textContent = message);
@@ -58,11 +60,12 @@ async function loadUser() {
 
 const chosen = () => [...document.querySelectorAll("#policies input:checked")].map(({ value }) => value);
 
-function showExplorations(policies, seen) {
-  const shown = policies.map((policy) => new Exploration(policy, (calls) => explore([policy], seen, calls)));
+// `asked` is the history and the filter.
+function showExplorations(policies, asked) {
+  const shown = policies.map((policy) => new Exploration(policy, (calls) => explore([policy], asked, calls)));
   byId("explorations").replaceChildren(...shown.map(({ element }) => element));
   map.clear();
-  map.highlight("history", seen.map(({ id }) => id));
+  map.highlight("history", asked.history.map(({ id }) => id));
   return new Map(policies.map((policy, index) => [policy, shown[index]]));
 }
 
@@ -85,16 +88,16 @@ function setRunning(controller) {
   byId("save").disabled = running !== null || recorded.length === 0;
 }
 
-async function explore(policies, seen, calls = []) {
+async function explore(policies, asked, calls = []) {
   running?.abort();
   if (!policies.length) return showProblem("Choose at least one policy.");
   showProblem("");
   const controller = new AbortController();
   setRunning(controller);
-  explored = seen;
+  explored = asked;
   recorded = [];
   const started = performance.now();
-  const explorations = showExplorations(policies, seen);
+  const explorations = showExplorations(policies, asked);
   await Promise.all(
     policies.map(async (policy) => {
       const record = (name, data) => {
@@ -102,7 +105,8 @@ async function explore(policies, seen, calls = []) {
         onEvent(explorations.get(policy), policy, name, data);
       };
       // The server accepts 500 items.
-      const body = { history: seen.slice(-500).map(({ id }) => id), policy, calls };
+      const seen = asked.history.slice(-500).map(({ id }) => id);
+      const body = { history: seen, filter: asked.filter, policy, calls };
       try {
         await api.recommend(body, record, controller.signal);
       } catch (error) {
@@ -115,7 +119,7 @@ async function explore(policies, seen, calls = []) {
 }
 
 function save() {
-  const saved = JSON.stringify({ history: explored, events: recorded }, null, 1);
+  const saved = JSON.stringify({ ...explored, events: recorded }, null, 1);
   const link = make("a", { download: "exploration.json", href: URL.createObjectURL(new Blob([saved])) });
   link.click();
   URL.revokeObjectURL(link.href);
@@ -130,10 +134,11 @@ async function replay(file) {
     running?.abort();
     setRunning(controller);
     history = [...seen];
-    explored = seen;
+    filters.value = saved.filter;
+    explored = { history: seen, filter: filters.value };
     recorded = saved.events;
     showHistory();
-    const explorations = showExplorations(policies, seen);
+    const explorations = showExplorations(policies, explored);
     const started = performance.now();
     for (const { after, policy, name, data } of recorded) {
       const wait = Math.min(after, 60000) - (performance.now() - started);
@@ -151,7 +156,7 @@ async function replay(file) {
 async function open() {
   searchBox(byId("search"), byId("suggestions"), add, showProblem);
   byId("user").addEventListener("change", loadUser);
-  byId("explore").addEventListener("click", () => explore(chosen(), [...history]));
+  byId("explore").addEventListener("click", () => explore(chosen(), { history: [...history], filter: filters.value }));
   byId("stop").addEventListener("click", () => running?.abort());
   byId("save").addEventListener("click", save);
   byId("replay").addEventListener("change", ({ target }) => target.files.length && replay(target.files[0]));
@@ -168,6 +173,7 @@ async function open() {
     byId("user").append(...users.map((user) => make("option", { value: user, text: `user ${user}` })));
     if (users.length) byId("user").value = users[0];
     await loadUser();
+    filters.offer(await api.filters());
     map.show(await api.map());
     showHistory();
   } catch (error) {
