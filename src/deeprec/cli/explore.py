@@ -33,7 +33,6 @@ def explore(options: Options, user: User = None, item: Items = None) -> None:
 def play(options: Options, user: User = None, item: Items = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
     view, task = _prepare(options, user, item)
-    from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
     from deeprec.policies.text import TextPolicy
@@ -41,9 +40,10 @@ def play(options: Options, user: User = None, item: Items = None) -> None:
     console, limits = options.console, view.config.explore
     show = partial(console.print, markup=False)
     human = HumanWriter(console.input, show, limits.answer_size, limits.max_calls)
-    weight = first_weight(limits.preference_weight)  # a person knows what to ask for
+    policy = TextPolicy(human)
+    policy.by_person = True  # who knows what to ask for
     try:
-        view.watch(TextPolicy(human), task, limits.model_copy(update={"preference_weight": weight}))
+        view.watch(policy, task)
     except EOFError:
         console.print("\nThe input ended: nothing was ranked.")
         return

@@ -41,7 +41,7 @@ def recommend(
     trm = TRM.load(folder, offline=options.offline)
     catalog = trm.catalog
     history = tuple(map(catalog.find, item or []))
-    hits = trm.retrieve([Query(history, preference, frozenset(history), weight)], k)[0]
+    hits = trm.retrieve([Query(history, preference, frozenset(history), weight, requested=True)], k)[0]
     rows = (
         (str(rank), catalog.ids[i], catalog.titles[i], ", ".join(catalog.categories[i]), f"{score:.3f}")
         for rank, (i, score) in enumerate(((hit.item, hit.score) for hit in hits), start=1)

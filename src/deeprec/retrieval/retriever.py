@@ -27,12 +27,15 @@ class Query:
         preference: what to look for, in words: phrases separated by `;`. Empty for none.
         exclude: items that must not be returned (usually the history and what was shown already).
         preference_weight: how far the preference moves the ranking, from 0 (not at all) to 1 (as in training).
+        requested: whether a person or an agent asks outright for what the preference says, so that what it names leads;
+            otherwise it is a guess of what a user might like.
     """
 
     history: tuple[ItemIdx, ...]
     preference: str = ""
     exclude: Collection[ItemIdx] = frozenset()
     preference_weight: float = DEFAULT_PREFERENCE_WEIGHT
+    requested: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.preference_weight <= 1:

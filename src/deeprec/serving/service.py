@@ -93,7 +93,7 @@ class Service:
         history = self.task(user, body.history).history
         exclude = frozenset((*history, *self._find(body.exclude)))
         weight = first_weight(body.preference_weight, self.explore.preference_weight)
-        return Query(history, body.preference, exclude, weight)
+        return Query(history, body.preference, exclude, weight, requested=True)
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
         """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""
