@@ -387,9 +387,10 @@ def test_what_a_person_asks_for_by_name_leads(site):
     trm = TRM.load(site.trained / "trm")
     last = trm.retrieve([Query(())], len(trm.catalog))[0][-1].item
     title = trm.catalog.titles[last]
-    result = site("play", "--item", trm.catalog.titles[(last + 1) % 40], stdin=f"{title.split(' (')[0]}\n\n1 2 3\n")
+    asked = title.split(" (")[0]
+    result = site("play", "--item", trm.catalog.titles[(last + 1) % 40], stdin=f"{asked}\n\n1 2 3\n")
     assert result.code == 0, result.err
-    _, _, shown = result.out.partition("<|begin_of_item_list|>")
+    _, _, shown = result.out.partition(f"<|begin_of_preference|>{asked}<|end_of_preference|>")
     assert titles_in(shown)[0] == title
 
 

@@ -34,6 +34,7 @@ _JOINED = re.compile(r"\w+(?:[-‐–'’.*/&+]\w+)+")  # one word to some and s
 _ARTICLES = "the|a|an|l['’]?|la|le|les|lo|los|las|el|il|i|gli|un|una|une|der|die|das|den|det"
 _ARTICLE_LAST = re.compile(rf"^(.+?), ({_ARTICLES})(?= \(|$)")
 _ARTICLE_FIRST = re.compile(r"^(?:the|an?) (?=.)")
+_NO_LETTERS = re.compile("[^a-z0-9]+")
 _BRACKETED = re.compile(r"\s*(?:\([^()]*\)|\[[^\[\]]*\])")
 
 
@@ -47,18 +48,20 @@ class Names:
         self.catalog = catalog
         n_items = len(catalog)
         categories: Counter[str] = Counter()
-        self._categories: set[str] = set()
+        all_phrases: set[str] = set()
         self._titled: defaultdict[str, list[int]] = defaultdict(list)
         rows: dict[str, int] = {}
         rows_of: list[list[int]] = []
         for item, (title, year, brand) in enumerate(zip(catalog.titles, catalog.years, catalog.brands, strict=True)):
-            for key in _title_keys(title, year):
+            folded = _fold(title)
+            for key in _title_keys(folded, year):
                 self._titled[key].append(item)
-            borne = _words(title) | _phrase_words(brand)
+            borne = _words(folded) | _phrase_words(brand)
             rows_of.append([rows.setdefault(word, len(rows)) for word in sorted(borne)])
             phrases = {*catalog.categories[item], *catalog.phrases(ItemIdx(item))} - {brand}
-            self._categories.update(map(_fold, phrases))
+            all_phrases |= phrases
             categories.update(frozenset[str]().union(*map(_phrase_words, phrases)))
+        self._categories = set(map(_fold, all_phrases))
         rows_N = np.array([row for found in rows_of for row in found], dtype=np.int64)
         items_N = np.repeat(np.arange(n_items), [len(found) for found in rows_of])
         items_W = np.bincount(rows_N, minlength=len(rows))
@@ -109,46 +112,49 @@ class Names:
         for first in range(len(phrases)):
             for last in range(first + 1, min(first + _LONGEST, len(phrases)) + 1):
                 for phrase in _rests("; ".join(phrases[first:last])):
-                    near = () if _fold(phrase) in self._categories else self._titled.get(_key(phrase), ())
+                    folded = _fold(phrase)
+                    near = () if folded in self._categories else self._titled.get(_key(folded), ())
                     exact = self.catalog.titled(phrase)
                     if near or exact:
                         titled = dict.fromkeys(near, 1) | titled | dict.fromkeys(exact, 2)
-                        of_titles |= _words(phrase)
+                        of_titles |= _words(folded)
                         break
         return titled, of_titles
 
 
 def _fold(text: str) -> str:
-    """Normalised as titles are, and without accents."""
-    if text.isascii():
-        return normalise_title(text)
+    """In lower case, normalised as titles are, and without accents. Idempotent."""
+    if text.isascii():  # most are, and a catalogue may hold millions
+        return " ".join(text.lower().split())
     bare = _MARKS.sub("", unicodedata.normalize("NFD", normalise_title(text)))
     return unicodedata.normalize("NFC", bare).translate(_LETTERS)
 
 
-def _words(text: str) -> frozenset[str]:
+def _words(folded: str) -> frozenset[str]:
     """BM25's, and hyphenated ones as one."""
-    folded = _fold(text)
     return frozenset(words(folded)) | {_squash(joined) for joined in _JOINED.findall(folded)}
 
 
-_phrase_words = lru_cache(maxsize=1 << 16)(_words)  # of brands and categories, which repeat
+@lru_cache(maxsize=1 << 16)  # brands and categories repeat
+def _phrase_words(text: str) -> frozenset[str]:
+    return _words(_fold(text))
 
 
 def _asked(phrase: str) -> frozenset[str]:
     """The words of a phrase, without those that only ask."""
-    found = _words(phrase)
+    found = _words(_fold(phrase))
     return found - _ASKING or found
 
 
 def _squash(folded: str) -> str:
     """Letters, marks and digits alone."""
+    if folded.isascii():
+        return _NO_LETTERS.sub("", folded)
     return "".join(character for character in folded if unicodedata.category(character)[0] in "LMN")
 
 
-def _key(text: str) -> str:
-    """What a title is looked up by: 'Matrix, The' is 'The Matrix' is 'matrix'."""
-    folded = _fold(text)
+def _key(folded: str) -> str:
+    """What a title is looked up by: 'matrix, the' is 'the matrix' is 'matrix'."""
     return _squash(_ARTICLE_FIRST.sub("", _ARTICLE_LAST.sub(r"\2 \1", folded)))
 
 
