@@ -20,6 +20,7 @@ from deeprec import cli
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, Config, load_config
 from deeprec.data.sources import load_dataset
 from deeprec.evaluation.plans import load_plan
+from deeprec.retrieval.retriever import Query
 from deeprec.runs import matching_runs
 from deeprec.trm.run import trm_origin
 from deeprec.trm.trm import TRM
@@ -275,8 +276,6 @@ def test_training_leaves_its_curve_and_configuration(site):
 
 @pytest.mark.parametrize("preference", ["", "War; 1980s"])
 def test_recommend_for_a_new_user(site, preference):
-    from deeprec.retrieval.retriever import Query
-
     folder = site.trained / "trm"
     trm = TRM.load(folder)
     history = tuple(map(trm.catalog.find, ("i0", "i5", "i10")))
@@ -289,6 +288,21 @@ def test_recommend_for_a_new_user(site, preference):
         [str(position), trm.catalog.ids[hit.item], trm.catalog.titles[hit.item]]
         for position, hit in enumerate(hits, start=1)
     ]
+
+
+def titles_in(text):
+    return re.findall(r"Film \d+ \(\d+\)", text)
+
+
+def test_what_is_asked_for_by_name_leads(site):
+    """Where the TRM has it far down otherwise, with and without a history."""
+    trm = TRM.load(site.trained / "trm")
+    last = trm.retrieve([Query(())], len(trm.catalog))[0][-1].item
+    title = trm.catalog.titles[last]
+    for more in ([], ["--item", trm.catalog.titles[(last + 1) % 40]]):
+        for asked in (title, title.split(" (")[0].upper(), f"Comedy; {title}", f"films like {title}"):
+            result = deeprec("trm", "recommend", site.trained / "trm", "--preference", asked, *more)
+            assert titles_in(result.out)[0] == title
 
 
 def test_recommend_without_a_history(site):
@@ -443,6 +457,18 @@ def test_a_person_s_preference_weighs_more_than_the_script_s(site, monkeypatch):
     assert [weight for weight, _ in stated] == [DEFAULT_PREFERENCE_WEIGHT] * 2
     assert guessed
     assert all(weight == calibrated != DEFAULT_PREFERENCE_WEIGHT for weight, calibrated in guessed)
+
+
+def test_what_a_person_asks_for_by_name_leads(site):
+    """Of what comes back to the person, beside calls of the script that name titles too."""
+    trm = TRM.load(site.trained / "trm")
+    last = trm.retrieve([Query(())], len(trm.catalog))[0][-1].item
+    title = trm.catalog.titles[last]
+    asked = title.split(" (")[0]
+    result = site("play", "--item", trm.catalog.titles[(last + 1) % 40], stdin=f"{asked}\n\n1 2 3\n")
+    assert result.code == 0, result.err
+    _, _, shown = result.out.partition(f"<|begin_of_preference|>{asked}<|end_of_preference|>")
+    assert titles_in(shown)[0] == title
 
 
 def test_play_with_a_poor_ranking_shows_the_faults_and_goes_on(site):

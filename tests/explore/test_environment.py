@@ -158,6 +158,12 @@ def test_the_last_result_says_that_it_is_the_last(catalog: Catalog, max_calls: i
     assert [NO_CALLS in text for text in shown] == [False] * (max_calls - 1) + [True]
 
 
+def test_the_queries_of_a_policy_are_no_requests(catalog: Catalog) -> None:
+    query = environment(catalog, preference_weight=1.0).receive(call_text("More.", "Alien (1979)"), Finish.STOP)
+    assert query is not None
+    assert not query.requested
+
+
 def test_queries_have_the_configured_preference_weight(catalog: Catalog) -> None:
     env = environment(catalog, preference_weight=0.25)
     for preference in ("war", "space"):
@@ -270,8 +276,15 @@ def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
 
 
 def test_a_task_has_no_target() -> None:
-    assert {field.name for field in fields(Task)} == {"id", "user", "history", "exclude_history"}
-    assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "preference_weight"}
+    assert {field.name for field in fields(Task)} == {"id", "user", "history", "exclude_history", "include"}
+    assert {field.name for field in fields(Query)} == {
+        "history",
+        "preference",
+        "exclude",
+        "preference_weight",
+        "include",
+        "requested",
+    }
 
 
 def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | None]], **more: Any) -> Trace:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprec.config import ExploreConfig
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, ExploreConfig
 from deeprec.data.catalog import ItemIdx
 from deeprec.data.dataset import Task
 from deeprec.errors import DeepRecError
@@ -182,6 +182,23 @@ def test_a_forced_prefix_stands_before_the_policys_text_and_ends_with_the_explor
     assert trace.stop is Stop.CALL_LIMIT
     assert [turn.preference for turn in trace.turns] == ["war", "peace"]
     assert trace.policy_tokens == 0
+
+
+@pytest.mark.parametrize("configured", [None, 0.4])
+def test_only_the_calls_of_people_are_requests(configured: float | None) -> None:
+    """Forced ones that no policy wrote, and all of a policy that is a person."""
+    retriever, config = RecordingRetriever(len(CATALOG)), _roomy().model_copy(update={"preference_weight": configured})
+    retriever.preference_weight = 0.1
+    policy = TextPolicy(talk(2), Bytes())
+    explorer = Explorer(policy, retriever, CATALOG, config.model_copy(update={"max_calls": 4}))
+    explorer.start(TASKS[0], forced_prefix=[ForcedSegment(CALL), ForcedSegment(CALL, by_policy=True)])
+    explorer.start(TASKS[1])
+    assert len([explorer.step() for _ in range(3)][-1]) == 1
+    guess, request = (False, configured or 0.1), (True, configured or DEFAULT_PREFERENCE_WEIGHT)
+    assert [(query.requested, query.preference_weight) for query in retriever.queries] == [request, *[guess] * 3]
+    policy.by_person = True
+    explorer.run(TASKS[:1])
+    assert [(query.requested, query.preference_weight) for query in retriever.queries[4:]] == [request] * 2
 
 
 class CatalogRetriever(RecordingRetriever):

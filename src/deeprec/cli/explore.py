@@ -38,7 +38,6 @@ def explore(
 def play(options: Options, filters: FilterOptions, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
     """Be the policy yourself: state preferences, look at what comes back, rank."""
     view, task = _prepare(options, user, item, trm, filters)
-    from deeprec.explore.settings import first_weight
     from deeprec.policies.human import HumanWriter
     from deeprec.policies.scripted import ScriptedPolicy
     from deeprec.policies.text import TextPolicy
@@ -46,9 +45,10 @@ def play(options: Options, filters: FilterOptions, user: User = None, item: Item
     console, limits = options.console, view.config.explore
     show = partial(console.print, markup=False)
     human = HumanWriter(console.input, show, limits.answer_size, limits.max_calls)
-    weight = first_weight(limits.preference_weight)  # a person knows what to ask for
+    policy = TextPolicy(human)
+    policy.by_person = True  # who knows what to ask for
     try:
-        view.watch(TextPolicy(human), task, limits.model_copy(update={"preference_weight": weight}))
+        view.watch(policy, task)
     except EOFError:
         console.print("\nThe input ended: nothing was ranked.")
         return

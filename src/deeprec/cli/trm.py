@@ -68,7 +68,7 @@ def recommend(
     from deeprec.cli.console import show_table
     from deeprec.data.dataset import Task, excludes_history
     from deeprec.explore.settings import first_weight
-    from deeprec.retrieval.retriever import queries_of
+    from deeprec.retrieval.retriever import Query
     from deeprec.trm.trm import TRM
 
     config = options.config()
@@ -77,7 +77,8 @@ def recommend(
     catalog = trm.catalog
     excludes = excludes_history(config.serve.exclude, trm.exclude_history)
     task = Task.new(catalog.history(item or []), excludes, filters.allowed(catalog))
-    hits = trm.retrieve(queries_of([task], [preference], weight), k)[0]
+    query = Query(task.history, preference, task.excluded, weight, task.include, requested=True)
+    hits = trm.retrieve([query], k)[0]
     rows = (
         (str(rank), catalog.ids[i], catalog.titles[i], ", ".join(catalog.categories[i]), f"{score:.3f}")
         for rank, (i, score) in enumerate(((hit.item, hit.score) for hit in hits), start=1)

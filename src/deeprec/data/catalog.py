@@ -132,6 +132,11 @@ class Catalog:
         """All items that have this full title, normalised."""
         return self._by_title.get(normalise_title(text), ())
 
+    def titled(self, text: str) -> tuple[ItemIdx, ...]:
+        """All items that have this title, with or without its year, normalised."""
+        key = normalise_title(text)
+        return (*self._by_title.get(key, ()), *self._by_yearless.get(key, ()))
+
     def find(self, name: str, *, id_first: bool = False) -> ItemIdx:
         """The item that a person names, by its title or its id; where they are two items', `id_first` decides.
 
@@ -143,7 +148,7 @@ class Catalog:
         for item in found:
             if item is not None:
                 return item
-        same = self.namesakes(name) or self._by_yearless.get(normalise_title(name), ())
+        same = self.namesakes(name) or self.titled(name)
         if same:
             ids = ", ".join(self.ids[item] for item in same[:_EXAMPLES])
             raise DeepRecError(f"{name!r} is the title of {len(same)} items: give the id of one, as {ids}.")

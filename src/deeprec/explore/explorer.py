@@ -28,7 +28,7 @@ Listener = Callable[[Task, Author, str], None]
 class ForcedSegment:
     """A segment before the policy's first, written by it in an earlier exploration, or else by a person.
 
-    A person's preference gets the weight of people's requests.
+    A person's preference is a request, with the weight of people's requests.
     """
 
     text: str
@@ -163,7 +163,7 @@ class Explorer:
             if query is None:
                 break
             if not segment.by_policy:
-                query = replace(query, preference_weight=settings.request_weight)
+                query = _as_request(query, settings)
             self._append(exploration, environment.answer_call(self._retrieve([query], settings.items_per_call)[0]))
         self._in_flight[key] = exploration
         self._new.append(exploration)
@@ -239,7 +239,8 @@ class Explorer:
         text = self._close(exploration)
         if finish is Finish.LENGTH and len(exploration.context) >= exploration.config.context_tokens:
             finish = Finish.NO_ROOM
-        return exploration.environment.receive(text, finish)
+        query = exploration.environment.receive(text, finish)
+        return _as_request(query, exploration.config) if query is not None and self.policy.by_person else query
 
     def _continue(self, explorations: Sequence[_InFlight]) -> None:
         """Ask the policy for the next segment of each exploration that has not ended and has room in its context."""
@@ -293,6 +294,11 @@ class Explorer:
         k = max((each.config.answer_size for each in bare), default=0)
         lists = iter(self._retrieve(queries_of([each.environment.task for each in bare]), k))
         return [[] if each.environment.turns else next(lists)[: each.config.answer_size] for each in explorations]
+
+
+def _as_request(query: Query, settings: ExploreSettings) -> Query:
+    """Asked for by a person."""
+    return replace(query, preference_weight=settings.request_weight, requested=True)
 
 
 def seed_of(seed: int, task: str, occurrence: int) -> int:

@@ -96,6 +96,7 @@ class Policy(Protocol):
         supports_sampling: whether `submit` accepts a temperature above 0; otherwise it raises a DeepRecError.
         supports_constraints: likewise for constraints. Policies that write whole texts accept and ignore them.
         forkable: whether forked copies of this process may use it.
+        by_person: whether its calls are a person's requests and not guesses.
     """
 
     seconds: dict[str, float]
@@ -104,6 +105,7 @@ class Policy(Protocol):
     supports_sampling: bool = True
     supports_constraints: bool = False
     forkable: bool = False
+    by_person: bool = False
 
     @abstractmethod
     def encode(self, text: str, *, first: bool = False) -> list[int]:

@@ -23,12 +23,17 @@ _STOP = (
 _WORD = re.compile(rf"\b(?!(?:{_STOP})\b)\w\w+")
 
 
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without stop words and single characters."""
+    return _WORD.findall(text.lower())
+
+
 class BM25:
     """BM25 (Robertson and Zaragoza 2009, Lucene's variant) over titles, brands, categories and decades."""
 
     def __init__(self, catalog: Catalog) -> None:
         counts = [
-            Counter(_WORD.findall(" ".join([title, *catalog.phrases(ItemIdx(item))]).lower()))
+            Counter(words(" ".join([title, *catalog.phrases(ItemIdx(item))])))
             for item, title in enumerate(catalog.titles)
         ]
         n_items = len(counts)
@@ -47,10 +52,7 @@ class BM25:
 
     def scores(self, preferences: Sequence[str]) -> csr_array:
         """BM25 (Q, I) of each preference and the items that share words with it: 0 or more, each word counted once."""
-        rows_of = [
-            sorted({self._rows[word] for word in _WORD.findall(text.lower()) if word in self._rows})
-            for text in preferences
-        ]
+        rows_of = [sorted({self._rows[word] for word in words(text) if word in self._rows}) for text in preferences]
         where, shape = flatten(rows_of), (len(rows_of), self.scores_WI.shape[0])
         words_QW = csr_array((np.ones(len(where[0]), np.float32), where), shape=shape)
         scores_QI = csr_array(words_QW @ self.scores_WI)

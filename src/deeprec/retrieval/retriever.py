@@ -30,6 +30,8 @@ class Query:
         preference_weight: how far the preference moves the ranking, from 0 (not at all) to 1 (as in training).
         include: the only items that may be returned, but for those of `exclude`; None for all. `allowed_items`
             makes it from a filter. An `ItemSet` is quickest.
+        requested: whether a person or an agent asks outright for what the preference says, so that what it names leads;
+            otherwise it is a guess of what a user might like.
     """
 
     history: tuple[ItemIdx, ...]
@@ -37,6 +39,7 @@ class Query:
     exclude: Collection[ItemIdx] = frozenset()
     preference_weight: float = DEFAULT_PREFERENCE_WEIGHT
     include: Collection[ItemIdx] | None = None
+    requested: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.preference_weight <= 1:

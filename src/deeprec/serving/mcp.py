@@ -21,7 +21,8 @@ from deeprec.serving.service import Service
 
 _INSTRUCTIONS = (
     "A preference-aware recommender over one catalogue. Call retrieve_items with a preference in phrases separated by "
-    "semicolons, as often as it helps, and exclude what you have seen; or let explore do all of it."
+    "semicolons, as often as it helps, and exclude what you have seen; titles and names in it lead. Or let explore do "
+    "all of it."
 )
 
 

@@ -116,7 +116,8 @@ class Service:
         task = self.task(user, body.history)
         exclude = task.excluded.union(self._find(body.exclude))
         weight = first_weight(body.preference_weight, self.explore.preference_weight)
-        return Query(task.history, body.preference, exclude, weight, self.allowed(body.filter))
+        allowed = self.allowed(body.filter)
+        return Query(task.history, body.preference, exclude, weight, allowed, requested=True)
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
         """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""

@@ -30,6 +30,7 @@ from deeprec.evaluation.metrics import ndcg_at
 from deeprec.retrieval.bm25 import BM25
 from deeprec.retrieval.cooccurrence import CoOccurrence
 from deeprec.retrieval.index import Index, NoFaissError, import_faiss
+from deeprec.retrieval.names import Names
 from deeprec.retrieval.retriever import Hit, Query, Retriever, flatten, forbid, queries_of, rank, rows_by_set
 from deeprec.retrieval.saving import replacing
 from deeprec.trm.calibration import calibrate_preference_weight
@@ -87,6 +88,7 @@ class TRM(Retriever):
         self.preference_weight = preference_weight
         self.curve: tuple[Epoch, ...] = ()
         self._bm25: BM25 | None = None
+        self._names: Names | None = None
         self._lock = threading.Lock()
 
     @property
@@ -107,6 +109,14 @@ class TRM(Retriever):
             if self._bm25 is None:
                 self._bm25 = BM25(self.catalog)
             return self._bm25
+
+    @property
+    def names(self) -> Names:
+        """Of the catalogue. Made when first needed, as `bm25`."""
+        with self._lock:
+            if self._names is None:
+                self._names = Names(self.catalog)
+            return self._names
 
     @classmethod
     def fit(
@@ -167,7 +177,7 @@ class TRM(Retriever):
         Args:
             users: a data set, of which each user's whole sequence is the history; histories by user; or a sequence of
                 histories, whose users are "0", "1" and so on.
-            preference: in words, the same for all users.
+            preference: in words, the same for all users, and asked for outright: what it names leads.
             preference_weight: how far the preference moves the ranking (0..1); default: 0.75.
             exclude_history: leave a user's history out; default: not where targets of the TRM's data repeated theirs.
             filter: which items may be recommended; default: all.
@@ -184,7 +194,7 @@ class TRM(Retriever):
         excludes = self.exclude_history if exclude_history is None else exclude_history
         allowed = allowed_items(self.catalog, filter)
         queries = {
-            name: Query(history, preference, frozenset(history if excludes else ()), weight, allowed)
+            name: Query(history, preference, frozenset(history if excludes else ()), weight, allowed, requested=True)
             for name, history in self._histories(users).items()
         }
         ids, titles = self.catalog.ids, self.catalog.titles
@@ -263,7 +273,8 @@ class TRM(Retriever):
     def _condition(self, queries: Sequence[Query]) -> tuple[NDArray[np.float32], csr_array]:
         """User vectors (Q, D) in the space of the item vectors, and score offsets (Q, I).
 
-        Co-occurrence offsets shrink as far as the preference is applied; BM25 offsets come from its words.
+        Co-occurrence offsets shrink as far as the preference is applied; BM25 offsets come from its words. What a
+        request names comes first.
         """
         states_QD = self._encode([query.history[-self.config.history :] for query in queries])
         preferences = [query.preference for query in queries]
@@ -281,6 +292,14 @@ class TRM(Retriever):
             bm25_QI = self.bm25.scores(preferences)
             _scale_rows(bm25_QI, self.config.bm25 * np.minimum(1, weight_Q.numpy() / _FULL_BM25_WEIGHT))
             offsets_QI = offsets_QI + bm25_QI  # both have sorted indices, so the sum has them too
+        pairs = zip(queries, weight_Q.tolist(), strict=True)
+        requests = [query.preference if query.requested and weight else "" for query, weight in pairs]
+        if any(requests):
+            levels_QI = self.names.levels(requests)
+            # No two items differ by as much: inner products are at most that of the norms, offsets not below 0.
+            spread_Q = 1 + 2 * self.index.max_norm * users_QD.norm(dim=1).numpy()
+            _scale_rows(levels_QI, spread_Q + offsets_QI.max(axis=1).toarray())
+            offsets_QI = offsets_QI + levels_QI
         return users_QD.numpy(), offsets_QI
 
     def _encode(self, histories: Sequence[Sequence[ItemIdx]]) -> torch.Tensor:
@@ -311,7 +330,7 @@ class TRM(Retriever):
         self.index.add(self.model.text(texts_NE))
         self.cooccurrence = self.cooccurrence.moved(np.arange(len(self.catalog)), len(self.index))
         with self._lock:
-            self.catalog, self._bm25 = Catalog.from_frame(frame), None
+            self.catalog, self._bm25, self._names = Catalog.from_frame(frame), None, None
 
     def save(self, folder: Path | str) -> None:
         """Write weights, index, co-occurrence and catalogue: all that recommending needs.
