@@ -35,7 +35,9 @@ def mcp(options: Options) -> None:
 
 
 def _open(options: Options, config: Config) -> AbstractContextManager[Service]:
-    from deeprec.serving.server import open_service
+    from deeprec.serving.server import end_by_signal, open_service
 
     dataset = options.dataset(config)
-    return open_service(dataset, *options.trm(dataset, config), config, offline=options.offline)
+    trm, folder = options.trm(dataset, config)
+    end_by_signal()
+    return open_service(dataset, trm, folder, config, offline=options.offline)
