@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import time
 import unicodedata
 
@@ -177,6 +178,10 @@ def test_saved_and_loaded_back_it_is_the_same(movies: Catalog) -> None:
         ("＜think＞", "‹think›"),
         ("a\nb\r\n\tc\x00d", "a b c d"),
         ("pay\u202epal\u200b\ufeff", "paypal"),
+        ("pay\u200dpal\u200c", "paypal"),
+        ("\u200f\u200dسلام\u200c \u200dx", "سلام x"),
+        ("می\u200b\u200c\u200dخواهم", "می\u200cخواهم"),
+        ("<\u200dthink\u200d>", "‹think›"),
         ("line\u2028break\u00a0here", "line break here"),
         ("\ud800x", "x"),
         ("  Amélie  ", "Amélie"),
@@ -190,11 +195,51 @@ def test_neutralise(raw: str, clean: str) -> None:
 def test_neutral_text_can_hold_no_tag_and_no_trick(text: str) -> None:
     clean = neutralise(text)
     assert not set("<>＜＞\n\r\t") & set(clean)
-    assert not {unicodedata.category(char) for char in clean} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    visible = clean.replace("\u200c", "").replace("\u200d", "")
+    assert not {unicodedata.category(char) for char in visible} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    assert not re.search("^[\u200c\u200d]|[\u200c\u200d]{2}|[\\s‹›a-zA-Z][\u200c\u200d][\\s‹›a-zA-Z]", clean)
     assert clean == clean.strip()
     assert "  " not in clean
     assert neutralise(clean) == clean
     clean.encode("utf-8")
+
+
+JOINED = {
+    "Persian": "می‌خواهم زنده بمانم",
+    "Persian, after a digit": "خانهٔ ۱۲‌ساله‌ها",
+    "Persian, with Latin letters": "بهترین DVD‌ها",
+    "Persian, an abbreviation": "سال ۱۳۹۹ ه‍.ش.",
+    "Urdu": "علم‌الحیات",
+    "Malayalam, at the end of a word": "അവന്‍ വന്നു",
+    "Malayalam, at the end of the title": "ഞാന്‍",
+    "Hindi": "क्‍ष और र्‍य",
+    "Bengali, before the virama": "র‍্যাব",
+    "Sinhala": "ශ්‍රී ලංකා",
+    "a family": "👨‍👩‍👧 film",
+    "a flag": "🏳️‍🌈",
+    "an astronaut's skin": "👩🏽‍🚀",
+    "an arrow": "🙂‍↔️",
+    "a black bird": "🐦‍⬛",
+}
+
+
+@pytest.mark.parametrize("title", JOINED.values(), ids=JOINED)
+def test_joiners_stay_where_they_join(title: str) -> None:
+    assert set("\u200c\u200d") & set(title)
+    bare = title.replace("\u200c", "").replace("\u200d", "")
+    assert neutralise(f"\u202b {title}\u200b") == title
+    assert normalise_title(bare) == normalise_title(title)
+    items = catalogue([title, "Another"])
+    assert items.titles[0] == title
+    assert items.resolve(title) == items.resolve(bare) == found(0)
+
+
+def test_a_cut_title_has_no_joiner_at_its_end() -> None:
+    title = "Film " + "👨‍👩‍👧" * 20
+    for chars in range(8, 40):
+        (cut, _) = catalogue([title, "x"], title_chars=chars).titles
+        assert neutralise(cut) == cut
+        assert not cut.endswith("\u200d")
 
 
 @given(st.text(st.sampled_from("abc XYZ.é京"), max_size=20))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +25,7 @@ from deeprec.config import ExploreConfig, PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.explorer import Explorer, ForcedSegment
 from deeprec.explore.policy import Chunk, Finish, Request, Usage
-from deeprec.explore.protocol import answer_text, call_text
+from deeprec.explore.protocol import END_THINK, answer_text, call_text
 from deeprec.explore.trace import Author, Stop, Trace
 from deeprec.policies import openai
 from deeprec.policies.loading import load_policy
@@ -343,6 +343,102 @@ def test_a_chat_that_thinks_unseen_has_its_limit(server: _Server) -> None:
     assert server.asked[0]["max_completion_tokens"] == 9
 
 
+def streamed(server: _Server, *parts: dict[str, Any], finish: str | None = "stop", chat: bool = True) -> Trace:
+    """An exploration whose every segment is these pieces; the last piece has the finish."""
+
+    def reply(handler: _Handler, _: Any) -> None:
+        handler.begin()
+        for position, part in enumerate(parts, 1):
+            choice = {"index": 0, "finish_reason": finish if position == len(parts) else None}
+            choice |= {"delta": part} if chat else part
+            handler.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice]})
+        handler.event("[DONE]")
+
+    server.reply = reply
+    ours = policy(server, api="chat" if chat else "completions")
+    explorer = Explorer(ours, RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
+    (trace,) = explorer.run(DATASET.tasks("test")[:1])
+    assert len(trace.titles) == 3
+    return trace
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_a_server_that_keeps_the_thought_apart_explores_without_a_fault(server: _Server, field: str) -> None:
+    task, titles = DATASET.tasks("test")[0], DATASET.catalog.titles
+    unseen = tuple(title for item, title in enumerate(titles) if item not in task.history)[-3:]
+    answer = answer_text("", unseen).partition(END_THINK)[2]
+    said = [
+        [{"role": "assistant", field: ""}, {field: "First "}, {field: "dramas."}, {"content": call_text("", "Drama")}],
+        [{field: "Then war.\n", "content": None}, {"content": None, field: call_text("", "War")}],  # in the thought
+        [{field: "Enough."}, *({"content": answer[n : n + 7]} for n in range(0, len(answer), 7))],
+    ]
+
+    def reply(handler: _Handler, asked: dict[str, Any]) -> None:
+        handler.begin()
+        for delta in said[sum(message["role"] == "assistant" for message in asked["messages"])]:
+            choice = {"index": 0, "finish_reason": None, "delta": delta}
+            handler.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice]})
+
+    server.reply = reply
+    explorer = Explorer(policy(server, api="chat"), RecordingRetriever(len(DATASET.catalog)), DATASET.catalog, EXPLORE)
+    (trace,) = explorer.run([task])
+    assert (trace.stop, trace.faults) == (Stop.ANSWERED, ())
+    assert [(turn.thought, turn.preference) for turn in trace.turns] == [
+        ("First dramas.", "Drama"),
+        ("Then war.", "War"),
+    ]
+    assert trace.thought == "Enough."
+    assert trace.titles == unseen
+    assert server.asked[-1]["messages"][1]["content"].startswith("First dramas.\n")
+
+
+def test_a_thought_that_uses_up_the_limit_is_in_the_trace(server: _Server) -> None:
+    trace = streamed(server, *[{"reasoning_content": "hm "}] * 100, finish="length")
+    assert trace.stop is Stop.SEGMENT_LIMIT
+    assert trace.segments[-1].text == "hm " * 24
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_why_a_server_stopped_is_told_apart(server: _Server, chat: bool) -> None:
+    part = {"content": "I look"} if chat else {"text": "I look"}
+    stops = {
+        "stop": Stop.END_OF_TEXT,
+        "length": Stop.SEGMENT_LIMIT,
+        "content_filter": Stop.FILTERED,
+        "": Stop.UNEXPLAINED,
+        "something new": Stop.END_OF_TEXT,
+    }
+    for reason, stop in stops.items():
+        trace = streamed(server, part, finish=reason, chat=chat)
+        assert (trace.stop, trace.error) == (stop, None)
+        assert trace.segments[-1].text == "I look"
+        assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+    assert len({*stops.values()}) == 4
+    for reason in ("abort", "error", "insufficient_system_resource"):
+        trace = streamed(server, part, finish=reason, chat=chat)
+        assert trace.stop is Stop.FAILED
+        assert reason in str(trace.error)
+    assert "broke off" in str(streamed(server, part, finish=None, chat=chat).error)
+
+
+def test_a_refusal_is_a_filter(server: _Server) -> None:
+    trace = streamed(server, {"role": "assistant", "content": None}, {"refusal": "I can't help with that."})
+    assert trace.stop is Stop.FILTERED
+
+
+def test_an_empty_reason_before_the_end_means_nothing(server: _Server) -> None:
+    def reply(handler: _Handler, _: Any) -> None:
+        handler.begin()
+        for text, reason in (("one ", ""), ("two ", ""), ("three", "length"), ("", "")):
+            choice = {"index": 0, "finish_reason": reason, "text": text}
+            handler.event({"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice]})
+
+    server.reply = reply
+    ours = policy(server)
+    found = segment(ours)
+    assert (ours.decode(found.tokens), found.finish) == ("one two three", Finish.LENGTH)
+
+
 def released(server: _Server) -> OpenAIPolicy:
     """A policy whose one segment is released after half a second."""
     ours = policy(server)
@@ -447,7 +543,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(server: _Server, monkeypatc
 
 
 def test_no_server_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "RETRIES", 0)
+    monkeypatch.setattr(openai, "REFUSING", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(DeepRecError, match=rf"policy\.url='http://127\.0\.0\.1:{port}/v1' does not answer"):
@@ -475,3 +571,134 @@ def test_an_url_is_enough_for_a_server_of_one_model(server: _Server, monkeypatch
     with pytest.raises(DeepRecError, match="refuses"):
         load_policy(url_of(server))
     assert policy(server).context_limit == sys.maxsize
+
+
+# A server that is loading, or is none
+
+
+class _Page(BaseHTTPRequestHandler):
+    """Answers every request with this."""
+
+    status, kind, body = 200, "text/html", b"<!doctype html><html><title>Sign in</title></html>"
+    ready_at = 0.0
+
+    def do_GET(self) -> None:
+        loading = time.monotonic() < self.ready_at
+        models = b'{"object": "list", "data": [{"id": "m"}]}'
+        status, body = (self.status, self.body) if loading or not self.ready_at else (200, models)
+        self.send_response(status)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def site(**answers: Any) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Page", (_Page,), answers)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+NO_SERVERS: dict[str, tuple[dict[str, Any], str]] = {
+    "a page": ({}, "no list of models"),
+    "a page that is not there": ({"status": 404}, "status 404, with a page of HTML"),
+    "a page that may not be seen": ({"status": 403}, "status 403, with a page of HTML"),
+    "text": ({"kind": "text/plain", "body": b"Ollama is running"}, "no list of models"),
+    "nothing": ({"kind": "text/plain", "body": b""}, "no list of models"),
+    "json of another kind": ({"kind": "application/json", "body": b'{"hello": "world"}'}, "no list of models"),
+    "a number": ({"kind": "application/json", "body": b"7"}, "no list of models"),
+    "models without names": ({"kind": "application/json", "body": b'{"data": [{"name": "m"}]}'}, "no list of models"),
+    "a list of names": ({"kind": "application/json", "body": b'["m"]'}, "no list of models"),
+    "an empty list": ({"kind": "application/json", "body": b'{"object": "list", "data": []}'}, "has no model"),
+    "a list of null": ({"kind": "application/json", "body": b'{"object": "list", "data": null}'}, "has no model"),
+    "json that is not there": (
+        {"status": 404, "kind": "application/json", "body": b'{"detail": "Not Found"}'},
+        "lists no models, and does not write",
+    ),
+    "half of a json": ({"kind": "application/json", "body": b'{"data": ['}, "no list of models"),
+}
+
+
+@pytest.mark.parametrize("model", ["m", ""])
+@pytest.mark.parametrize("name", NO_SERVERS)
+def test_what_is_no_server_is_said_in_a_sentence(name: str, model: str) -> None:
+    answers, said = NO_SERVERS[name]
+    said = "refuses" if not model and answers.get("status") == 404 else said
+    with site(**answers) as url, pytest.raises(DeepRecError, match=said) as error:
+        OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model=model))
+    assert url in str(error.value)
+    assert "<" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("127.0.0.1:9/v1", "missing an 'http://'"),
+        ("ftp://127.0.0.1/v1", "protocol"),
+        ("http://127.0.0.1:port/v1", "port"),
+        ("http://[::1/v1", "does not answer"),
+        ("http://no-such-host.invalid/v1", "does not answer"),
+    ],
+)
+def test_a_url_that_is_none_is_said_at_once(url: str, said: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(DeepRecError, match=said):
+        OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model="m"))
+    assert time.monotonic() - started < openai.REFUSING
+
+
+def test_a_list_without_the_usual_object_around_it_is_read() -> None:
+    body = b'[{"id": "m", "max_model_len": 77}, {"id": "n", "max_model_len": null}]'
+    with site(kind="application/json", body=body) as url:
+        assert OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model="m")).context_limit == 77
+        assert OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model="n")).context_limit == sys.maxsize
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_server_that_loads_its_model_is_waited_for(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    loading = {"status": status, "kind": "application/json", "body": b'{"error": {"message": "Loading model"}}'}
+    with site(**loading, ready_at=time.monotonic() + 1.5) as url:
+        assert OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model="")).model == "m"
+    assert caplog.messages == [f"policy.url='{url}' is not ready: waiting up to 300 s for it (Ctrl-C ends this)"]
+
+
+def test_a_server_that_starts_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    page = type("Page", (_Page,), {"ready_at": 1e-9})
+    servers: list[ThreadingHTTPServer] = []
+
+    def start() -> None:
+        time.sleep(1.5)
+        servers.append(ThreadingHTTPServer(("127.0.0.1", port), page))
+        servers[0].serve_forever()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert OpenAIPolicy.load(PolicyConfig(kind="openai", url=f"http://127.0.0.1:{port}/v1", model="m")).model == "m"
+    servers[0].shutdown()
+    thread.join()
+    servers[0].server_close()
+    assert "refuses connections: waiting up to 30 s" in caplog.text
+
+
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "LOADING", 1.0)
+    started = time.monotonic()
+    with site(status=503) as url, pytest.raises(DeepRecError, match="status 503"):
+        OpenAIPolicy.load(PolicyConfig(kind="openai", url=url, model="m"))
+    assert 1 <= time.monotonic() - started < 5
+
+
+def test_a_server_of_chats_alone_is_said(server: _Server) -> None:
+    server.reply = lambda handler, _: handler.answer(404, {"error": {"message": "Not found"}})
+    found = segment(policy(server))
+    assert found.finish is Finish.FAILED
+    assert "needs policy.api='chat'" in str(found.error)
+    assert "policy.api" not in str(segment(policy(server, api="chat")).error)

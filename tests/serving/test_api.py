@@ -371,6 +371,49 @@ def test_a_bad_request_gets_one_clear_sentence(site: Site, name: str) -> None:
     assert "Traceback" not in detail
 
 
+@pytest.mark.parametrize("path", ["/recommend", "/retrieve"])
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "text/json", "json", "multipart/form-data", "a;b"]
+)
+def test_json_under_another_name_gets_a_sentence(site: Site, path: str, kind: str) -> None:
+    body: Any = {"history": HISTORY} if path == "/recommend" else {"queries": [{"history": HISTORY}]}
+    content = json.dumps(body).encode()
+    answer = site.client.post(path, content=content, headers={"Content-Type": kind} if kind else {})
+    assert answer.status_code == 415
+    assert answer.json() == {"detail": "Send JSON with the header Content-Type: application/json."}
+    for fine in ("application/json", "application/json; charset=utf-8", "APPLICATION/JSON", "application/ld+json"):
+        assert site.client.post(path, content=content, headers={"Content-Type": fine}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/ready", "/map", "/metrics", "/docs", "/openapi.json", "/page/app.js", "/users/u1",
+             "/users?user=u1", "/items?query=film"]
+)  # fmt: skip
+def test_head_answers_as_get_without_a_body(site: Site, path: str) -> None:
+    whole, head = site.client.get(path), site.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    if path not in ("/metrics", "/ready"):
+        assert head.headers["content-length"] == str(len(whole.content))
+    assert site.client.head("/users/nobody").status_code == 422
+    assert site.client.head("/recommend").status_code == 405
+    assert site.client.head("/nothing").status_code == 404
+    assert site.client.get("/health").json() == {"status": "alive"}, "the connection is still in step"
+
+
+def test_head_is_counted_and_needs_the_token_like_get(service: Service) -> None:
+    running = serve(service, token="sesame")
+    with httpx.Client(base_url=next(running), timeout=SECONDS) as client:
+        assert client.head("/").status_code == client.head("/health").status_code == 200
+        assert client.head("/ready").status_code == 401
+        assert client.head("/mcp", timeout=5).status_code == 401
+        headers = {"Authorization": "Bearer sesame"}
+        assert client.head("/ready", headers=headers).status_code == 200
+        assert client.head("/mcp", headers=headers, timeout=5).status_code >= 400  # no stream
+        assert 'path="/ready",status="200"' in client.get("/metrics", headers=headers).text
+    next(running, None)
+
+
 RAW: dict[str, bytes] = {
     "nothing": b"",
     "no json": b"{",

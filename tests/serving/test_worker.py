@@ -15,7 +15,7 @@ from deeprec.explore.protocol import call_text
 from deeprec.explore.trace import Stop, Trace, Turn
 from deeprec.policies.scripted import ScriptedWriter
 from deeprec.policies.text import TextPolicy
-from deeprec.serving.worker import FAILED, BusyError, Event, Worker
+from deeprec.serving.worker import CLOSING, FAILED, BusyError, Event, Worker
 from serving.conftest import CONFIG, DATASET, SECONDS, Gate, ranking_of
 from toys import RecordingRetriever
 
@@ -136,6 +136,24 @@ def test_a_failing_policy_ends_the_explorations_and_not_the_worker(make: Callabl
     assert isinstance(failed, Trace)
     assert (failed.stop, failed.error, failed.turns) == (Stop.FAILED, FAILED, ())
     assert stop_of(submit(worker, TASKS[1])[1]) is Stop.ANSWERED
+
+
+def test_who_is_dismissed_hears_of_it_at_once(make: Callable[..., Worker]) -> None:
+    gate = Gate()
+    worker = make(gate, slots=1, queue=2)
+    asked = [submit(worker, TASKS[0])[1]]
+    assert gate.reached.wait(SECONDS)  # its step holds the thread
+    asked.append(submit(worker, TASKS[1])[1])
+    worker.dismiss()
+    for events in asked:
+        last = events.get(timeout=1)
+        assert isinstance(last, Trace)
+        assert (last.stop, last.error) == (Stop.FAILED, CLOSING)
+    with pytest.raises(BusyError, match="closing"):
+        submit(worker, TASKS[2])
+    gate.open.set()
+    worker.close()
+    assert all(events.empty() for events in asked), "nothing comes after the end"
 
 
 def test_a_closed_worker_refuses_jobs(make: Callable[..., Worker]) -> None:

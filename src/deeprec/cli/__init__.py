@@ -1,6 +1,14 @@
 """The command line. Imports of substance stay inside the commands, so that help is quick and needs no torch."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import signal
+import threading
+
+_MAIN_THREAD = threading.current_thread() is threading.main_thread()
+if _MAIN_THREAD:  # Ctrl-C during the imports ends the program without their traceback
+    _on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
 import sys
@@ -36,6 +44,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit
+
+
+if _MAIN_THREAD:
+    signal.signal(signal.SIGINT, _on_interrupt)
 
 
 def main() -> None:

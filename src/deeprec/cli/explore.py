@@ -32,7 +32,9 @@ def explore(
     view, task = _prepare(options, user, item, trm, filters)
     from deeprec.policies.loading import load_policy
 
-    view.watch(load_policy(view.config, offline=options.offline), task)
+    trace = view.watch(load_policy(view.config, offline=options.offline), task)
+    if trace.error:
+        raise DeepRecError(f"The policy failed, and the ranking is not its own: {trace.error}")
 
 
 def play(options: Options, filters: FilterOptions, user: User = None, item: Items = None, trm: SavedTRM = None) -> None:
@@ -101,7 +103,7 @@ class View:
 
         return Explorer(policy, self.trm, None, limits or self.config.explore)
 
-    def watch(self, policy: Policy, task: Task, limits: ExploreConfig | None = None) -> None:
+    def watch(self, policy: Policy, task: Task, limits: ExploreConfig | None = None) -> Trace:
         """The conversation as it is written (the policy's words bold, the tool's dim), then the ranking."""
         from rich.markup import escape
         from rich.panel import Panel
@@ -125,6 +127,7 @@ class View:
         console.print(f"{len(trace.turns)} tool calls, {spent}; ended by: {trace.stop.value}")
         if trace.usage is not None:
             console.print(f"The server read {trace.usage.read} tokens and wrote {trace.usage.written}.")
+        return trace
 
     def show(self, trace: Trace) -> None:
         """The ranking with where each item was found, what went wrong, and the held-out item where there is one."""

@@ -48,11 +48,12 @@ def _open(
 ) -> AbstractContextManager[Service]:
     from deeprec.data.dataset import excludes_history
     from deeprec.serving.available import AvailableFile
-    from deeprec.serving.server import open_service
+    from deeprec.serving.server import end_by_signal, open_service
 
     now = None if available is None else AvailableFile(available)
     dataset = options.dataset(config)
     if not excludes_history(config.serve.exclude, dataset.exclude_history):
         options.say("Items of the history may be recommended again (serve.exclude).")
     trm, folder = options.trm(dataset, config, saved)
+    end_by_signal()
     return open_service(dataset, trm, folder, config, available=now, offline=options.offline)

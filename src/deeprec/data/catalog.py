@@ -33,6 +33,9 @@ NO_CATEGORIES = frozenset({"unknown", "(no genres listed)"})
 # Full-width and small forms too: tokenizers that normalise by NFKC would turn them back into tags.
 _BRACKETS = str.maketrans({"<": "‹", ">": "›", "＜": "‹", "＞": "›", "﹤": "‹", "﹥": "›"})
 _BLANKED = {"Cc": " ", "Zl": " ", "Zp": " ", "Zs": " ", "Cf": "", "Cs": ""}  # by category of Unicode
+_JOINERS = re.compile("[\u200c\u200d]+")  # zero-width non-joiner and joiner
+_VIRAMA = 9  # the combining class of the mark that takes a letter's vowel away
+_SIGNS = frozenset({"So", "Sm", "Cn"})  # emoji among them; those newer than Python's Unicode have no category yet
 _QUOTES = "\"'`´“”„‟‘’‚‛«»‹› "
 _TRAILING = _QUOTES + ".,;:!?…"
 _EXAMPLES = 5
@@ -42,21 +45,48 @@ def neutralise(text: str) -> str:
     """Item text made safe for a prompt.
 
     Control characters and line breaks become spaces. Format characters (bidi marks, zero-width characters) and lone
-    surrogates go. Angle brackets become '‹' and '›', so that no protocol tag and no special token survives.
+    surrogates go, but for joiners where they join: they belong to the spelling of Persian and Malayalam words, and to
+    emoji of several parts. Angle brackets become '‹' and '›', so that no protocol tag and no special token survives.
     Whitespace is collapsed. Idempotent.
     """
+    text = text.translate(_BRACKETS)
     if not text.isprintable():
-        text = "".join(_BLANKED.get(unicodedata.category(char), char) for char in text)
-    return " ".join(text.translate(_BRACKETS).split())
+        kept = ((char, unicodedata.category(char)) for char in text)
+        text = "".join(char if _JOINERS.match(char) else _BLANKED.get(category, char) for char, category in kept)
+        text = _JOINERS.sub(_joiner, text)
+    return " ".join(text.split())
+
+
+def _joiner(run: re.Match[str]) -> str:
+    """The first of adjacent joiners where it changes how its neighbours are written, else nothing.
+
+    That is beside a virama or another mark of a letter without case (Unicode Standard Annex 31, contexts A2 and B),
+    between letters or digits of which one is of a right-to-left script (context A1), and between emoji (Unicode
+    Technical Standard 51). A joiner also gives a right-to-left letter its connected form before anything.
+    """
+    text, joiner = run.string, run[0][0]
+    last, following = text[run.start() - 1] if run.start() else " ", text[run.end() : run.end() + 1] or " "
+    marked = (char for char in reversed(text[: run.start()]) if unicodedata.category(char) not in ("Mn", "Me", "Sk"))
+    base = next(marked, " ")
+    kinds, sides = [unicodedata.category(char) for char in (base, following)], (base, following)
+    cursive = [unicodedata.bidirectional(char) in ("AL", "R") for char in sides]
+    joins = (
+        unicodedata.combining(last) == _VIRAMA
+        or (kinds[0] == "Lo" and kinds[1].startswith("M"))
+        or (any(cursive) and all(char.isalnum() for char in sides))
+        or (cursive[0] and base.isalpha() and joiner == "\u200d")
+        or _SIGNS.issuperset(kinds)
+    )
+    return joiner if joins else ""
 
 
 def normalise_title(text: str) -> str:
     """The form in which titles are compared. Idempotent.
 
-    Neutralised, NFKC and case folded (Unicode's NFKC_Casefold), whitespace collapsed; surrounding quotes and
-    trailing punctuation stripped, unless nothing else remains.
+    Neutralised, without joiners, NFKC and case folded (Unicode's NFKC_Casefold), whitespace collapsed; surrounding
+    quotes and trailing punctuation stripped, unless nothing else remains.
     """
-    folded = unicodedata.normalize("NFD", neutralise(text)).casefold()
+    folded = unicodedata.normalize("NFD", _JOINERS.sub("", neutralise(text))).casefold()
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).casefold())
     folded = neutralise(folded)
     return folded.rstrip(_TRAILING).lstrip(_QUOTES) or folded
@@ -299,7 +329,7 @@ def _cut(text: str, chars: int) -> str:
         return text
     space = text.rfind(" ", 0, chars + 1)
     head = text[: space if space >= chars // 2 else chars]
-    return re.sub(r"[\s,;:(\[–—-]+$", "", head) or head
+    return neutralise(re.sub(r"[\s,;:(\[–—-]+$", "", head) or head)  # the cut may leave a joiner at the end
 
 
 def _clean_categories(names: Iterable[str]) -> tuple[str, ...]:

@@ -26,7 +26,13 @@ Similarity = Callable[[Sequence[str]], NDArray[np.float32]]
 """Of each of N texts to each title of the catalogue (N, I)."""
 
 _Answer = tuple[tuple[Line, ...], tuple[Fault, ...]]
-_STOPS = {Finish.END: Stop.END_OF_TEXT, Finish.NO_ROOM: Stop.CONTEXT_LIMIT, Finish.FAILED: Stop.FAILED}
+_STOPS = {
+    Finish.END: Stop.END_OF_TEXT,
+    Finish.NO_ROOM: Stop.CONTEXT_LIMIT,
+    Finish.FILTERED: Stop.FILTERED,
+    Finish.UNEXPLAINED: Stop.UNEXPLAINED,
+    Finish.FAILED: Stop.FAILED,
+}
 
 
 @dataclass

@@ -22,6 +22,8 @@ _STOPS = {
     Finish.END: Stop.END_OF_TEXT,
     Finish.LENGTH: Stop.SEGMENT_LIMIT,
     Finish.NO_ROOM: Stop.CONTEXT_LIMIT,
+    Finish.FILTERED: Stop.FILTERED,
+    Finish.UNEXPLAINED: Stop.UNEXPLAINED,
 }
 
 

@@ -19,6 +19,8 @@ class Finish(StrEnum):
     END = "end of text"
     LENGTH = "token limit"
     NO_ROOM = "context full"
+    FILTERED = "content filter"
+    UNEXPLAINED = "no reason given"
     FAILED = "failed"
 
 

@@ -32,6 +32,8 @@ class Stop(StrEnum):
     CALL_LIMIT = "call limit"
     SEGMENT_LIMIT = "segment limit"
     CONTEXT_LIMIT = "context limit"
+    FILTERED = "content filter"
+    UNEXPLAINED = "end without a reason"
     FAILED = "policy failed"
 
 

@@ -40,7 +40,8 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
         return shipped if config.model in ASSETS and shipped.is_dir() else None
     adapter = Path(config.adapter).expanduser()
     if not (adapter / "adapter_config.json").is_file():
-        raise DeepRecError(f"The adapter {config.adapter!r} holds no adapter_config.json.")
+        why = "holds no adapter_config.json" if adapter.is_dir() else "is not there; if its run was moved, say where to"
+        raise DeepRecError(f"The adapter {config.adapter!r} {why}.")
     return adapter
 
 

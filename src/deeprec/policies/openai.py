@@ -8,35 +8,45 @@ limit the stream is closed, and the server stops.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deeprec.config import PolicyConfig
 from deeprec.errors import DeepRecError
 from deeprec.explore.policy import Chunk, Finish, Policy, Request, Usage
+from deeprec.policies.reasoning import RejoinedText, thought_of
 from deeprec.policies.text import WordTokenizer, cut_at_stop
 from deeprec.policies.tokenizer import brief, refuse_missing, refuse_unsupported
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, OpenAI
 
+T = TypeVar("T")
+_LOG = logging.getLogger("deeprec.policies")
 KEY = "OPENAI_API_KEY"
 TIMEOUT = 60.0  # seconds that a server may be silent. A request that it has not begun to answer is then repeated.
 RETRIES = 3
+REFUSING, LOADING = 30.0, 300.0
+"""Seconds that a server may refuse connections, and answer that it is not ready, before there is one to talk to."""
+_NOT_READY = (502, 503, 504)
+_ENDS = {"": Finish.UNEXPLAINED, "length": Finish.LENGTH, "content_filter": Finish.FILTERED}
+_FAILURES = ("abort", "error", "insufficient_system_resource")  # of SGLang and vLLM, OpenRouter, DeepSeek
 _COUNTS: tuple[dict[str, Any], ...] = (
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"stream_options": {"include_usage": True}},
     {},
 )
 """Ways to ask a server for its token counts, most detailed first; not all servers know each."""
+_HINT = "Such a URL often ends in /v1."
 _GLANCE = 0.1  # seconds that `step` waits for a silent server
 
 
@@ -75,7 +85,7 @@ class OpenAIPolicy(WordTokenizer, Policy):
     def load(cls, config: PolicyConfig) -> OpenAIPolicy:
         """The policy of a configuration, whose model the server must list; an empty name stands for its only model."""
         try:
-            from openai import APIStatusError, AsyncOpenAI, OpenAI, OpenAIError
+            from openai import AsyncOpenAI
         except ImportError:
             refuse_missing("policy.kind='openai'", "the client", "--editable '.[openai]'")
         if config.adapter not in ("shipped", "none"):
@@ -88,15 +98,7 @@ class OpenAIPolicy(WordTokenizer, Policy):
             "timeout": TIMEOUT,
             "max_retries": RETRIES,
         }
-        model, models = config.model, {config.model: sys.maxsize}
-        try:
-            listed = {each.id: each.model_extra or {} for each in OpenAI(**settings).models.list()}
-            models = {name: more.get("max_model_len") or sys.maxsize for name, more in listed.items()}
-        except APIStatusError as error:
-            if error.status_code != 404 or not model:  # not every server lists its models
-                raise DeepRecError(f"policy.url={config.url!r} refuses ({KEY} is the key): {brief(error)}") from None
-        except (OpenAIError, ValueError) as error:
-            raise DeepRecError(f"policy.url={config.url!r} does not answer: {brief(error)}") from None
+        model, models = config.model, _models(config, settings)
         if not model and len(models) == 1:
             (model,) = models
         if model not in models:
@@ -165,11 +167,12 @@ class OpenAIPolicy(WordTokenizer, Policy):
             async for chunk in self._segment(job.request, body):
                 self._chunks.put((job, chunk))
         except Exception as error:  # noqa: BLE001 (whatever a foreign server makes the client raise)
-            problem = f"{self.client.base_url}: {brief(error)}"
+            problem = f"{self.client.base_url}: {_brief(error, chat=self.chat)}"
             self._chunks.put((job, Chunk(job.request.key, (), (), Finish.FAILED, problem)))
 
     async def _segment(self, request: Request, body: dict[str, Any]) -> AsyncIterator[Chunk]:
         text, written = "", 0
+        joined, refused = RejoinedText(self.decode(request.context)), False
         finish: Finish | None = None
         usage: Any = None
         async with await self._open(body) as stream:
@@ -178,20 +181,23 @@ class OpenAIPolicy(WordTokenizer, Policy):
                 if not sent.choices:
                     continue
                 choice = sent.choices[0]
-                piece = (choice.delta.content if self.chat else choice.text) or ""
-                hidden = self.chat and getattr(choice.delta, "reasoning_content", None)
-                if choice.finish_reason is not None:
-                    finish = Finish.LENGTH if choice.finish_reason == "length" else Finish.END
-                written += bool(piece or hidden)
-                if written == request.max_new_tokens:
-                    finish = Finish.LENGTH
+                part = choice.delta if self.chat else choice
+                content, thought = getattr(part, "content" if self.chat else "text", None) or "", thought_of(part)
+                refused = refused or bool(getattr(part, "refusal", None))
+                if choice.finish_reason or (choice.finish_reason is not None and finish is None):
+                    finish = _finish(choice.finish_reason, refused)
+                written += bool(content or thought)
+                full = written == request.max_new_tokens
+                piece = joined.add(thought, content) + (joined.rest() if full else "")
                 start = len(text)
                 text, stopped = cut_at_stop(text + piece, request.stops)
-                finish = Finish.STOP if stopped else finish
                 if piece:
                     yield Chunk(request.key, tuple(self.piece(text[start:])), ())
-                if stopped or written == request.max_new_tokens:
+                if stopped or full:
+                    finish = Finish.STOP if stopped else Finish.LENGTH
                     break
+        if rest := joined.rest():
+            yield Chunk(request.key, tuple(self.piece(rest)), ())
         if finish is None:
             raise ConnectionError("the stream broke off")
         read, written = (usage.prompt_tokens, usage.completion_tokens) if usage else (len(request.context), written)
@@ -209,3 +215,104 @@ class OpenAIPolicy(WordTokenizer, Policy):
                 if "stream_options" not in str(error) or tried == len(_COUNTS) - 1:
                     raise
                 self._counts = max(self._counts, tried + 1)  # of several requests the furthest counts
+
+
+def _finish(reason: str, refused: bool) -> Finish:
+    """Why a server ended a text that no stop string ends; an exception where it failed."""
+    if reason in _FAILURES:
+        raise ConnectionError(f"the server gave up (finish_reason {reason!r})")
+    return Finish.FILTERED if refused else _ENDS.get(reason, Finish.END)
+
+
+def _models(config: PolicyConfig, settings: dict[str, Any]) -> dict[str, int]:
+    """The context of each model that the server lists, once it is ready; of the configured one if it lists none."""
+    from openai import APIStatusError, OpenAI
+
+    where = f"policy.url={config.url!r}"
+    try:
+        with OpenAI(**settings | {"max_retries": 0}) as client:
+            try:
+                listed = _once_ready(lambda: _listed(client), where)
+            except APIStatusError as error:
+                if error.status_code != 404 or not config.model:  # not every server lists its models
+                    raise DeepRecError(f"{where} refuses ({KEY} is the key): {_brief(error)}") from None
+                _try_out(client, config)
+                return {config.model: sys.maxsize}
+    except DeepRecError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a foreign server or a wrong URL makes the client raise)
+        raise DeepRecError(f"{where} does not answer: {_brief(error)}") from None
+    if listed is None:
+        raise DeepRecError(f"{where} is no OpenAI-compatible server: its /models is no list of models. {_HINT}")
+    if not listed:
+        raise DeepRecError(f"{where} has no model: load one into the server.")
+    return listed
+
+
+def _listed(client: OpenAI) -> dict[str, int] | None:
+    """The context of each model; None where the answer is no list of models, as a page of HTML."""
+    response = client.models.with_raw_response.list().http_response
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    models = body.get("data", ()) if isinstance(body, dict) and "data" in body else body
+    if models is None:  # Ollama, where there are none
+        return {}
+    if not isinstance(models, list) or not all(isinstance(m, dict) and isinstance(m.get("id"), str) for m in models):
+        return None
+    limits = {model["id"]: model.get("max_model_len") for model in models}
+    return {name: limit if isinstance(limit, int) and limit > 0 else sys.maxsize for name, limit in limits.items()}
+
+
+def _try_out(client: OpenAI, config: PolicyConfig) -> None:
+    """Let a server that lists no models write a word, for its URL may be wrong; DeepRecError if it can't."""
+    if config.api == "chat":
+        create: Any = client.chat.completions.create
+        said: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 1}
+    else:
+        create, said = client.completions.create, {"prompt": "Hi", "max_tokens": 1}
+    try:
+        with create(model=config.model, stream=True, **said) as stream:
+            next(iter(stream), None)
+    except Exception as error:  # noqa: BLE001 (as above)
+        why = _brief(error, chat=config.api == "chat")
+        raise DeepRecError(f"policy.url={config.url!r} lists no models, and does not write: {why}. {_HINT}") from None
+
+
+def _once_ready(ask: Callable[[], T], where: str) -> T:
+    """The answer of a server, which may be starting; says once that it waits."""
+    from openai import APIConnectionError, APIStatusError
+
+    started, said = time.monotonic(), False
+    while True:
+        try:
+            return ask()
+        except (APIConnectionError, APIStatusError) as error:
+            loading = isinstance(error, APIStatusError) and error.status_code in _NOT_READY
+            patience = LOADING if loading else REFUSING if _refused(error) else 0.0
+            if time.monotonic() - started >= patience:
+                raise
+        if not said:
+            state = "is not ready" if loading else "refuses connections"
+            _LOG.warning("%s %s: waiting up to %.0f s for it (Ctrl-C ends this)", where, state, patience)
+            said = True
+        time.sleep(_GLANCE * 5)
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether nothing listens there, now."""
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _brief(error: Exception, *, chat: bool = True) -> str:
+    """The cause on one line; of a page of HTML its status alone. `chat`: whether a chat was asked for."""
+    status, body = getattr(error, "status_code", None), getattr(error, "body", None)
+    if status is None:
+        cause = error.__cause__
+        return brief(cause if isinstance(cause, Exception) and str(cause) else error)
+    page = isinstance(body, str) and body.lstrip().startswith("<")
+    hint = "" if chat or status not in (404, 405) else " (a server of chats alone needs policy.api='chat')"
+    return (f"status {status}, with a page of HTML" if page else brief(error)) + hint

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import email.message
 import json
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -23,7 +24,7 @@ from deeprec.errors import DeepRecError, reason
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration, GoneError
 from deeprec.serving.mcp import create_mcp
-from deeprec.serving.middleware import MCP, Metrics, bearer_auth, body_limit
+from deeprec.serving.middleware import MCP, Metrics, bearer_auth, body_limit, head_as_get
 from deeprec.serving.service import Service
 from deeprec.serving.worker import BusyError
 
@@ -50,6 +51,7 @@ _EVENT_SCHEMAS = [
 ]
 _STREAM: _Responses = {200: {"content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENT_SCHEMAS}}}}}
 _PROBLEMS: _Responses = {status: {"model": schemas.Problem} for status in (400, 413, 422)}
+_UNREAD: _Responses = {415: {"model": schemas.Problem}}
 _WAIT = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 _BUSY: _Responses = {429: {"model": schemas.Problem, "headers": _WAIT}}
 
@@ -63,7 +65,21 @@ async def _service(request: Request) -> Service:
 Served = Annotated[Service, Depends(_service)]
 
 
-@router.post("/recommend", responses=_PROBLEMS | _BUSY | _STREAM, response_model=schemas.RecommendResponse)
+async def _require_json(request: Request) -> None:
+    """Bodies of another kind are not read: a page of another site can send those without asking first."""
+    header = email.message.Message()
+    header["Content-Type"] = request.headers.get("Content-Type") or "none/none"
+    kind, subtype = header.get_content_maintype(), header.get_content_subtype()
+    if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        raise HTTPException(415, "Send JSON with the header Content-Type: application/json.")
+
+
+@router.post(
+    "/recommend",
+    responses=_PROBLEMS | _UNREAD | _BUSY | _STREAM,
+    response_model=schemas.RecommendResponse,
+    dependencies=[Depends(_require_json)],
+)
 async def recommend(
     body: schemas.RecommendRequest, request: Request, service: Served
 ) -> Response | schemas.RecommendResponse:
@@ -77,7 +93,7 @@ async def recommend(
     return StreamingResponse(_stream(exploration), 200, _UNBUFFERED, "text/event-stream", cleanup)
 
 
-@router.post("/retrieve", responses=_PROBLEMS | _BUSY)
+@router.post("/retrieve", responses=_PROBLEMS | _UNREAD | _BUSY, dependencies=[Depends(_require_json)])
 async def retrieve(body: schemas.RetrieveRequest, service: Served) -> schemas.RetrieveResponse:
     """Query the TRM alone, many queries at once."""
     queries = await run_in_threadpool(lambda: [service.query(query) for query in body.queries])
@@ -95,12 +111,20 @@ def items(
     return schemas.ItemList(items=service.search(query, limit))
 
 
-@router.get("/users/{user}", responses=_PROBLEMS)
+@router.get("/users/{user:path}", responses=_PROBLEMS)
 def history(
     service: Served, user: Annotated[str, Path(max_length=schemas.MAX_CHARACTERS, examples=["1"])]
 ) -> schemas.ItemList:
     """The history of a user of the data, oldest first, without the held-out item."""
     return schemas.ItemList(items=tuple(map(service.item, service.task(user).history)))
+
+
+@router.get("/users", responses=_PROBLEMS)
+def history_of(
+    service: Served, user: Annotated[str, Query(max_length=schemas.MAX_CHARACTERS, examples=["1"])]
+) -> schemas.ItemList:
+    """The same for any id: clients change a path with `.` or `..` before they send it."""
+    return history(service, user)
 
 
 @router.get("/filters")
@@ -172,6 +196,7 @@ def create_app(service: Service, *, token: str | None = None, host: str = "127.0
     else:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
     app.add_middleware(app.state.metrics.middleware)
+    app.add_middleware(head_as_get)
     app.include_router(router)
     app.router.routes.extend(mcp_app.routes)
     app.mount("/page", StaticFiles(directory=_PAGE))

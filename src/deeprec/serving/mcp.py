@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
-from pydantic import Field, ValidationError
+from mcp.server.mcpserver.resources.templates import ResourceSecurity
+from pydantic import BeforeValidator, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from deeprec import __version__
@@ -16,7 +18,7 @@ from deeprec.data.catalog import ItemId
 from deeprec.errors import DeepRecError, reason
 from deeprec.serving import schemas
 from deeprec.serving.exploration import Exploration
-from deeprec.serving.schemas import MAX_HISTORY, Filtered, History, ListSize, Name, Plain, User
+from deeprec.serving.schemas import MAX_CHARACTERS, MAX_HISTORY, Filtered, History, ListSize, Name, Plain
 from deeprec.serving.service import Service
 
 _INSTRUCTIONS = (
@@ -26,9 +28,24 @@ _INSTRUCTIONS = (
 )
 
 
+User = Annotated[
+    str,
+    BeforeValidator(lambda user: "" if user is None else user),
+    Field(max_length=MAX_CHARACTERS, description="a user of the data, in place of a history"),
+]
+"""Empty for nobody. It is a text alone: the package reads an optional text such as `null` or `[1]` as JSON first."""
+
+
+class _Server(MCPServer):
+    async def read_resource(self, uri: Any, context: Any = None) -> Any:
+        """Ids may hold what separates the parts of an address, and agents may not have encoded it."""
+        scheme, _, item = str(uri).partition("://")
+        return await super().read_resource(f"{scheme}://{quote(unquote(item), safe='')}", context)
+
+
 def create_mcp(service: Service) -> MCPServer:
     """The protocol's server of a service, for any transport."""
-    server: MCPServer = MCPServer("deeprec", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
+    server = _Server("deeprec", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
 
     rest = ", without those of the history" if service.exclude_history else ""
 
@@ -36,14 +53,14 @@ def create_mcp(service: Service) -> MCPServer:
     async def retrieve_items(
         preference: Annotated[Plain, Field(description='what to look for, as in "Comedy; 1990s"')] = "",
         history: History = (),
-        user: User = None,
+        user: User = "",
         k: ListSize = 10,
         exclude: Annotated[tuple[Name, ...], Field(max_length=MAX_HISTORY, description="items to leave out")] = (),
         filter: Filtered = None,
     ) -> schemas.ScoredItemList:
         with _tool_errors():
             body = schemas.RetrieveQuery(history=history, preference=preference, exclude=exclude, filter=filter)
-            query = await run_in_threadpool(service.query, body, user)
+            query = await run_in_threadpool(service.query, body, user or None)
             (hits,) = await service.batcher.retrieve([query], k)
         return schemas.ScoredItemList(items=service.scored(hits))
 
@@ -60,7 +77,7 @@ def create_mcp(service: Service) -> MCPServer:
     async def explore(
         context: Context,
         history: History = (),
-        user: User = None,
+        user: User = "",
         k: ListSize = 10,
         policy: Annotated[Name | None, Field(description="who explores; default: the first")] = None,
         max_calls: Annotated[int | None, Field(ge=1, le=20)] = None,
@@ -68,14 +85,15 @@ def create_mcp(service: Service) -> MCPServer:
     ) -> schemas.RecommendResponse:
         with _tool_errors():
             body = schemas.RecommendRequest(
-                history=history, user=user, k=k, policy=policy, max_calls=max_calls, filter=filter
+                history=history, user=user or None, k=k, policy=policy, max_calls=max_calls, filter=filter
             )
             exploration = await run_in_threadpool(Exploration, service, body)
             exploration.begin()
         # Clients of the protocol before 2026 do not say that they leave: their connection does.
         return await exploration.result(context.request_context.request)
 
-    @server.resource("item://{item}", mime_type="application/json")
+    # An id is a key and never a path: one that looks like a path is let through.
+    @server.resource("item://{item}", mime_type="application/json", security=ResourceSecurity(exempt_params={"item"}))
     def details(item: str) -> schemas.ItemDetails:
         """An item's title, year, categories, brand and description."""
         try:

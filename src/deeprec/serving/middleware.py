@@ -1,4 +1,4 @@
-"""What every request passes: the metrics, the bearer token, and the limit of its size."""
+"""What every request passes: HEAD as GET, the metrics, the bearer token, and the limit of its size."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def bearer_auth(app: ASGIApp, token: str) -> ASGIApp:
         await (app if fine else refuse)(scope, receive, send)
 
     return checked
+
+
+def head_as_get(app: ASGIApp) -> ASGIApp:
+    """Answers HEAD as GET; the server leaves the body out. A stream of the Model Context Protocol would not end."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD" and scope["path"] != MCP:
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answered
 
 
 def body_limit(app: ASGIApp) -> ASGIApp:
@@ -97,7 +108,7 @@ class Metrics:
 
     def _record(self, scope: Scope, status: str, seconds: float) -> None:
         # Unknown paths share a label: there is no end of them.
-        path = getattr(scope.get("route"), "path", MCP if scope["path"] == MCP else "other")
+        path = getattr(scope.get("route"), "path_format", MCP if scope["path"] == MCP else "other")
         self.requests.labels(path, status).inc()
         self.seconds.labels(path).observe(seconds)
         _LOG.info(json.dumps({"time": time.time(), "path": path, "status": status, "seconds": round(seconds, 4)}))

@@ -14,8 +14,10 @@ MAX_CHARACTERS = 500  # characters of a title, an id or a preference
 MAX_NAMES = 100  # categories or brands of a filter
 MAX_IDS = 10_000  # ids of a filter
 
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories: control, format, surrogate, private, unassigned, line and paragraph separator."""
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+"""Unicode categories: control, format, surrogate, private, line and paragraph separator. Characters without a category
+may be emoji that are newer than Python's Unicode."""
+_JOINERS = "\u200c\u200d"  # format characters that belong to the spelling of words, and to emoji
 _RENAMED = {"trust": "preference_weight", "own": "by_policy"}  # old names of fields, each with the name of today
 _FILMS: list[JsonValue] = ["Toy Story (1995)", "Fargo (1996)"]  # of MovieLens, for the examples of the OpenAPI document
 _RECOMMEND_EXAMPLES: list[JsonValue] = [
@@ -27,8 +29,9 @@ _RECOMMEND_EXAMPLES: list[JsonValue] = [
 _QUERIES: JsonValue = [{"history": _FILMS, "preference": "Horror; 1970s"}, {"history": []}]
 
 
-def _check_visible(text: str) -> str:
-    if any(unicodedata.category(character) in _INVISIBLE for character in text):
+def check_visible(text: str) -> str:
+    """The text itself; ValueError for one with control or invisible characters."""
+    if any(unicodedata.category(each) in _INVISIBLE and each not in _JOINERS for each in text):
         raise ValueError("it holds a control character or an invisible one")
     return text
 
@@ -39,10 +42,10 @@ def _check_untagged(text: str) -> str:
     return text
 
 
-Plain = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_check_visible)]
+Plain = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(check_visible)]
 Untagged = Annotated[Plain, AfterValidator(_check_untagged)]
-Name = Annotated[Plain, Field(min_length=1)]
-"""An item's id or, where no item has this id, its title."""
+Name = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+"""An item's id or, where no item has this id, its title. An id may hold any character; a title is checked later."""
 ListSize = Annotated[int, Field(ge=1, le=100, strict=True)]
 History = Annotated[tuple[Name, ...], Field(max_length=MAX_HISTORY, description="titles or ids of items, oldest first")]
 User = Annotated[Name | None, Field(description="a user of the data, in place of a history")]

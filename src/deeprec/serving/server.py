@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -29,7 +30,7 @@ from deeprec.trm.trm import TRM
 
 TOKEN = "DEEPREC_TOKEN"  # the environment variable of the bearer token
 QUEUE_PER_SLOT = 4  # explorations that may wait for each slot
-_SHUTDOWN = 5  # seconds that unfinished answers have when the server ends
+_SHUTDOWN = 1  # seconds that unfinished answers have when the server ends
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open. With uvicorn's 5, some closed just as a request arrived under load."""
 
@@ -80,6 +81,26 @@ def open_service(
         yield Service(dataset, trm, workers, config.explore, points_I2, available=available, exclude=exclude)
 
 
+class _Server(uvicorn.Server):
+    """Ends explorations first when it shuts down, so that their answers end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for worker in self.service.workers.values():
+            worker.dismiss()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # that an answer is cut off now is no error
+        await super().shutdown(sockets)
+
+
+def end_by_signal() -> None:
+    """From here on Ctrl-C ends the process as SIGTERM does: nothing is left to save, and an exception would wait for a
+    policy that is loading or at work, or for the thread that reads stdin."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def listen(service: Service, listener: socket.socket, token: str | None, say: Callable[[str], None]) -> None:
     """Serve over HTTP until SIGINT or SIGTERM."""
     host, port = listener.getsockname()[:2]
@@ -96,7 +117,7 @@ def listen(service: Service, listener: socket.socket, token: str | None, say: Ca
     log.addHandler(logging.StreamHandler())
     log.propagate = False  # the mcp package adds a handler to the root logger
     say(f"Serving on http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
-    uvicorn.Server(settings).run(sockets=[listener])
+    _Server(settings, service).run(sockets=[listener])
 
 
 def open_listener(config: ServeConfig) -> socket.socket:

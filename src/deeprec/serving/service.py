@@ -24,7 +24,7 @@ from deeprec.retrieval.retriever import Hit, Query, Retriever
 from deeprec.serving import schemas
 from deeprec.serving.available import AvailableFile
 from deeprec.serving.batcher import Batcher
-from deeprec.serving.worker import FAILED, TIMED_OUT, Worker
+from deeprec.serving.worker import CLOSING, FAILED, TIMED_OUT, Worker
 
 _LOG = logging.getLogger("deeprec.serving")
 TRM_ALONE = "trm-alone"  # the policy that asks the TRM once, without a preference
@@ -106,7 +106,17 @@ class Service:
         return self._tasks[user]
 
     def _find(self, names: Sequence[str]) -> tuple[ItemIdx, ...]:
-        return tuple(self.catalog.find(name, id_first=True) for name in names)
+        return tuple(map(self._named, names))
+
+    def _named(self, name: str) -> ItemIdx:
+        """The item with this id or title. An id counts as it is; DeepRecError for a title with invisible characters."""
+        item = self.catalog.find(name, id_first=True)
+        if name != self.catalog.ids[item]:
+            try:
+                schemas.check_visible(name)
+            except ValueError as error:
+                raise DeepRecError(f"{name!r} is no item's id, and as a title {error}.") from None
+        return item
 
     def query(self, body: schemas.RetrieveQuery, user: str | None = None) -> Query:
         """The query with positions for ids and titles, of a user of the data if there is one in place of a history;
@@ -120,10 +130,12 @@ class Service:
         return Query(task.history, body.preference, exclude, weight, allowed, requested=True)
 
     def search(self, query: str, n: int) -> tuple[schemas.Item, ...]:
-        """Items with similar titles, the most similar first; letters may be wrong, missing or swapped."""
+        """Items with similar titles, the most similar first; letters may be wrong, missing or swapped. A title without
+        letters, as of emoji, is found if it is the same."""
         wanted = utils.default_process(query)
         found = process.extract(wanted, self._titles, scorer=fuzz.WRatio, limit=n, score_cutoff=_MIN_SIMILARITY)
-        return tuple(self.item(ItemIdx(position)) for _, _, position in found)
+        same = () if wanted else self.catalog.namesakes(query)
+        return tuple(map(self.item, [*same, *(ItemIdx(position) for _, _, position in found)][:n]))
 
     def item(self, item: ItemIdx) -> schemas.Item:
         return schemas.Item(**self._fields(item))
@@ -177,7 +189,7 @@ class Service:
 
 def _public_error(error: str | None) -> str | None:
     """The error that clients see. A policy's own text may name another server, so it goes to the log only."""
-    if error is None or error == FAILED or error.startswith(TIMED_OUT):
+    if error is None or error in (FAILED, CLOSING) or error.startswith(TIMED_OUT):
         return error
     _LOG.warning("a policy failed: %s", error)
     return FAILED

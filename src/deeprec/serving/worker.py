@@ -29,6 +29,7 @@ Event = str | Turn | Trace
 FAILED = "the policy failed; the server's log says why"
 """The error of an exploration whose policy or explorer raised an exception."""
 TIMED_OUT = "it took more than"  # how the error of an exploration that exceeded its time limit begins
+CLOSING = "the server is closing"
 
 
 def trace_of_hits(task: Task, stop: Stop, hits: Sequence[Hit] = (), error: str | None = None) -> Trace:
@@ -105,11 +106,18 @@ class Worker:
                 self._queued.remove(job)
             self._changed.notify()
 
-    def close(self) -> None:
-        """Stop all explorations and end the thread."""
+    def dismiss(self) -> None:
+        """Refuse new jobs, and end all others for their callers, without waiting for the policy's step."""
         with self._changed:
             self._closed = True
+            for job in (*self._in_flight, *self._queued):
+                job.report(trace_of_hits(job.task, Stop.FAILED, error=CLOSING))
+                job.cancelled = True
             self._changed.notify()
+
+    def close(self) -> None:
+        """Stop all explorations and end the thread."""
+        self.dismiss()
         self._thread.join()
 
     def load(self) -> tuple[int, int]:

@@ -27,7 +27,8 @@ function headers() {
 export const ready = async () => (await request("ready")).json();
 export const filters = async () => (await request("filters")).json();
 export const map = async () => (await request("map")).json();
-export const historyOf = async (user) => (await request(`users/${encodeURIComponent(user)}`)).json();
+// A query and not a path: the browser itself resolves the user ".." in a path.
+export const historyOf = async (user) => (await request(`users?${new URLSearchParams({ user })}`)).json();
 
 export async function search(query, signal) {
   const response = await request(`items?${new URLSearchParams({ query, limit: 8 })}`, { signal });

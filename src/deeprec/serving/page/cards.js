@@ -11,8 +11,8 @@ export function make(tag, { text, ...attributes } = {}, ...children) {
 // The policy's text without the protocol's tags.
 const readable = (text) => text.replace(/<[^<>]*>?/g, " ").trimStart();
 
-// Text as the server accepts it in a request: one line, no tags. A line break separates phrases, as ; does.
-const plain = (text) => text.replace(/[<>\p{C}\p{Zl}\p{Zp}]/gu, " ").trim().slice(0, 500);
+// Text as the server accepts it in a request: one line, no tags; joiners stay. A line break separates phrases, as ; does.
+const plain = (text) => [...text.replace(/(?![\u200c\u200d])[<>\p{C}\p{Zl}\p{Zp}]/gu, " ").trim()].slice(0, 500).join("");
 const phrases = (text) => plain(text.replace(/\n/g, "; "));
 
 export class Exploration {
