@@ -33,6 +33,7 @@ _MODULES = {
     "load_policy": "deeprec.policies.loading",
     "top_hits": "deeprec.retrieval.retriever",
     "train_policy": "deeprec.training.run",
+    "write_recommendations": "deeprec.batch.recommendations",
 }
 
 __all__ = [*_MODULES, "__version__"]

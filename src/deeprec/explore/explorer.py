@@ -81,11 +81,15 @@ class Explorer:
 
         The answer has `k` titles; the trace's `titles` are the ranking. DeepRecError for an unknown item, or k below 1.
         """
+        settings = self.answering(k)
+        ((_, trace),) = self.stream([Task.new(self.catalog.history(history))], listener, lambda _: settings)
+        return trace
+
+    def answering(self, k: int) -> ExploreSettings:
+        """The explorer's settings for an answer of `k` titles; DeepRecError if k is below 1."""
         if k < 1:
             raise DeepRecError(f"k={k}: ask for at least one item.")
-        config = self._configured.model_copy(update={"answer_size": k})
-        ((_, trace),) = self.stream([Task.new(self.catalog.history(history))], listener, lambda _: config)
-        return trace
+        return self._resolve(self._configured.model_copy(update={"answer_size": k}))
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
         """Explore for each task; traces come in the order of the tasks. A task may occur several times."""
