@@ -36,6 +36,7 @@ _MODULES = {
     "top_hits": "deeprec.retrieval.retriever",
     "train_policy": "deeprec.training.run",
     "update_trm": "deeprec.trm.update",
+    "write_recommendations": "deeprec.batch.recommendations",
 }
 
 __all__ = [*_MODULES, "__version__"]

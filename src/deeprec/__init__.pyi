@@ -1,3 +1,4 @@
+from deeprec.batch.recommendations import write_recommendations as write_recommendations
 from deeprec.config import Config as Config
 from deeprec.config import ExploreConfig as ExploreConfig
 from deeprec.config import TRMConfig as TRMConfig

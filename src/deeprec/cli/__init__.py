@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from deeprec import __version__
-from deeprec.cli import assets, data, demo, doctor, evaluation, explore, runs, serve, train, trm
+from deeprec.cli import assets, data, demo, doctor, evaluation, explore, recommend, runs, serve, train, trm
 from deeprec.cli.options import command
 from deeprec.errors import DeepRecError
 
@@ -33,7 +33,7 @@ app.add_typer(assets.app, name="assets")
 app.add_typer(trm.app, name="trm")
 app.add_typer(runs.app, name="runs")
 app.add_typer(evaluation.app, name="experiment")
-for function in (demo.demo, train.train, explore.explore, explore.play, serve.serve, serve.mcp):
+for function in (demo.demo, train.train, explore.explore, explore.play, recommend.recommend, serve.serve, serve.mcp):
     command(app, function.__name__)(function)
 command(app, "eval")(evaluation.evaluate)
 command(app, "doctor")(doctor.doctor)

@@ -13,6 +13,7 @@ from deeprec.errors import DeepRecError
 
 if TYPE_CHECKING:
     from deeprec.data.catalog import Catalog
+    from deeprec.data.filters import ItemFilter
     from deeprec.data.item_set import ItemSet
 
 _YEARS = re.compile(r"(\d{1,4})?\s*(-)?\s*(\d{1,4})?")
@@ -39,16 +40,21 @@ class FilterOptions:
 
     def allowed(self, catalog: Catalog) -> ItemSet | None:
         """The items that pass; None without any of the options. DeepRecError where `ItemFilter` or a file has one."""
-        from deeprec.data.filters import ItemFilter, allowed_items, read_ids
+        from deeprec.data.filters import allowed_items
 
-        wanted = ItemFilter(
+        return allowed_items(catalog, self.wanted(catalog))
+
+    def wanted(self, catalog: Catalog) -> ItemFilter:
+        """What the options say; DeepRecError as in `allowed`."""
+        from deeprec.data.filters import ItemFilter, read_ids
+
+        return ItemFilter(
             categories=self.category or (),
             brands=self.brand or (),
             years=_read_years(self.years) if self.years else None,
             ids=[name for value in self.only for name in _names(catalog, value)] if self.only else None,
             available=read_ids(self.available) if self.available else None,
         )
-        return allowed_items(catalog, wanted)
 
 
 def _read_years(text: str) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from deeprec.explore.policy import Policy
 from deeprec.explore.protocol import PROTOCOL
 from deeprec.explore.settings import ExploreSettings, limits_of, resolve_defaults
 from deeprec.explore.trace import Trace
-from deeprec.policies.adapters import adapter_folder, digests_of, name_of
+from deeprec.policies.adapters import identity_of, name_of
 from deeprec.policies.scripted import ScriptedPolicy
 from deeprec.retrieval.baselines import EASERetriever, PopularityRetriever, TransitionRetriever
 from deeprec.retrieval.retriever import Retriever
@@ -255,13 +255,7 @@ class ModelSystem(PlannedSystem, ExploringSystem):
         return spread(stream, policy, self.config.explore.batch_size), explorer
 
     def cache_key(self) -> dict[str, Any]:
-        policy = self.config.policy  # of an adapter or a local model, the weights count and not the folder
-        folders = (adapter_folder(policy), Path(policy.model).expanduser())
-        return super().cache_key() | {
-            "text": self.dataset.text_digest,
-            "policy": policy.model_dump(mode="json", exclude={"adapter", "gpu_share", "url"}),
-            "weights": [digest for folder in folders for digest in digests_of(folder)],
-        }
+        return super().cache_key() | {"text": self.dataset.text_digest} | identity_of(self.config.policy)
 
 
 class Titles(ModelSystem):

@@ -97,13 +97,17 @@ class Explorer:
         of the history where `exclude_history` says so; default: as the retriever has it. DeepRecError for an unknown
         item, a filter that no item passes, or k below 1.
         """
-        if k < 1:
-            raise DeepRecError(f"k={k}: ask for at least one item.")
-        config = self._configured.model_copy(update={"answer_size": k})
+        settings = self.answering(k)
         excludes = self.retriever.exclude_history if exclude_history is None else exclude_history
         task = Task.new(self.catalog.history(history), excludes, allowed_items(self.catalog, filter))
-        ((_, trace),) = self.stream([task], listener, lambda _: config)
+        ((_, trace),) = self.stream([task], listener, lambda _: settings)
         return trace
+
+    def answering(self, k: int) -> ExploreSettings:
+        """The explorer's settings for an answer of `k` titles; DeepRecError if k is below 1."""
+        if k < 1:
+            raise DeepRecError(f"k={k}: ask for at least one item.")
+        return self._resolve(self._configured.model_copy(update={"answer_size": k}))
 
     def run(self, tasks: Sequence[Task], listener: Listener | None = None) -> list[Trace]:
         """Explore for each task; traces come in the order of the tasks. A task may occur several times."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from deeprec import assets
 from deeprec.assets import ASSETS, fetch
@@ -48,6 +49,16 @@ def adapter_folder(config: PolicyConfig) -> Path | None:
 def digests_of(folder: Path | None) -> list[str]:
     """Digests of the weights and prompt defaults in a folder: tomorrow it may hold others."""
     return [sha256_of(file) for file in sorted(f for form in _DECIDING for f in folder.glob(form))] if folder else []
+
+
+def identity_of(config: PolicyConfig) -> dict[str, Any]:
+    """What decides the texts of a configured policy, as JSON values: of an adapter or a local model the weights count,
+    and not the folder."""
+    folders = (adapter_folder(config), Path(config.model).expanduser())
+    return {
+        "policy": config.model_dump(mode="json", exclude={"adapter", "gpu_share", "url"}),
+        "weights": [digest for folder in folders for digest in digests_of(folder)],
+    }
 
 
 def bare(config: PolicyConfig) -> PolicyConfig:

@@ -80,6 +80,11 @@ class Retriever(Protocol):
     preference_weight: float | None = None
     exclude_history: bool = True
 
+    @property
+    def digest(self) -> str | None:
+        """sha256 (hex) of what decides its rankings, beside the catalogue's text; None where that is unknown."""
+        return None
+
     @abstractmethod
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """For each query at most `k` hits, best first, none excluded, all included and none twice.

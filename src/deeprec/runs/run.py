@@ -269,7 +269,8 @@ def explaining_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise DeepRecError(f"The disk is full, {path} could not be written: free some space.") from error
-        if isinstance(error, OSError) or not _full(path, error):
+        numbered = isinstance(error, OSError) and error.errno is not None  # polars raises some without
+        if numbered or not _full(path, error):
             raise
         raise DeepRecError(f"The disk of {path} is full: free some space. ({one_line(error)})") from error
 
