@@ -34,7 +34,11 @@ class Environment:
     def __init__(self, task: Task, catalog: Catalog, config: ExploreSettings) -> None:
         self.task = task
         self.catalog = catalog
-        self.config = config
+        self._shown: set[ItemIdx] = set(task.history)
+        # A small catalogue may hold fewer new items than an answer has.
+        self.config = config.model_copy(
+            update={"answer_size": max(1, min(config.answer_size, len(catalog) - len(self._shown)))}
+        )
         self.turns: list[Turn] = []
         self.stop: Stop | None = None
         self.error: str | None = None
@@ -42,7 +46,6 @@ class Environment:
         self._call: Call | None = None
         self._thought = ""
         self._lines: tuple[Line, ...] = ()
-        self._shown: set[ItemIdx] = set(task.history)
 
     def prompt(self) -> str:
         return protocol.prompt(
