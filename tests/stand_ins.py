@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 class HashedWords:
     """A text encoder of hashed bags of words: texts that share words are similar."""
 
-    width = 24
+    source, digest, width = "hashed words", "1", 24
 
     def encode(self, texts: Sequence[str], on_batch: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         vectors_ND = np.zeros((len(texts), self.width), dtype=np.float32)

@@ -24,7 +24,7 @@ TERMS = ("format", "invocation", "diversity", "hit", "rank", "pointwise")
 class Hashes:
     """Stands in for MiniLM: every text has a random direction."""
 
-    width = 16
+    source, digest, width = "hashes", "1", 16
 
     def encode(self, texts: Sequence[str], *_: Any) -> Any:
         rows = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=16) for text in texts]

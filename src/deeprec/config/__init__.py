@@ -5,6 +5,7 @@ from deeprec.config.loading import load_config as load_config
 from deeprec.config.loading import parse_config as parse_config
 from deeprec.config.loading import subsection as subsection
 from deeprec.config.schema import DEFAULT_PREFERENCE_WEIGHT as DEFAULT_PREFERENCE_WEIGHT
+from deeprec.config.schema import DEFAULT_TEXT_ENCODER as DEFAULT_TEXT_ENCODER
 from deeprec.config.schema import TRAINABLE as TRAINABLE
 from deeprec.config.schema import USUAL_COLUMNS as USUAL_COLUMNS
 from deeprec.config.schema import Columns as Columns

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_PREFERENCE_WEIGHT = 0.75  # the preference weight of what people ask for; chosen on validation
+DEFAULT_TEXT_ENCODER = "minilm-l6"
 
 AdvantageNormalisation = Literal["batch", "group", "none"]
 
@@ -99,6 +100,12 @@ class TRMConfig(Section):
     epochs: int = Field(60, ge=1, description="at most; training stops earlier when validation stops improving")
     minutes: float | None = Field(None, gt=0, description="start no epoch after this much training; default: no limit")
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW, constant")
+    text_encoder: str = Field(
+        DEFAULT_TEXT_ENCODER,
+        min_length=1,
+        description="of item texts and preferences: an asset's name, a folder of the sentence-transformers layout, or "
+        "a hub id; minilm-l6 reads English",
+    )
     preferences: bool = Field(True, description="train with preferences; false gives a plain sequential model")
     cooccurrence: float = Field(1.0, ge=0, description="weight of item co-occurrence with the history; 0: none")
     bm25: float = Field(0.15, ge=0, description="weight of words that a preference and an item share; 0: none")

@@ -6,9 +6,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
 from deeprec.assets.downloads import sha256_of
@@ -32,6 +32,9 @@ from deeprec.policies.scripted import ScriptedPolicy
 from deeprec.retrieval.baselines import EASERetriever, PopularityRetriever, TransitionRetriever
 from deeprec.retrieval.retriever import Retriever
 from deeprec.runs.progress import SILENT, Progress
+
+if TYPE_CHECKING:  # torch stays out of evaluations that need none
+    from deeprec.trm.text_encoder import TextEncoder
 
 _EASE_GRID = (20.0, 50.0, 200.0, 500.0, 1000.0)
 _ONE_SHOT_KEYS = ("history", "answer_size", "segment_tokens", "context_tokens")
@@ -262,11 +265,18 @@ class Titles(ModelSystem):
     uses_trm, explore_keys = False, _ONE_SHOT_KEYS
 
     def asking(self, policy: Policy) -> tuple[Stream, Explorer | None]:
-        from deeprec.trm.text_encoder import TextEncoder
-
-        encode, catalog = TextEncoder.load(offline=self.models.offline).encode, self.dataset.catalog
+        encode, catalog = self._encoder.encode, self.dataset.catalog
         titles_IE, config = encode(catalog.titles), self.config.explore
         return lambda tasks: recall_titles(policy, lambda x: encode(x) @ titles_IE.T, catalog, tasks, config), None
+
+    def cache_key(self) -> dict[str, Any]:
+        return super().cache_key() | {"text_encoder": self._encoder.digest}
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        from deeprec.trm.text_encoder import TextEncoder
+
+        return TextEncoder.load(source=self.config.trm.text_encoder, offline=self.models.offline)
 
 
 class Rerank(ModelSystem):

@@ -37,17 +37,18 @@ class Environment:
     def __init__(self, task: Task, catalog: Catalog, config: ExploreSettings) -> None:
         self.task = task
         self.catalog = catalog
-        self.config = config
+        self._shown: set[ItemIdx] = set(task.excluded)
+        # A filter or a small catalogue may leave fewer items than an answer has.
+        allowed = range(len(catalog)) if task.include is None else task.include
+        left = len(allowed) - sum(item in allowed for item in self._shown)
+        self.config = config.model_copy(update={"answer_size": max(1, min(config.answer_size, left))})
         self.turns: list[Turn] = []
-        self.stop: Stop | None = None
+        self.stop: Stop | None = None if left else Stop.ANSWERED  # without any item it has ended before it begins
         self.error: str | None = None
         self._faults: list[Fault] = []
         self._call: Call | None = None
         self._thought = ""
         self._lines: tuple[Line, ...] = ()
-        self._shown: set[ItemIdx] = set(task.excluded)
-        if task.include is not None:
-            self._fit_to_filter(len(task.include) - sum(item in task.include for item in self._shown))
 
     def prompt(self) -> str:
         return protocol.prompt(
@@ -58,12 +59,6 @@ class Environment:
             guidance=self.config.guidance,
             exclude_history=self.task.exclude_history,
         )
-
-    def _fit_to_filter(self, left: int) -> None:
-        """Ask for no more items than the filter leaves; without any, the exploration has ended before it begins."""
-        self.config = self.config.model_copy(update={"answer_size": max(1, min(left, self.config.answer_size))})
-        if not left:
-            self.stop = Stop.ANSWERED
 
     def receive(self, text: str, finish: Finish) -> Query | None:
         parsed = protocol.parse(text, answer_size=self.config.answer_size, after_items=bool(self.turns))

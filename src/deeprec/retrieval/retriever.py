@@ -55,8 +55,8 @@ def queries_of(
 
 
 def phrases_of(preference: str) -> list[str]:
-    """The phrases of a preference, which `;` or a new line separates."""
-    return [phrase for part in re.split(r"[;\n]", preference) if (phrase := part.strip())]
+    """The phrases of a preference, which `;` (also a full-width or an Arabic one) or a new line separates."""
+    return [phrase for part in re.split(r"[;；؛\n]", preference) if (phrase := part.strip())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,11 @@ from deeprec.explore import protocol
 from deeprec.explore.explorer import Explorer
 from deeprec.explore.policy import Request
 from deeprec.explore.protocol import Fault
+from deeprec.explore.settings import items_of
 from deeprec.explore.trace import Trace
-from deeprec.policies.scripted import list_titles
+from deeprec.policies.scripted import list_titles, name_of
 from deeprec.policies.text import Codec, TextPolicy
-from deeprec.retrieval.bm25 import BM25
+from deeprec.retrieval.bm25 import BM25, words
 from deeprec.retrieval.retriever import Retriever
 from deeprec.training.schedule import SFT
 from deeprec.training.task_sets import TaskSets
@@ -35,7 +36,6 @@ from deeprec.trm.preferences import TITLES, frequent_phrases, item_phrases
 
 AHEAD = 5  # next items that a later preference may anticipate
 _NAMES = 2  # most titles of the history in a later preference
-_NAME_WORDS = 6  # words of a title that name it; in long titles, sizes and packs follow
 
 _FIRST = (
     "After {last}, the history turns to",
@@ -117,6 +117,7 @@ class DemonstrationPolicy(TextPolicy):
         rng = random.Random(f"{self.seed}:{task.id}:{len(lists)}")
         # At least two calls where the limit allows: the model must also learn to answer after a second one.
         calls = random.Random(f"{self.seed}:{task.id}").randint(min(2, limits.max_calls), limits.max_calls)
+        calls = max(calls, -(-limits.answer_size // items_of(limits)))  # and enough to fill the answer
         if len(lists) >= calls:
             titles = [title for found in lists for title in found][: limits.answer_size]
             return protocol.answer_text(self._thought(rng, _LAST, task, lists), titles)
@@ -125,7 +126,7 @@ class DemonstrationPolicy(TextPolicy):
             phrases = self._particular(rng, shown, self.followed[task.id][:AHEAD], said)
         else:
             names = dict.fromkeys(map(self._name, reversed(shown[-TITLES:])))
-            phrases = [*names, *frequent_phrases(self.catalog, shown)[:1]]
+            phrases = list(dict.fromkeys([*names, *self._frequent(shown)]))
         said += phrases
         return protocol.call_text(self._thought(rng, _LATER if lists else _FIRST, task, lists), "; ".join(phrases))
 
@@ -133,30 +134,43 @@ class DemonstrationPolicy(TextPolicy):
         self, rng: random.Random, shown: Sequence[ItemIdx], ahead: Sequence[ItemIdx], said: Sequence[str]
     ) -> list[str]:
         """Something new: names of shown items that share words with the next ones (most similar first, then latest
-        first), else one or two phrases that both have, else the latest name or a phrase of the latest item."""
+        first), else one or two phrases that both have, else the latest name, or a phrase or word of the latest item."""
         names = list(dict.fromkeys(map(self._name, reversed(shown))))
         scores_N = self._bm25.scores(names)[:, list(ahead)].toarray().max(axis=1)
         similar = [names[n] for n in np.argsort(-scores_N, kind="stable") if scores_N[n] > 0 and names[n] not in said]
         if similar:
             return similar[:_NAMES]
-        known = {phrase for item in shown for phrase in item_phrases(self.catalog, item)}
+        known = {phrase for item in shown for phrase in self._phrases(item)}
         for item in ahead:
-            again = [phrase for phrase in item_phrases(self.catalog, item) if phrase in known and phrase not in said]
+            again = [phrase for phrase in self._phrases(item) if phrase in known and phrase not in said]
             if again:
                 return rng.sample(again, min(rng.randint(1, 2), len(again)))
-        rest = names + [phrase for item in reversed(shown) for phrase in reversed(item_phrases(self.catalog, item))]
+        rest = names + [phrase for item in reversed(shown) for phrase in reversed(self._phrases(item))]
+        rest += [word for item in reversed(shown) for word in words(self.catalog.titles[item])]
         return [next((phrase for phrase in rest if phrase not in said), "something else")]
 
     def _name(self, item: ItemIdx) -> str:
         """The first words of an item's title, without the year, as a single phrase of a preference."""
-        title = without_year(self.catalog.titles[item], self.catalog.years[item])
-        short = " ".join(title.split()[:_NAME_WORDS])
-        return short.replace(";", ",").rstrip(" ,:-") or "something else"
+        return name_of(without_year(self.catalog.titles[item], self.catalog.years[item]))
+
+    def _phrases(self, item: ItemIdx) -> tuple[str, ...]:
+        """Those of an item's own text, without the title that stands for them elsewhere: names do here."""
+        return item_phrases(self.catalog, item) if self.catalog.phrases(item) else ()
+
+    def _frequent(self, items: Sequence[ItemIdx]) -> list[str]:
+        """The most frequent phrase of the items; where they have titles alone, the rare word that most titles share."""
+        if labelled := [item for item in items if self._phrases(item)]:
+            return frequent_phrases(self.catalog, labelled)[:1]
+        counts = Counter(word for item in items for word in dict.fromkeys(words(self.catalog.titles[item])))
+        shared = [word for word, count in counts.most_common() if count > 1]
+        return [word for word in shared if self._bm25.scores([word]).nnz][:1]
 
     def _thought(self, rng: random.Random, forms: Sequence[str], task: Task, lists: Sequence[Sequence[str]]) -> str:
-        last, phrase = self.catalog.titles[task.history[-1]], frequent_phrases(self.catalog, task.history)[0]
+        last, frequent = self.catalog.titles[task.history[-1]], self._frequent(task.history)
+        if not frequent:
+            forms = [form for form in forms if "{frequent_phrase}" not in form]
         found = next((titles[0] for titles in reversed(lists) if titles), last)
-        return rng.choice(forms).format(last=last, found=found, frequent_phrase=phrase)
+        return rng.choice(forms).format(last=last, found=found, frequent_phrase="".join(frequent))
 
 
 def demonstrations_of(task_sets: TaskSets, codec: Codec, config: Config, limit: int) -> list[Example]:

@@ -15,7 +15,7 @@ from deeprec.data.dataset import Dataset
 from deeprec.data.report import repeats_note
 from deeprec.runs import Run, matching_runs
 from deeprec.runs.progress import SILENT, Progress
-from deeprec.trm.text_encoder import TextEncoder
+from deeprec.trm.text_encoder import TextEncoder, coincidence_notes
 from deeprec.trm.training import Epoch
 from deeprec.trm.trm import FORMAT_VERSION, TRM
 from deeprec.trm.update import Changes, update_trm
@@ -43,12 +43,17 @@ def load_or_train_trm(
     origin, texts = trm_origin(dataset), dataset.catalog.texts()
     known = None if again else next(matching_runs(runs, "trm", config, ("data", "trm"), origin), None)
     if known and known.manifest["status"] == "finished":
-        return TRM.load(known.path / "trm", offline=offline), known.path
-    with progress.phase("load MiniLM"):
-        encoder = TextEncoder.load(offline=offline)
+        trm = TRM.load(known.path / "trm", offline=offline)
+        for note in trm.notes:
+            progress.message(note)
+        return trm, known.path
+    with progress.phase("load the text encoder"):
+        encoder = TextEncoder.load(source=config.trm.text_encoder, offline=offline)
     with progress.phase("encode the items' text", len(texts), unit="item texts encoded") as advance:
-        encoder.encode(texts, advance)
+        vectors_IE = encoder.encode(texts, advance)
         advance(len(texts), len(texts))  # the encoder counts equal texts once
+    for note in coincidence_notes(texts, vectors_IE):  # before the training, which may be better broken off
+        progress.message(note)
     run = known or Run.create(runs, None, config, sys.argv, kind="trm", fingerprint=dataset.fingerprint)
     if known is None:
         run.record(**origin)

@@ -1,4 +1,4 @@
-"""Text vectors by MiniLM-L6 (mean of the token states), batched and cached in memory and on disk."""
+"""Text vectors by a model of the sentence-transformers layout, batched and cached in memory and on disk."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from deeprec import assets
+from deeprec.assets import ASSETS
+from deeprec.assets.cache import MANIFEST
 from deeprec.assets.downloads import sha256_of
+from deeprec.config import DEFAULT_TEXT_ENCODER
+from deeprec.errors import DeepRecError, one_line
+from deeprec.trm.encoder_layout import BARE_TOKENS, read_layout
 
-_MAX_TOKENS = 128
 _BATCH_TOKENS = 4096
 _CACHED = 100_000  # texts in memory: 150 MB
 _BULK = 512  # new texts of one call from which on they are cached on disk: those of a catalogue, not of a user
 _BLOCK = 4096  # texts in a file: what a kill loses at most
 _FORMAT_VERSION = 1  # raise it when the same texts get other vectors
+_DECIDING = (".json", ".txt", ".model", ".safetensors")  # files that decide the vectors, and are fetched from a hub
+_SAME = 32, 3  # vectors whose first coordinates are equal to so many decimals are equal but for rounding
+_MANY = 0.1  # share of the items from which on equal vectors are worth a note
 
 
 class TextEncoder:
@@ -34,21 +44,56 @@ class TextEncoder:
     files: an interrupted call resumes, and texts added at the end cost themselves only. Files can be removed any time.
     """
 
-    def __init__(self, folder: Path, cache: Path | None = None) -> None:
-        """The encoder in `folder`; without `cache` nothing is written to disk."""
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-        self.width: int = self.model.config.hidden_size
+    def __init__(self, folder: Path, cache: Path | None = None, *, source: str | None = None) -> None:
+        """The encoder in `folder`: pooling, longest text and prompt are those that its files name, else the mean of 128
+        tokens without a prompt. Without `cache` nothing is written to disk.
+
+        `source` is how a saved TRM finds it again; default: the folder. DeepRecError if it can't be loaded.
+        """
         self.folder, self.cache = folder, cache
+        self.source = source or str(folder.resolve())
+        try:
+            self.layout = read_layout(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.layout.model, local_files_only=True)
+            self.tokenizer.padding_side = "right"
+            self.model = AutoModel.from_pretrained(
+                self.layout.model, local_files_only=True, dtype=torch.float32, use_safetensors=True
+            ).eval()
+            self.max_tokens = self._longest()
+            self.width: int = self._pooled(self._tokens(["a"])).shape[1]
+        except DeepRecError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever damaged and foreign files make the loaders raise)
+            raise _unfit(self.source, error) from None
         self._known: dict[str, NDArray[np.float32]] = {}  # the most recently used comes last
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, *, offline: bool = False) -> TextEncoder:
-        """The MiniLM asset, fetched if the cache lacks it (or DeepRecError); vectors are cached in `text-vectors`."""
-        from deeprec import assets
+    def load(cls, *, source: str = DEFAULT_TEXT_ENCODER, offline: bool = False) -> TextEncoder:
+        """An encoder by an asset's name, a folder, or the id of a model on the hub, fetched if the cache lacks it.
 
-        return cls(assets.fetch("minilm-l6", offline=offline), assets.cache_folder() / "text-vectors")
+        Vectors are cached in `text-vectors`. DeepRecError if there is none, or `offline` and the cache lacks it.
+        """
+        folder, cache = Path(source).expanduser(), assets.cache_folder() / "text-vectors"
+        if source in ASSETS:
+            if (kind := ASSETS[source].kind) != "text encoder":
+                raise DeepRecError(f"trm.text_encoder={source!r} is a {kind}: name a text encoder, as minilm-l6.")
+            return cls(assets.fetch(source, offline=offline), cache, source=source)
+        if folder.is_dir():
+            return cls(folder, cache)
+        if folder.is_absolute():
+            raise DeepRecError(f"There is no folder {source} with a text encoder: bring it back, or name another one.")
+        try:
+            patterns = [f"*{ending}" for ending in _DECIDING]
+            fetched = snapshot_download(source, allow_patterns=patterns, local_files_only=offline)
+        except Exception as error:  # noqa: BLE001 (the hub's, the network's, and the file system's)
+            raise _unfit(source, error) from None
+        return cls(Path(fetched), cache, source=source)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of what decides the vectors besides the texts."""
+        return hashlib.sha256(json.dumps(self._origin).encode()).hexdigest()
 
     def encode(
         self, texts: Sequence[str], on_batch: Callable[[int, int], None] = lambda done, total: None
@@ -99,10 +144,9 @@ class TextEncoder:
         _write(file, vectors_MD)
         return vectors_MD
 
-    @torch.inference_mode()
     def _run(self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda done: None) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(texts), self.width), dtype=np.float32)
-        ids = self.tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
+        ids = self._tokens(texts)
         order = sorted(range(len(texts)), key=lambda position: len(ids[position]))
         start = 0
         while start < len(order):
@@ -111,21 +155,67 @@ class TextEncoder:
             while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _BATCH_TOKENS:
                 end += 1
             positions = order[start:end]
-            batch = self.tokenizer.pad({"input_ids": [ids[p] for p in positions]}, return_tensors="pt")
-            states_BTD = self.model(**batch).last_hidden_state
-            mask_BT1 = batch["attention_mask"][:, :, None]
-            vectors_BD = torch.nn.functional.normalize((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1), dim=-1)
-            vectors_ND[positions] = vectors_BD.numpy()
+            vectors_ND[positions] = self._pooled([ids[p] for p in positions]).numpy()
             start = end
             if end < len(order):
                 on_batch(end)
         return vectors_ND
 
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        read = [f"{self.layout.prompt}{text.lower() if self.layout.lower else text}" for text in texts]
+        return self.tokenizer(read, truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    @torch.inference_mode()
+    def _pooled(self, ids: list[list[int]]) -> Tensor:
+        """Unit vectors (B, D) of token sequences."""
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        states_BTD = self.model(**batch).last_hidden_state
+        mask_BT1 = batch["attention_mask"][:, :, None]
+        lengths_B1 = mask_BT1.sum(1).clamp(min=1)
+        match self.layout.pooling:
+            case "mean":
+                pooled_BD = (states_BTD * mask_BT1).sum(1) / lengths_B1
+            case "cls":
+                pooled_BD = states_BTD[:, 0]
+            case "lasttoken":
+                pooled_BD = states_BTD[torch.arange(len(ids)), lengths_B1[:, 0] - 1]
+        return torch.nn.functional.normalize(pooled_BD, dim=-1)
+
+    def _longest(self) -> int:
+        """Tokens that are read: what the files say, else what the model can read, and of a bare model 128 at most."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        limit = min(positions, self.tokenizer.model_max_length)
+        return min(limit, (self.layout.max_tokens or limit) if self.layout.published else BARE_TOKENS)
+
     @cached_property
     def _origin(self) -> list[str]:
-        """What decides the vectors besides the texts."""
-        files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        return [f"format {_FORMAT_VERSION}, {_MAX_TOKENS} tokens", *map(sha256_of, files)]
+        """What decides the vectors besides the texts: the files, but none that say where the model came from."""
+        files = (file for folder in self.layout.folders for file in sorted(folder.iterdir()))
+        deciding = [file for file in files if file.suffix in _DECIDING and file.name != MANIFEST]
+        return [f"format {_FORMAT_VERSION}, {self.max_tokens} tokens", *map(sha256_of, deciding)]
+
+
+def coincidence_notes(texts: Sequence[str], vectors_ND: NDArray[np.float32]) -> tuple[str, ...]:
+    """A sentence for the reader if many texts have the vector of another text, so that the encoder can't read them."""
+    rows = {text: row for row, text in enumerate(texts)}
+    coordinates, decimals = _SAME
+    rounded_MD = np.round(vectors_ND[list(rows.values()), :coordinates], decimals) + 0.0  # no -0
+    _, group_M, sizes_G = np.unique(rounded_MD, axis=0, return_inverse=True, return_counts=True)
+    alone = {text for text, size in zip(rows, sizes_G[group_M.ravel()], strict=True) if size == 1}
+    equal = sum(text not in alone for text in texts)
+    if equal <= _MANY * len(texts):
+        return ()
+    return (
+        f"{equal:,} of {len(texts):,} items have the text vector of an item with another text: the text encoder can't "
+        "read them. Name one that knows their language in trm.text_encoder, as "
+        "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2.",
+    )
+
+
+def _unfit(source: str, error: Exception) -> DeepRecError:
+    known = ", ".join(name for name, asset in ASSETS.items() if asset.kind == "text encoder")
+    fault = f"trm.text_encoder={source!r} can't be loaded ({type(error).__name__}: {one_line(error)[:300]})"
+    return DeepRecError(f"{fault}: name an asset ({known}), a folder of the sentence-transformers layout, or a hub id.")
 
 
 def _write(file: Path, vectors_ND: NDArray[np.float32]) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ from safetensors.numpy import save_file as np_save_file
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_array
 
-from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, TRMConfig
+from deeprec.config import DEFAULT_PREFERENCE_WEIGHT, DEFAULT_TEXT_ENCODER, TRMConfig
 from deeprec.data.catalog import Catalog, ItemIdx
 from deeprec.data.dataset import Dataset
 from deeprec.data.filters import ItemFilter, allowed_items
@@ -36,7 +36,7 @@ from deeprec.retrieval.saving import replacing
 from deeprec.trm.calibration import calibrate_preference_weight
 from deeprec.trm.network import PreferenceSASRec
 from deeprec.trm.preferences import encode_preferences, frequent_phrases
-from deeprec.trm.text_encoder import TextEncoder
+from deeprec.trm.text_encoder import TextEncoder, coincidence_notes
 from deeprec.trm.training import Epoch, train
 
 FORMAT_VERSION = 6  # of saved TRMs. Raise it if older ones can't be loaded, or their trainings can't be resumed
@@ -65,7 +65,7 @@ class TRM(Retriever):
     """A trained preference-aware recommender; a `Retriever` for any history, also of users never seen.
 
     `preference_weight` suits guessed preferences on this catalogue; `curve` has the training's epochs, none after
-    `load`.
+    `load`. `notes` are sentences about what the training found.
     """
 
     catalog: Catalog
@@ -87,14 +87,15 @@ class TRM(Retriever):
             self.index = index or Index.build(model.items(), config.index)
         self.preference_weight = preference_weight
         self.curve: tuple[Epoch, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self._bm25: BM25 | None = None
         self._names: Names | None = None
         self._lock = threading.Lock()
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of what decides its rankings beside the catalogue's text: weights and item vectors."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        """sha256 (hex) of what decides its rankings beside the catalogue's text: weights, item vectors, encoder."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode() + self.encoder.digest.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             if name != IDS:  # a saved TRM has none
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -131,10 +132,10 @@ class TRM(Retriever):
     ) -> TRM:
         """Train on the training interactions; the validation targets choose the epoch and calibrate.
 
-        The encoder of item texts and preferences is MiniLM by default, fetched if the cache lacks it. `start` is an
-        earlier TRM to go on from (see `update_trm`). `checkpoint` is a file that is written after every epoch; a
-        training that finds it resumes. DeepRecError if no user has three interactions, the loss diverged, or the
-        encoder can't be fetched.
+        The encoder of item texts and preferences is that of `config.text_encoder` by default, fetched if the cache
+        lacks it. `start` is an earlier TRM to go on from (see `update_trm`). `checkpoint` is a file that is written
+        after every epoch; a training that finds it resumes. DeepRecError if no user has three interactions, the loss
+        diverged, or the encoder can't be loaded.
         """
         config = config or TRMConfig()
         tasks, targets = dataset.tasks("validation"), dataset.targets("validation")
@@ -142,7 +143,7 @@ class TRM(Retriever):
             raise DeepRecError(f"{dataset.name}: no user has the 3 interactions that training and validation need.")
         if config.index in ("hnsw", "ivfpq"):
             import_faiss(config.index)  # fails now and not after the training
-        encoder = encoder or TextEncoder.load()
+        encoder = encoder or TextEncoder.load(source=config.text_encoder)
         queries, targets_Q = queries_of(tasks), np.array([targets[task.id] for task in tasks])
         sequences, catalog = dataset.train_sequences(), start.catalog if start else dataset.catalog
         cooccurrence = CoOccurrence.fit(sequences, len(catalog))
@@ -158,6 +159,7 @@ class TRM(Retriever):
         model, curve = train(sequences, catalog, encoder, config, validate, checkpoint, on_epoch, weights)
         trm = cls(model, catalog, encoder, config, cooccurrence)
         trm.curve, trm.exclude_history = tuple(curve), dataset.exclude_history
+        trm.notes = coincidence_notes(catalog.texts(), model.text_ID.numpy())
         trm.preference_weight = calibrate_preference_weight(trm.ranks, catalog, tasks, targets_Q)
         return trm
 
@@ -345,14 +347,16 @@ class TRM(Retriever):
             self.catalog.to_frame().write_parquet(files / "catalog.parquet")
             config = self.config.model_dump(mode="json")
             record |= {"format_version": FORMAT_VERSION, "config": config, "preference_weight": self.preference_weight}
-            record["exclude_history"] = self.exclude_history
+            encoder = {name: getattr(self.encoder, name) for name in ("source", "digest", "width")}
+            record |= {"text_encoder": encoder, "notes": self.notes, "exclude_history": self.exclude_history}
 
     @classmethod
-    def load(cls, folder: Path | str, *, offline: bool = False) -> TRM:
+    def load(cls, folder: Path | str, *, offline: bool = False, encoder: TextEncoder | None = None) -> TRM:
         """A saved TRM with its catalogue, ready to recommend without a data set.
 
-        DeepRecError if the folder holds none, a damaged one, or one of another version of DeepRec, or if `offline` and
-        the cache lacks the text encoder.
+        The text encoder is by default looked for where it was at the training. DeepRecError if the folder holds no TRM,
+        a damaged one, or one of another version of DeepRec; if the encoder is another than at the training; or if
+        `offline` and the cache lacks it.
         """
         folder = Path(folder)
         try:
@@ -382,9 +386,30 @@ class TRM(Retriever):
             if isinstance(error, FileNotFoundError):
                 fault = f"no trained TRM ({Path(error.filename or folder).name} is missing)"
             raise DeepRecError(f"{folder} holds {fault}: train it again with `deeprec trm train --again`.") from None
-        trm = cls(model, catalog, TextEncoder.load(offline=offline), config, cooccurrence, index, preference_weight)
+        # A TRM of before has no record of its encoder, which was the default one.
+        known = record.get("text_encoder") or {"source": DEFAULT_TEXT_ENCODER, "width": model.text.in_features}
+        try:
+            encoder = encoder or TextEncoder.load(source=known["source"], offline=offline)
+        except DeepRecError as error:
+            raise DeepRecError(f"{folder} needs the text encoder of its training. {error}") from None
+        _refuse_other_encoder(folder, known, encoder)
+        trm = cls(model, catalog, encoder, config, cooccurrence, index, preference_weight)
+        trm.notes = tuple(record.get("notes", ()))
         trm.exclude_history = record.get("exclude_history", True)  # older TRMs have none
         return trm
+
+
+def _refuse_other_encoder(folder: Path, known: Mapping[str, Any], encoder: TextEncoder) -> None:
+    if encoder.width != known["width"]:
+        fault = f"whose vectors have {known['width']} numbers, not {encoder.width}"
+    elif encoder.digest != known.get("digest", encoder.digest):
+        fault = "whose files were others"
+    else:
+        return
+    raise DeepRecError(
+        f"{folder} was trained with the text encoder {known['source']}, {fault} as those of {encoder.source}: bring "
+        "that encoder back, or train again with `deeprec trm train --again`."
+    )
 
 
 def _batches(entries: Sequence[_T]) -> Iterator[tuple[int, Sequence[_T]]]:

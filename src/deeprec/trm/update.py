@@ -17,7 +17,7 @@ from deeprec.errors import DeepRecError
 from deeprec.trm.training import Epoch
 from deeprec.trm.trm import IDS, TRM, Start
 
-_SHAPE = ("width", "layers", "history")  # keys of the configuration that the saved weights fix
+_SHAPE = ("width", "layers", "history", "text_encoder")  # keys of the configuration that the saved weights fix
 
 
 @dataclass(frozen=True, slots=True)
