@@ -129,7 +129,7 @@ def test_an_unknown_key_in_a_file_names_the_file(toml):
         ("explore.temperature=inf", "explore.temperature"),
         ("data.title_chars=7", "data.title_chars"),
         ("data.format=parquet", "data.format"),
-        ("data.columns.user=3", "data.columns.user"),
+        ("data.columns.user=[3]", "data.columns.user"),
         ("eval.split=train", "eval.split"),
         ("trm=3", "trm"),
         ("data.columns=who", "data.columns"),
@@ -146,7 +146,7 @@ def test_missing_file(tmp_path):
         load_config(tmp_path / "absent.toml")
 
 
-@pytest.mark.parametrize("content", [b"[trm\nwidth=1", b"a = 1\na = 2", b"\xff\xfe", b"width 3"])
+@pytest.mark.parametrize("content", [b"[trm\nwidth=1", b"a = 1\na = 2", b"\xff\xfe\x00", b"width 3"])
 def test_malformed_file(tmp_path, content):
     path = tmp_path / "run.toml"
     path.write_bytes(content)

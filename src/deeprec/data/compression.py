@@ -15,13 +15,12 @@ from typing import IO, Any
 from deeprec.errors import DeepRecError
 
 
-def _open_zst(path: Path) -> IO[bytes]:
+def _open_zst(path: Path) -> Any:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
-    stream: IO[bytes] = zstd.open(path)
-    return stream
+    return zstd.open(path)
 
 
 # Ending of the name: first bytes, and what opens such a file.
@@ -93,16 +92,22 @@ class _Decompressed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._read(-1)
+
+    def _read(self, size: int) -> bytes:
         try:
-            data = self._stream.read(len(buffer))
+            return self._stream.read(size)
         except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             raise OSError(str(error)) from error
         except Exception as error:
             if type(error).__name__ != "ZstdError":  # its module is loaded for such files alone
                 raise
             raise OSError(str(error)) from error
-        buffer[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         self._stream.close()

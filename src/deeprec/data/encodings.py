@@ -1,8 +1,9 @@
-"""Bytes to text: UTF-8 first, else the format's own encoding; and text that was decoded wrongly before."""
+"""Bytes to text: UTF-8 first, else the format's own encoding; and text that was encoded twice, or for HTML."""
 
 from __future__ import annotations
 
 import codecs
+import html
 import re
 from dataclasses import dataclass
 
@@ -100,6 +101,12 @@ def find_mojibake(cells: pl.Series) -> pl.Series:
     return suspects.filter(pl.Series([mend_mojibake(cell) != cell for cell in suspects], dtype=pl.Boolean))
 
 
+def excerpt_mojibake(cell: str) -> str:
+    """The first word of a cell that `find_mojibake` found in which the wrong characters stand."""
+    words = (found[0] for found in re.finditer(rf"\S*(?:{_MOJIBAKE})\S*", cell))
+    return next((word for word in words if mend_mojibake(word) != word), cell)
+
+
 def mend_mojibake(cell: str) -> str:
     """The cell as it was meant, decoded once or twice too often; as it is where it is no such text."""
     for _ in range(3):
@@ -112,7 +119,13 @@ def mend_mojibake(cell: str) -> str:
 
 def _redecode(text: str) -> str:
     raw = b"".join(char.encode("cp1252" if char > "\u00ff" else "latin-1", "replace") for char in text)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return text
+    meant = raw.decode("utf-8", "replace")
+    return text if re.search("[\u0080-\u009f\ufffd]", meant) else meant
+
+
+def unescape(cells: pl.Series) -> pl.Series:
+    """Strings with their HTML entities as characters ('Health &amp; Care')."""
+    found = cells.str.contains(r"&#?\w+;").arg_true()
+    if found.is_empty():
+        return cells
+    return cells.clone().scatter(found, [html.unescape(cell).strip() for cell in cells.gather(found)])

@@ -6,7 +6,7 @@ import difflib
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,9 @@ import polars as pl
 
 from deeprec.data.compression import ENDINGS, plain_name, refuse_archive
 from deeprec.data.compression import open_lines as open_lines
-from deeprec.data.encodings import Decoded, decode, decode_start, wide_encoding
+from deeprec.data.encodings import Decoded, decode, decode_start, unescape, wide_encoding
 from deeprec.data.quoting import Rows, needs_no_quotes, split_line, split_rows
-from deeprec.data.report import LINE, WHY, BadKind, Ledger, Quoting, position, shorten
+from deeprec.data.report import FAULT, LINE, WHY, BadKind, Ledger, Quoting, position, shorten
 from deeprec.errors import DeepRecError
 
 _SEPARATORS = ",\t;|"
@@ -109,29 +109,27 @@ def read_fields(
         raise DeepRecError(f"{file} has a header but no rows: give a file with rows.")
     if decoded.example and encoding == "cp1252":
         line, example = decoded.example
-        ledger.notes.append(
-            f"{position(file, line)} and others are not UTF-8 and were read as cp1252, {shorten(example)}"
-        )
+        ledger.notes.append(f"{file} is not UTF-8 and was read as cp1252, first {shorten(example)} in line {line}")
     rows = split_rows(lines, separator, names, quoting)
     if note := _quoting_note(rows, lines, separator, len(names), file) if quoting is None else "":
         ledger.notes.append(note)
     ledger.rows[file] = rows.good.height + rows.bad.height
     bad = ledger.drop(rows.bad, pl.col("broken"), BadKind.ENCODING, file, encoding=decoded.encoding)
-    bad = ledger.drop(bad, pl.col("fault") != "", BadKind.QUOTE, file)
+    bad = ledger.drop(bad, pl.col(FAULT) != "", BadKind.QUOTE, file)
     stray = pl.when(pl.col("text").str.contains("\r", literal=True)).then(pl.lit(_STRAY)).otherwise(pl.lit(""))
     ledger.drop(bad.with_columns(stray.alias(WHY)), pl.lit(True), BadKind.FIELDS, file, width=len(names))
     return rows.good.with_columns(pl.col(pl.String).str.strip_chars())
 
 
 def _read_lines(path: Path, encoding: str) -> tuple[pl.DataFrame, Decoded]:
-    """#line (from 1), text and broken (not decoded) of the lines that are not blank."""
+    """#line (from 1), text and broken (not decoded) of the lines that are not blank, and how they were decoded."""
     raw = read_bytes(path)
     try:
         decoded = decode(raw, encoding)
     except UnicodeDecodeError:
         raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text and is damaged: save it as UTF-8.") from None
     del raw
-    text = decoded.text
+    text, decoded = decoded.text, replace(decoded, text="")
     if "\r" in text:
         text = re.sub("\r+\n", "\n", text)
         text = text if "\n" in text else text.replace("\r", "\n")
@@ -260,8 +258,10 @@ def take(frame: pl.DataFrame, file: str, mend: str, **columns: str) -> pl.DataFr
 def split_categories(column: str, separator: str | None, frame: pl.DataFrame) -> pl.Expr:
     """Lists of categories from a column of strings; without a separator the first of | ; , that occurs."""
     if separator is None:
-        separator = next((mark for mark in "|;," if contains(frame[column], mark)), "|")
-    return pl.col(column).str.split(separator)
+        # An entity, '&amp;', holds a semicolon.
+        cells = unescape(frame[column])
+        separator = next((mark for mark in "|;," if contains(cells, mark)), "|")
+    return pl.col(column).map_batches(unescape, return_dtype=pl.String).str.split(separator)
 
 
 def contains(column: pl.Series, text: str) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
-
 import polars as pl
 
-from deeprec.data.encodings import find_mojibake, mend_mojibake
+from deeprec.data.encodings import excerpt_mojibake, find_mojibake, mend_mojibake, unescape
 from deeprec.data.files import Raw
 from deeprec.data.report import LINE, BadKind, Ledger, position, shorten
 
@@ -17,7 +15,6 @@ TITLE_OR_NOTHING = ("None", "none", "NONE", "Null", "NA")
 
 _TEXT = ("title", "brand", "description")
 _YEAR_ZERO = r"^0+([-/.: ].*)?$"
-_ENTITY = r"&#?\w+;"
 
 
 def clean_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
@@ -53,14 +50,6 @@ def clean_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     return items.filter(~repeated) if of_interactions else ledger.drop(items, repeated, BadKind.REPEATED_ITEM, file)
 
 
-def unescape(cells: pl.Series) -> pl.Series:
-    """Strings with their HTML entities as characters ('Health &amp; Care')."""
-    found = cells.str.contains(_ENTITY).arg_true()
-    if found.is_empty():
-        return cells
-    return cells.scatter(found, [html.unescape(cell).strip() for cell in cells.gather(found)])
-
-
 def _without(text: pl.Expr, nothing: tuple[str, ...]) -> pl.Expr:
     return pl.when(text.is_in(nothing)).then(pl.lit("")).otherwise(text).name.keep()
 
@@ -79,8 +68,9 @@ def _note_mojibake(items: pl.DataFrame, file: str, ledger: Ledger) -> None:
         found = find_mojibake(items[column])
         if found.is_empty():
             continue
+        word = excerpt_mojibake(found[0])
         where = position(file, items.filter(pl.col(column) == found[0])[LINE][0])
         ledger.notes.append(
-            f"{len(found):,} {column}s of {file} look like UTF-8 that was read in another encoding and saved, first "
-            f"{shorten(found[0])} for {shorten(mend_mojibake(found[0]))} in {where}: export the file again as UTF-8"
+            f"{file} has UTF-8 that was read in another encoding and saved ({column} of {len(found):,} items), first "
+            f"{shorten(word)} for {shorten(mend_mojibake(word))} in {where}: export the file again as UTF-8"
         )

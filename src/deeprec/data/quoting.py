@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from deeprec.data.report import LINE, Quoting
+from deeprec.data.report import FAULT, LINE, Quoting
 
 _CHUNK = 100_000
 # The module's own limit of 131,072 characters a field guards nothing here: the file is in memory.
@@ -34,7 +34,7 @@ class Rows:
 
     quoting: Quoting
     good: pl.DataFrame  # #line, where the row begins, and one column a name
-    bad: pl.DataFrame  # #line, text, broken (not decoded), found (number of fields), fault ('': wrong number of fields)
+    bad: pl.DataFrame  # #line, text, broken (not decoded), found (number of fields), #fault ('': their number)
 
 
 def split_rows(lines: pl.DataFrame, separator: str, names: Sequence[str], quoting: Quoting | None) -> Rows:
@@ -69,8 +69,8 @@ def needs_no_quotes(lines: pl.DataFrame, separator: str, width: int) -> bool:
 
 
 def _candidates(lines: pl.DataFrame, separator: str) -> Iterator[Quoting]:
-    escaped = pl.col("text").str.contains_any(['\\"', "\\" + separator]).any()
-    if lines.select(escaped).item():
+    slashed = lines.filter(pl.col("text").str.contains("\\", literal=True))["text"]
+    if slashed.str.contains_any(['\\"', "\\" + separator]).any():
         yield "backslash"
     yield "csv"
     if separator == "\t":
@@ -80,11 +80,10 @@ def _candidates(lines: pl.DataFrame, separator: str) -> Iterator[Quoting]:
 def _split(lines: pl.DataFrame, separator: str, names: Sequence[str], quoting: Quoting, guessed: bool) -> Rows:
     width = len(names)
     if quoting == "none" or len(separator) > 1:
-        rows = lines.with_columns(quotes=False, fault=pl.lit(""))
+        rows = lines.with_columns(pl.lit("").alias(FAULT), quotes=False)
     else:
-        if quoting == "backslash":
-            lines = lines.with_columns(text=_hide(separator))
-        rows = _join_lines(lines, separator, width, guessed)
+        hidden = lines.with_columns(text=_hide(separator)) if quoting == "backslash" else lines
+        rows = _join_lines(hidden, lines["text"], separator, width, guessed)
     plain = rows.filter(~pl.col("quotes")).with_columns(found=_count(separator))
     is_good = (pl.col("found") == width) & ~pl.col("broken")
     fields = pl.col("text").str.split_exact(separator, width - 1).struct.rename_fields(list(names))
@@ -93,9 +92,9 @@ def _split(lines: pl.DataFrame, separator: str, names: Sequence[str], quoting: Q
     for chunk in rows.filter("quotes").iter_slices(_CHUNK):
         cells = _unquote(chunk["text"].str.replace_all("\r", " ", literal=True).to_list(), separator)
         chunk = chunk.with_columns(found=pl.Series(list(map(len, cells)), dtype=pl.UInt32))
-        misplaced = (pl.col("fault") == "") & (pl.col("found") == 0)
-        chunk = chunk.with_columns(fault=pl.when(misplaced).then(pl.lit(_MISPLACED)).otherwise("fault"))
-        is_good = (pl.col("found") == width) & (pl.col("fault") == "") & ~pl.col("broken")
+        misplaced = (pl.col(FAULT) == "") & (pl.col("found") == 0)
+        chunk = chunk.with_columns(pl.when(misplaced).then(pl.lit(_MISPLACED)).otherwise(FAULT).alias(FAULT))
+        is_good = (pl.col("found") == width) & (pl.col(FAULT) == "") & ~pl.col("broken")
         kept = chunk.select(is_good).to_series()
         even = [row for row, keep in zip(cells, kept, strict=True) if keep]
         frame = pl.DataFrame(even, schema=dict.fromkeys(names, pl.String), orient="row")
@@ -125,21 +124,22 @@ def _reveal(text: pl.Expr, separator: str, before: str) -> pl.Expr:
     return text
 
 
-def _join_lines(lines: pl.DataFrame, separator: str, width: int, guessed: bool) -> pl.DataFrame:
+def _join_lines(lines: pl.DataFrame, written: pl.Series, separator: str, width: int, guessed: bool) -> pl.DataFrame:
     """Rows from lines, as quoted fields may hold line breaks; adds `quotes` (has one) and `fault`.
 
     A quote that is opened and not closed in its line makes one row with the lines to the next odd quote. It does not
-    where these lines are rows by themselves (`_are_rows`); then its own row alone is bad.
+    where these lines are rows by themselves (see `_Block`); then its own row alone is bad. `written` are the lines
+    with their backslashes.
     """
     lines = lines.with_columns(quotes=pl.col("text").str.contains('"', literal=True))
     # Only a line with an odd number of quotes opens or closes a field. It opens one if, without its closed fields, a
     # quote is left at the beginning of a field, so that '5" pipe' is text.
     odd = lines.with_row_index("number").filter(pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
     if odd.is_empty():
-        return lines.with_columns(fault=pl.lit(""))
+        return lines.with_columns(pl.lit("").alias(FAULT))
     mark = re.escape(separator)
     rest = pl.col("text").str.replace_all(rf'(^|{mark})"(?:[^"]|"")*"', "$1")
-    block = _Block(lines, separator, width, guessed)
+    block = _Block(lines["text"], written, separator, width, guessed)
     row_of = np.arange(lines.height)
     unclosed = np.zeros(lines.height, dtype=bool)
     begun = None
@@ -153,8 +153,8 @@ def _join_lines(lines: pl.DataFrame, separator: str, width: int, guessed: bool) 
         begun = number if opens else None
     if begun is not None:
         unclosed[begun] = True
-    fault = pl.when(pl.Series(unclosed)).then(pl.lit(_UNCLOSED)).otherwise(pl.lit(""))
-    lines = lines.with_columns(fault=fault, row=pl.Series(row_of))
+    fault = pl.when(pl.Series(unclosed)).then(pl.lit(_UNCLOSED)).otherwise(pl.lit("")).alias(FAULT)
+    lines = lines.with_columns(fault, row=pl.Series(row_of))
     return (
         lines.group_by("row", maintain_order=True)
         .agg(
@@ -162,7 +162,7 @@ def _join_lines(lines: pl.DataFrame, separator: str, width: int, guessed: bool) 
             pl.col("text").str.join("\n"),
             pl.col("broken").any(),
             pl.col("quotes").any(),
-            pl.col("fault").first(),
+            pl.col(FAULT).first(),
         )
         .drop("row")
     )
@@ -171,20 +171,19 @@ def _join_lines(lines: pl.DataFrame, separator: str, width: int, guessed: bool) 
 class _Block:
     """Judges whether lines between two odd quotes are one row or rows by themselves."""
 
-    def __init__(self, lines: pl.DataFrame, separator: str, width: int, guessed: bool) -> None:
-        self._text = lines["text"]
+    def __init__(self, text: pl.Series, written: pl.Series, separator: str, width: int, guessed: bool) -> None:
+        self._text = text
         self._separator = separator
         self._width = width
         self._guessed = guessed
+        marks_L = [lines.str.count_matches(separator, literal=True).to_numpy() for lines in (text, written)]
+        self._fits_L = (marks_L[0] == width - 1) | (marks_L[1] == width - 1)
+        self._own_L = self._fits_L
         # A comma before a space belongs to a sentence, unless the file sets its fields off by spaces.
-        own = fits = _count(separator) == width
-        if separator in ",;":
-            spaced = pl.col("text").str.contains(separator + " ", literal=True)
-            own = fits & ~(spaced & (spaced.filter(fits).mean() < 0.5))
-        judged = lines.select(fits=fits, own=own)
-        self._fits = judged["fits"].to_numpy()
-        self._own = judged["own"].to_numpy()
-        self._own_before = np.append(0, np.cumsum(self._own))
+        spaced_L = text.str.contains(separator + " ", literal=True).to_numpy()
+        if separator in ",;" and 2 * spaced_L[self._fits_L].sum() < self._fits_L.sum():
+            self._own_L = self._fits_L & ~spaced_L
+        self._own_before_L = np.append(0, np.cumsum(self._own_L))
 
     def is_row(self, first: int, last: int) -> bool:
         """Whether the lines `first` to `last` are one row.
@@ -194,10 +193,10 @@ class _Block:
         number too. Otherwise the lines are one row if its fields are the right number.
         """
         between = last - first - 1
-        own = int(self._own_before[last] - self._own_before[first + 1])
-        if own == 0 and not self._own[last]:
+        own = int(self._own_before_L[last] - self._own_before_L[first + 1])
+        if own == 0 and not self._own_L[last]:
             return True
-        ends_fit = bool(self._fits[first] and self._own[last])
+        ends_fit = bool(self._fits_L[first] and self._own_L[last])
         if self._guessed and (2 * own > between or (ends_fit and 2 * own >= between)):
             return False
         text = "\n".join(self._text[first : last + 1])

@@ -16,8 +16,8 @@ from deeprec.errors import DeepRecError
 EXAMPLES = 3
 LINE = "#line"
 """The column of line numbers; no column of a user's file keeps this name."""
-LOST = "#lost"
-WHY = "#why"
+FAULT, LOST, WHY = "#fault", "#lost", "#why"
+"""Columns of sentences, which messages quote as they are."""
 
 Quoting = Literal["csv", "none", "backslash"]
 
@@ -34,7 +34,7 @@ class BadKind(StrEnum):
         return member
 
     ENCODING = "undecodable bytes", "not {encoding} text, {text}", "save the file as UTF-8"
-    QUOTE = "unclosed or misplaced quote", "{fault}, {text}", "close the quote or set data.quoting"
+    QUOTE = "unclosed or misplaced quote", "{#fault}, {text}", "close the quote or set data.quoting"
     FIELDS = (
         "wrong number of fields",
         "{found} fields instead of {width}{#why}, {text}",

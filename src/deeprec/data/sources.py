@@ -18,7 +18,7 @@ from deeprec.data.dataset import Dataset, k_core, starts_of
 from deeprec.data.files import Raw, read_header
 from deeprec.data.item_text import clean_items
 from deeprec.data.movielens import LAYOUTS, read_movielens
-from deeprec.data.report import LINE, LOST, BadKind, Ledger, LoadReport, position, shorten
+from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, position, shorten
 from deeprec.data.table import read_recbole, read_table
 from deeprec.errors import DeepRecError
 
@@ -231,13 +231,13 @@ def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.Dat
     timed = raw.ordered_by == "time"
     rows = raw.interactions.with_columns(number=_numbers(raw.interactions["order"], dates=timed))
     lost = ledger.lost(raw.items_file).join(items, on="item", how="anti")
-    rows = rows.join(lost, on="item", how="left", maintain_order="left")
+    rows = rows.join(lost, on="item", how="left", maintain_order="left") if len(lost) else rows
     bad_rows = {
         BadKind.USER: pl.col("user") == "",
         BadKind.ITEM: pl.col("item") == "",
         BadKind.TIME if timed else BadKind.POSITION: pl.col("number").is_null(),
         BadKind.DUPLICATE: ~pl.struct("user", "item", "number").is_first_distinct(),
-        BadKind.LOST_ITEM: pl.col(LOST).is_not_null(),
+        BadKind.LOST_ITEM: pl.col("item").is_in(lost["item"].implode()),
         BadKind.UNKNOWN_ITEM: ~pl.col("item").is_in(items["item"].implode()),
     }
     words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}
