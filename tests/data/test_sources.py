@@ -278,7 +278,7 @@ def test_a_users_own_table_with_titles_inside(tmp_path: Path) -> None:
     assert dataset.catalog.categories == (("Shoes", "Red"), ("Hats",), ())
     assert dataset.catalog.brands == ("Acme", "", "Bolt")
     assert ids_of(dataset, 0) == ["x2", "x1"]
-    assert dataset.report.rows == {"shop.csv": 5}
+    assert dataset.report.rows == {"shop.csv": 4}
     assert (dataset.report.bad, dataset.name) == ((), "shop")
 
 

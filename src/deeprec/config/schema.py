@@ -45,6 +45,8 @@ class Columns(Section):
     A column that is named must be there; one that is not named is looked for under its usual names.
     """
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # positions, where files have no header
+
     user: str = Field("user_id", description="user")
     item: str = Field("item_id", description="item, in the interactions and in the item file")
     time: str | None = _column("time", "time of the interaction, a number or an ISO date")
@@ -70,6 +72,12 @@ class DataConfig(Section):
     )
     items: str | None = Field(None, description="item file; default: the one beside the interactions")
     columns: Columns = Columns()
+    header: bool = Field(
+        True, description="false: text files begin with a row; columns.user and the others are positions, from 1"
+    )
+    quoting: Literal["auto", "csv", "none", "backslash"] = Field(
+        "auto", description="of fields in text files; none: quotes are text; auto: by the file's look"
+    )
     user_core: int = Field(3, ge=1, description="keep users with at least this many interactions")
     item_core: int = Field(5, ge=1, description="keep items with at least this many interactions")
     repeats: Literal["first", "last", "keep"] = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from deeprec.errors import DeepRecError
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The file's content; `what` names it in the DeepRecError where it is missing."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        # Editors and shells on Windows begin files with a byte order mark, some in UTF-16.
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return tomllib.loads(raw.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise DeepRecError(f"There is no {what} {path}: check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

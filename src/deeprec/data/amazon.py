@@ -34,9 +34,9 @@ def read_amazon2023(path: Path, items: Path, ledger: Ledger) -> Raw:
     """
     mend = "give the rating table of the 5-core files, or set data.format to 'table'"
     ratings = read_fields(path, ",", ledger, quoted=True)
-    interactions = take(ratings, path.name, mend, user="user_id", item="parent_asin", order="timestamp")
+    interactions = take(ratings, ledger.label(path), mend, user="user_id", item="parent_asin", order="timestamp")
     products = _read_meta(items, frozenset(interactions["item"].unique()), ledger)
-    return Raw(path.name, items.name, interactions, products)
+    return Raw(ledger.label(path), ledger.label(items), interactions, products)
 
 
 def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFrame:
@@ -59,8 +59,8 @@ def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFra
             continue
         if item in wanted:
             rows.append({LINE: line, "item": item} | _text_of(product))
-    ledger.rows[path.name] = count
-    ledger.drop(pl.DataFrame(broken, schema=_BROKEN), pl.lit(True), BadKind.JSON, path.name)
+    ledger.rows[ledger.label(path)] = count
+    ledger.drop(pl.DataFrame(broken, schema=_BROKEN), pl.lit(True), BadKind.JSON, ledger.label(path))
     return pl.DataFrame(rows, schema=_SCHEMA)
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
 
-from deeprec.data.report import LINE, BadKind, Ledger, position, shorten
+from deeprec.data.compression import ENDINGS, plain_name, refuse_archive
+from deeprec.data.compression import open_lines as open_lines
+from deeprec.data.encodings import Decoded, decode, decode_start, unescape, wide_encoding
+from deeprec.data.quoting import Rows, needs_no_quotes, split_line, split_rows
+from deeprec.data.report import FAULT, LINE, WHY, BadKind, Ledger, Quoting, position, shorten
 from deeprec.errors import DeepRecError
 
-_CHUNK = 100_000
-_UNICODE_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+_SEPARATORS = ",\t;|"
+_SEPARATOR_LINE = re.compile(r'\s*"?sep=(\t|[^\s"])"?[\r\n]*', re.IGNORECASE)
+_STRAY = " (a carriage return stands inside the row)"
+_VALUE = re.compile(r"[-+]?\d+([.,]\d+)*([eE][-+]?\d+)?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
+_NO_HEADER = "set data.header = false and name columns by their positions, as data.columns.user = '1'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +39,16 @@ class Raw:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a text file, gunzipped if its name ends in .gz; DeepRecError if it is damaged or no text."""
+    """The content of a text file, decompressed (gzip, bzip2, xz, zstd); DeepRecError if it is damaged or no text."""
     try:
-        raw = path.read_bytes()
+        with open_lines(path) as stream:
+            raw = stream.read()
+        refuse_archive(path, raw[:4096])
     except FileNotFoundError:
         raise DeepRecError(f"There is no file {path}: check the path.") from None
     except OSError as error:
-        raise DeepRecError(f"{path} cannot be read ({error.strerror}): check the path.") from None
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            fault = f"{path.name} is not a whole gzip file ({error})"
-            raise DeepRecError(f"{fault}: fetch it again, or take .gz off its name if it is plain text.") from None
-    elif raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        raise DeepRecError(f"{path.name} is a compressed archive: unpack it, or name it .gz if it is a gzip.")
-    if raw.startswith(_UNICODE_16_32):
-        raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text: save it as UTF-8.")
-    if b"\x00" in raw:
+        raise _damaged(path, error) from None
+    if b"\x00" in raw and wide_encoding(raw) is None:
         where = position(path.name, raw.partition(b"\x00")[0].count(b"\n") + 1)
         raise DeepRecError(f"{where} holds a NUL byte, so the file is no text: save it as UTF-8.")
     if not raw.strip():
@@ -61,13 +56,27 @@ def read_bytes(path: Path) -> bytes:
     return raw
 
 
+def _damaged(path: Path, error: OSError) -> DeepRecError:
+    if error.errno is not None:
+        return DeepRecError(f"{path} cannot be read ({error.strerror}): check the path.")
+    kind = path.suffix.removeprefix(".").replace("gz", "gzip") if path.suffix in ENDINGS else "compressed"
+    return DeepRecError(f"{path.name} is not a whole {kind} file ({error}): fetch it again.")
+
+
 def read_header(path: Path) -> str:
-    """The first line of a text file that may be gzipped; '' if it cannot be read."""
+    """The first line of a text file that may be compressed, after Excel's 'sep=;'; '' if it cannot be read."""
+    head = _read_head(path)
+    return next((line for line in head if not _SEPARATOR_LINE.fullmatch(line)), "")
+
+
+def _read_head(path: Path, lines: int = 3) -> list[str]:
+    """The first lines that are not blank, at most; damage is left to who reads the whole file."""
     try:
         with open_lines(path) as stream:
-            return stream.readline(1 << 16).decode("utf-8-sig", "replace").rstrip("\r\n")
-    except (OSError, EOFError, zlib.error):
-        return ""
+            raw = stream.read(1 << 16)
+    except (OSError, DeepRecError):
+        return []
+    return [line for line in re.split(r"[\r\n]+", decode_start(raw)) if line.strip()][:lines]
 
 
 def read_fields(
@@ -75,41 +84,105 @@ def read_fields(
     separator: str,
     ledger: Ledger,
     names: Sequence[str] | None = None,
-    encoding: str = "utf-8",
+    encoding: str = "cp1252",
     quoted: bool = False,
+    header: bool | None = None,
 ) -> pl.DataFrame:
     """The rows of a separated text file as strings, stripped of outer whitespace: `#line` (1-based, where the
-    row begins) and one column a name; without `names` the first line gives them.
+    row begins) and one column a name. Without `names` the first line gives them or, without a `header` (default: as the
+    ledger says), they are '1', '2', ... from the left.
 
-    With `quoted`, a field that begins with '"' runs to the closing '"', over separators and line breaks.
-    The ledger takes rows that cannot be decoded, never close a quote or have another number of fields.
-    DeepRecError as `read_bytes`, and without rows or with a name twice.
+    Text is UTF-8, UTF-16 with its mark, or in `encoding` (see `decode`). With `quoted`, fields may be quoted as
+    `split_rows` guesses; a quoting that the ledger names is heeded in any case. The ledger takes rows that cannot be
+    decoded, that misplace a quote or have another number of fields. DeepRecError as `read_bytes`, and without rows or
+    with a name twice.
     """
-    header, lines = _read_lines(path, encoding, names is None, ledger)
+    file = ledger.label(path)
+    lines, decoded = _read_lines(path, encoding)
+    quoting = ledger.quoting or (None if quoted else "none")
+    if separator == " ":
+        lines = lines.with_columns(pl.col("text").str.strip_chars().str.replace_all(" +", " "))
     if names is None:
-        names = _unquote([header], separator)[0] if quoted else header.split(separator)
-        names = [name.strip() for name in names]
-        if not any(names):
-            raise DeepRecError(f"The header of {path.name}, {shorten(header)}, names no column: mend it.")
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise DeepRecError(f"The header of {path.name} has the column {twice[0]!r} twice: rename one.")
-    rows = _join_quoted(lines, separator, path.name, ledger) if quoted else lines.with_columns(quotes=False)
-    width = len(names)
-    plain = rows.filter(~pl.col("quotes")).with_columns(
-        found=pl.col("text").str.count_matches(separator, literal=True) + 1
-    )
-    plain = ledger.drop(plain, pl.col("found") != width, BadKind.FIELDS, path.name, width=width)
-    fields = pl.col("text").str.split_exact(separator, width - 1).struct.rename_fields(list(names))
-    frames = [plain.select(LINE, fields.alias("fields")).unnest("fields")]
-    for chunk in rows.filter("quotes").iter_slices(_CHUNK):
-        cells = _unquote(chunk["text"].to_list(), separator)
-        chunk = chunk.with_columns(found=pl.Series(list(map(len, cells))))
-        chunk = ledger.drop(chunk, pl.col("found") == 0, BadKind.QUOTE, path.name, fault="misplaced quote")
-        chunk = ledger.drop(chunk, pl.col("found") != width, BadKind.FIELDS, path.name, width=width)
-        even = [row for row in cells if len(row) == width]
-        frame = pl.DataFrame(even, schema=dict.fromkeys(names, pl.String), orient="row")
-        frames.append(frame.insert_column(0, chunk[LINE]))
-    return pl.concat(frames).sort(LINE).with_columns(pl.col(pl.String).str.strip_chars())
+        has_header = ledger.header if header is None else header
+        names, lines = _take_names(lines, separator, quoting, has_header, file, decoded.encoding)
+    if lines.is_empty():
+        raise DeepRecError(f"{file} has a header but no rows: give a file with rows.")
+    if decoded.example and encoding == "cp1252":
+        line, example = decoded.example
+        ledger.notes.append(f"{file} is not UTF-8 and was read as cp1252, first {shorten(example)} in line {line}")
+    rows = split_rows(lines, separator, names, quoting)
+    if note := _quoting_note(rows, lines, separator, len(names), file) if quoting is None else "":
+        ledger.notes.append(note)
+    ledger.rows[file] = rows.good.height + rows.bad.height
+    bad = ledger.drop(rows.bad, pl.col("broken"), BadKind.ENCODING, file, encoding=decoded.encoding)
+    bad = ledger.drop(bad, pl.col(FAULT) != "", BadKind.QUOTE, file)
+    stray = pl.when(pl.col("text").str.contains("\r", literal=True)).then(pl.lit(_STRAY)).otherwise(pl.lit(""))
+    ledger.drop(bad.with_columns(stray.alias(WHY)), pl.lit(True), BadKind.FIELDS, file, width=len(names))
+    return rows.good.with_columns(pl.col(pl.String).str.strip_chars())
+
+
+def _read_lines(path: Path, encoding: str) -> tuple[pl.DataFrame, Decoded]:
+    """#line (from 1), text and broken (not decoded) of the lines that are not blank, and how they were decoded."""
+    raw = read_bytes(path)
+    try:
+        decoded = decode(raw, encoding)
+    except UnicodeDecodeError:
+        raise DeepRecError(f"{path.name} begins as UTF-16 or UTF-32 text and is damaged: save it as UTF-8.") from None
+    del raw
+    text, decoded = decoded.text, replace(decoded, text="")
+    if "\r" in text:
+        text = re.sub("\r+\n", "\n", text)
+        text = text if "\n" in text else text.replace("\r", "\n")
+    lines = pl.Series("text", [text]).str.split("\n").explode().to_frame()
+    lines = lines.with_row_index(LINE, offset=1).filter(pl.col("text").str.strip_chars() != "")
+    if lines.is_empty():
+        raise DeepRecError(f"{path.name} is empty: give a file with rows.")
+    return lines.with_columns(broken=pl.col(LINE).is_in(decoded.broken)), decoded
+
+
+def _take_names(
+    lines: pl.DataFrame, separator: str, quoting: Quoting | None, has_header: bool, file: str, encoding: str
+) -> tuple[list[str], pl.DataFrame]:
+    """The names of the columns and the lines after them."""
+    if _SEPARATOR_LINE.fullmatch(lines["text"].item(0)) and lines.height > 1:
+        lines = lines.slice(1)
+    header = lines["text"].item(0)
+    names = [name.strip() for name in split_line(header, separator, quoting)]
+    if not has_header:
+        return [str(number) for number in range(1, len(names) + 1)], lines
+    if lines["broken"].item(0):
+        raise DeepRecError(f"The header of {file} is not {encoding} text: save the file as UTF-8.")
+    words = header.split()
+    first = lines["text"].item(1) if lines.height > 1 else ""
+    if len(names) == 1 < len(words) == len(split_line(first, separator, quoting)):
+        names = words  # set off by spaces over rows that are not
+    if not any(names):
+        raise DeepRecError(f"The header of {file}, {shorten(header)}, names no column: mend it.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        if looks_like_data(names):
+            raise DeepRecError(f"{file} has no header, its first line is a row ({', '.join(names)}): {_NO_HEADER}.")
+        raise DeepRecError(f"The header of {file} has the column {twice[0]!r} twice: rename one.")
+    return names, lines.slice(1)
+
+
+def _quoting_note(rows: Rows, lines: pl.DataFrame, separator: str, width: int, file: str) -> str:
+    """What the report says of a guess on which the text of cells depends."""
+    if rows.quoting == "backslash":
+        return f"{file}: a backslash makes the quote after it text (data.quoting = 'backslash', by the file's look)"
+    if separator != "\t" or not needs_no_quotes(lines, separator, width):
+        return ""
+    if rows.quoting == "none":
+        return f"{file}: quotes belong to the text (data.quoting = 'none', by the file's look)"
+    return f"{file}: quotes around fields were taken off (data.quoting = 'csv', by the file's look)"
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Whether the cells of a first line are a row's, as a number or a date among them is no column's name.
+
+    Names that are positions ('1', '2', ...) are those of a file without header.
+    """
+    positions = [str(number) for number in range(1, len(names) + 1)]
+    return list(names) != positions and any(_VALUE.fullmatch(name) for name in names)
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
@@ -118,7 +191,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise DeepRecError(f"There is no file {path}: check the path.")
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path if path.suffix not in ENDINGS else io.BytesIO(open_lines(path).read()))
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DeepRecError(f"{path.name} is not a whole Parquet file ({reason}): write it again.") from None
@@ -129,18 +202,28 @@ def read_parquet(path: Path) -> pl.DataFrame:
     return frame.with_row_index(LINE, offset=1)
 
 
-def read_any(path: Path, ledger: Ledger) -> pl.DataFrame:
-    """A table as `read_parquet` or, with quotes, `read_fields` reads it.
-
-    The separator is tab for .tsv, else the most frequent of , tab ; | in the header.
-    """
-    if path.suffix == ".parquet":
+def read_any(path: Path, ledger: Ledger, header: bool | None = None) -> pl.DataFrame:
+    """A table as `read_parquet` or, with quotes, `read_fields` reads it; see `find_separator`."""
+    if plain_name(path).endswith(".parquet"):
         frame = read_parquet(path)
-        ledger.rows[path.name] = frame.height
+        ledger.rows[ledger.label(path)] = frame.height
         return frame
-    is_tsv = path.name.removesuffix(".gz").endswith(".tsv")
-    separator = "\t" if is_tsv else max(",\t;|", key=read_header(path).count)
-    return read_fields(path, separator, ledger, quoted=True)
+    return read_fields(path, find_separator(path), ledger, quoted=True, header=header)
+
+
+def find_separator(path: Path) -> str:
+    """What parts the fields of a table: what its first line says ('sep=;'), tab in a .tsv, else the most frequent of
+    , tab ; | in the header or, where it has none of them, in the row after it; else a space."""
+    head = _read_head(path)
+    if head and (said := _SEPARATOR_LINE.fullmatch(head[0])):
+        return said[1]
+    if plain_name(path).endswith(".tsv") and any("\t" in line for line in head):
+        return "\t"
+    for line in head[:2]:
+        mark = max(_SEPARATORS, key=line.count)
+        if mark in line:
+            return mark
+    return " " if head and " " in head[0].strip() else ","
 
 
 def pick(frame: pl.DataFrame, names: Sequence[str]) -> str | None:
@@ -157,6 +240,11 @@ def require(frame: pl.DataFrame, names: Sequence[str], what: str, file: str, men
     wanted = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in (*names, what)]
     close = [near for name in wanted for near in difflib.get_close_matches(name, bare, n=1, cutoff=0.6)]
     hint = f", perhaps {bare[close[0]]!r} is meant" if close else ""
+    if looks_like_data(found):
+        first = ", ".join(found)
+        raise DeepRecError(
+            f"{file} has no {what} column {names[0]!r}, its first line is a row ({first}): {_NO_HEADER}."
+        )
     raise DeepRecError(f"{file} has no {what} column {names[0]!r} (its columns: {', '.join(found)}){hint}: {mend}.")
 
 
@@ -170,8 +258,10 @@ def take(frame: pl.DataFrame, file: str, mend: str, **columns: str) -> pl.DataFr
 def split_categories(column: str, separator: str | None, frame: pl.DataFrame) -> pl.Expr:
     """Lists of categories from a column of strings; without a separator the first of | ; , that occurs."""
     if separator is None:
-        separator = next((mark for mark in "|;," if contains(frame[column], mark)), "|")
-    return pl.col(column).str.split(separator)
+        # An entity, '&amp;', holds a semicolon.
+        cells = unescape(frame[column])
+        separator = next((mark for mark in "|;," if contains(cells, mark)), "|")
+    return pl.col(column).map_batches(unescape, return_dtype=pl.String).str.split(separator)
 
 
 def contains(column: pl.Series, text: str) -> bool:
@@ -187,75 +277,3 @@ def _as_string(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Binary | pl.Object | pl.Struct):
         return pl.lit("")
     return column.cast(pl.String)
-
-
-def _read_lines(path: Path, encoding: str, has_header: bool, ledger: Ledger) -> tuple[str, pl.DataFrame]:
-    """The header ('' without one), and #line (from 1) and text of the other lines that are not blank."""
-    raw = read_bytes(path)
-    broken: list[int] = []
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError:
-        text = raw.decode(encoding, "replace")
-        lines_of_bytes = enumerate(raw.split(b"\n"), 1)
-        broken = [line for line, part in lines_of_bytes if part.decode(encoding, "ignore").encode(encoding) != part]
-    del raw
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    if "\n" not in text:
-        text = text.replace("\r", "\n")
-    lines = pl.Series("text", [text]).str.split("\n").explode().to_frame()
-    lines = lines.with_row_index(LINE, offset=1).filter(pl.col("text").str.strip_chars() != "")
-    header = ""
-    if has_header:
-        header = lines["text"].item(0)
-        if lines[LINE].item(0) in broken:
-            raise DeepRecError(f"The header of {path.name} is not {encoding} text: save the file as UTF-8.")
-        lines = lines.slice(1)
-    if lines.is_empty():
-        raise DeepRecError(f"{path.name} has a header but no rows: give a file with rows.")
-    ledger.rows[path.name] = lines.height
-    is_broken = pl.col(LINE).is_in(broken)
-    return header, ledger.drop(lines, is_broken, BadKind.ENCODING, path.name, encoding=encoding)
-
-
-def _join_quoted(lines: pl.DataFrame, separator: str, file: str, ledger: Ledger) -> pl.DataFrame:
-    """Rows from lines, as quoted fields may hold line breaks; adds `quotes` (has one) and `span` (lines)."""
-    lines = lines.with_columns(quotes=pl.col("text").str.contains('"', literal=True), span=pl.lit(1))
-    # Only a line with an odd number of quotes opens or closes a field. It opens one if, without its closed fields, a
-    # quote is left at the beginning of a field, so that '5" pipe' is text.
-    odd = lines.with_row_index("number").filter(pl.col("text").str.count_matches('"', literal=True) % 2 == 1)
-    if odd.is_empty():
-        return lines
-    mark = re.escape(separator)
-    rest = pl.col("text").str.replace_all(rf'(^|{mark})"(?:[^"]|"")*"', "$1")
-    row_of = np.arange(lines.height)
-    begun = None
-    for number, opens in odd.select("number", rest.str.contains(rf'(^|{mark})"')).iter_rows():
-        if begun is not None:
-            row_of[begun : number + 1] = begun
-            begun = None
-        elif opens:
-            begun = number
-    lines = lines.with_columns(row=pl.Series(row_of), number=pl.int_range(pl.len()))
-    unclosed = pl.col("number").eq_missing(begun)
-    lines = ledger.drop(lines, unclosed, BadKind.QUOTE, file, fault="a quote is opened and never closed")
-    return lines.group_by("row", maintain_order=True).agg(
-        pl.col(LINE).first(), pl.col("text").str.join("\n"), pl.col("quotes").any(), pl.col("span").sum()
-    )
-
-
-def _unquote(rows: Sequence[str], separator: str) -> list[list[str]]:
-    """The fields of each row; none where text follows a closing quote."""
-    try:
-        fields = list(csv.reader(rows, delimiter=separator, strict=True))
-    except csv.Error:
-        fields = []
-    if len(fields) == len(rows):
-        return fields
-    # A row is broken: read them one by one to find it.
-    return [[]] if len(rows) == 1 else [_unquote([row], separator)[0] for row in rows]
-
-
-def open_lines(path: Path) -> io.BufferedIOBase:
-    """A stream of a file's bytes, gunzipped if its name ends in .gz; errors come while reading."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

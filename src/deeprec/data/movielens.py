@@ -37,17 +37,17 @@ def read_movielens(path: Path, items: Path, ledger: Ledger) -> Raw:
     elif path.name == "ratings.csv":
         mend = "give the file as GroupLens ships it, or set data.format to 'table'"
         ratings = read_fields(path, ",", ledger, quoted=True)
-        interactions = take(ratings, path.name, mend, user="userId", item="movieId", order="timestamp")
+        interactions = take(ratings, ledger.label(path), mend, user="userId", item="movieId", order="timestamp")
         movies = read_fields(items, ",", ledger, quoted=True)
-        movies = take(movies, items.name, mend, item="movieId", title="title", genres="genres")
+        movies = take(movies, ledger.label(items), mend, item="movieId", title="title", genres="genres")
         genres = pl.col("genres").str.split("|")
     else:
         known = ", ".join(LAYOUTS)
         raise DeepRecError(f"{path.name} is not a MovieLens file: give one of {known}, or set data.format.")
     dated = pl.col("title").str.extract_groups(r"^(?<title>.*?)\s*\((?<year>\d{4})\)\s*(?:\(.*\))?$")
     return Raw(
-        path.name,
-        items.name,
+        ledger.label(path),
+        ledger.label(items),
         interactions.select(LINE, "user", "item", "order"),
         movies.select(
             LINE,

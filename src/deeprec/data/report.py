@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -12,6 +16,10 @@ from deeprec.errors import DeepRecError
 EXAMPLES = 3
 LINE = "#line"
 """The column of line numbers; no column of a user's file keeps this name."""
+FAULT, LOST, WHY = "#fault", "#lost", "#why"
+"""Columns of sentences, which messages quote as they are."""
+
+Quoting = Literal["csv", "none", "backslash"]
 
 
 class BadKind(StrEnum):
@@ -26,10 +34,10 @@ class BadKind(StrEnum):
         return member
 
     ENCODING = "undecodable bytes", "not {encoding} text, {text}", "save the file as UTF-8"
-    QUOTE = "unclosed or misplaced quote", "{fault}, {text}", "close the quote"
+    QUOTE = "unclosed or misplaced quote", "{#fault}, {text}", "close the quote or set data.quoting"
     FIELDS = (
         "wrong number of fields",
-        "{found} fields instead of {width}, {text}",
+        "{found} fields instead of {width}{#why}, {text}",
         "give all rows the same number of fields",
     )
     JSON = "broken JSON", "no JSON object with a parent_asin, {text}", "write one JSON object a line or fetch it again"
@@ -39,6 +47,11 @@ class BadKind(StrEnum):
     POSITION = "unreadable position", "position {order} is not a number", "write positions as numbers"
     DUPLICATE = "duplicate row", "user {user} and item {item} at this {ordered_by} again", "remove the duplicates"
     UNKNOWN_ITEM = "item without an item row", "item {item} is not in {items_file}", "add these items to the item file"
+    LOST_ITEM = (
+        "item whose own row is bad",
+        "item {item} lost its row, {#lost}",
+        "mend the item file",
+    )
     REPEATED_ITEM = "item row with a repeated id", "item {item} has a row already", "keep one row an item"
 
 
@@ -83,19 +96,42 @@ class LoadReport:
         return lines + list(self.notes)
 
 
-class Ledger:
-    """Collects findings while files are read."""
+_OF_TEXT = (BadKind.ENCODING, BadKind.QUOTE, BadKind.FIELDS, BadKind.JSON)
+_LOST_ROWS = 10_000  # so many bad rows of a file are searched for ids
+_CELL_ENDS = re.compile(r"::|[\t,;|\"]")
 
-    def __init__(self) -> None:
+
+class Ledger:
+    """What one load was told about its files, and what it finds in them.
+
+    `quoting` (None: guess) and `header` (whether text files begin with names) are the configured ones.
+    """
+
+    def __init__(self, quoting: Quoting | None = None, header: bool = True) -> None:
+        self.quoting = quoting
+        self.header = header
         self.rows: dict[str, int] = {}
         self._bad: dict[tuple[str, BadKind], BadRows] = {}
+        self._labels: dict[Path, str] = {}
+        self._lost: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
+
+    def label(self, *paths: Path) -> str:
+        """How messages call the first of `paths`: its name, with as many folders as tell it from the load's others.
+
+        A load names all its files together before it reads them; a label once given stays.
+        """
+        known = dict.fromkeys([*self._labels, *(path.absolute() for path in paths)])
+        for path in known:
+            if path not in self._labels:
+                self._labels[path] = _shortest_tail(path, known)
+        return self._labels[paths[0].absolute()]
 
     def drop(self, frame: pl.DataFrame, is_bad: pl.Expr, kind: BadKind, file: str, **words: object) -> pl.DataFrame:
         """`frame` without its bad rows; the report counts them and quotes the first ones with their lines.
 
-        `frame` has a column `#line`, and where rows take up several lines a column `span`: a bad row counts as that
-        many. `words` complete what the kind says of a row, beside its cells, which are quoted and shortened.
+        `frame` has a column `#line`. `words` complete what the kind says of a row, beside its cells, which are quoted
+        and shortened unless their column begins with '#'.
         """
         marked = frame.with_columns(is_bad.fill_null(True).alias("_bad"))
         bad = marked.filter("_bad")
@@ -103,12 +139,24 @@ class Ledger:
             return frame
         examples = []
         for row in bad.head(EXAMPLES).to_dicts():
-            cells = {name: shorten(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
-            examples.append(f"{position(file, row[LINE])}: {kind.says.format_map(cells | words)}")
+            cells = {
+                name: shorten(cell) if isinstance(cell, str) and name[0] != "#" else cell for name, cell in row.items()
+            }
+            examples.append(f"{position(file, row[LINE])}: {kind.says.format_map({WHY: ''} | cells | words)}")
         before = self._bad.get((file, kind), BadRows(kind, file, 0, ()))
-        count = before.count + (int(bad["span"].sum()) if "span" in bad.columns else bad.height)
-        self._bad[file, kind] = BadRows(kind, file, count, (*before.examples, *examples)[:EXAMPLES])
+        self._bad[file, kind] = BadRows(kind, file, before.count + bad.height, (*before.examples, *examples)[:EXAMPLES])
+        if kind in _OF_TEXT and "text" in bad.columns:
+            lost = self._lost.setdefault(file, {})
+            for line, text in bad.head(_LOST_ROWS).select(LINE, "text").iter_rows():
+                for cell in _CELL_ENDS.split(text):
+                    lost.setdefault(cell.strip(), f"{position(file, line)} ({kind})")
         return marked.filter(~pl.col("_bad")).drop("_bad")
+
+    def lost(self, file: str) -> pl.DataFrame:
+        """What stood in rows of a file that were dropped as no rows at all: each cell as `item`, and `#lost`, where."""
+        cells = self._lost.get(file, {})
+        schema = {"item": pl.String, LOST: pl.String}
+        return pl.DataFrame({"item": list(cells), LOST: list(cells.values())}, schema=schema)
 
     @property
     def bad(self) -> tuple[BadRows, ...]:
@@ -137,8 +185,18 @@ def repeats_note(repeated: int, targets: int, split: str, *, exclude_history: bo
     return f"{said}; the history is excluded, so these can only score 0, and no metric can pass {most:.4f}"
 
 
+def _shortest_tail(path: Path, others: Iterable[Path]) -> str:
+    """The last parts of a path, as few as no other path ends with."""
+    tail = path.parts
+    for parts in range(1, len(path.parts)):
+        tail = path.parts[-parts:]
+        if not any(other.parts[-parts:] == tail for other in others if other != path):
+            break
+    return Path(*tail).as_posix()
+
+
 def position(file: str, line: int) -> str:
-    return f"{file} {'row' if file.endswith('.parquet') else 'line'} {line}"
+    return f"{file} {'row' if '.parquet' in file else 'line'} {line}"
 
 
 def shorten(cell: str, chars: int = 40) -> str:

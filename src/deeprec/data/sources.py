@@ -16,17 +16,19 @@ from deeprec import assets
 from deeprec.config import DataConfig, load_config
 from deeprec.data.amazon import read_amazon2023
 from deeprec.data.catalog import Catalog, UserId, build_catalog
+from deeprec.data.compression import EXCEL, plain_name, with_compressed
 from deeprec.data.dataset import Dataset, Split, k_core, starts_of
 from deeprec.data.files import Raw, read_header
+from deeprec.data.item_text import clean_items
 from deeprec.data.movielens import LAYOUTS, read_movielens
 from deeprec.data.report import LINE, BadKind, Ledger, LoadReport, position, shorten
 from deeprec.data.table import read_recbole, read_table
 from deeprec.errors import DeepRecError
 
 _T = TypeVar("_T")
-_ATOMIC = (".inter", ".inter.gz")
-_TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-_META = (".jsonl", ".jsonl.gz")
+_ATOMIC = with_compressed(".inter")
+_TABLES = with_compressed(".csv", ".tsv", ".parquet")
+_META = with_compressed(".jsonl")
 _ITEM_STEMS = ("items", "item", "movies", "products", "catalog", "catalogue")
 _INTERACTION_STEMS = ("interactions", "ratings", "events")
 
@@ -70,7 +72,7 @@ def _load(source: DataConfig | str | Path, offline: bool, assemble: Callable[[st
     try:
         if not path.exists() and path.name == config.source and not path.suffix:
             path = assets.fetch(config.source, offline=offline)
-        ledger = Ledger()
+        ledger = Ledger(None if config.quoting == "auto" else config.quoting, config.header)
         return assemble(name, _read(path, config, ledger), config, ledger)
     except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -81,6 +83,7 @@ def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
     interactions = _find_interactions(path)
     form = _format_of(interactions) if config.format == "auto" else config.format
     items = _find_items(interactions, form, config)
+    ledger.label(*filter(None, (interactions, items)))
     if form == "table":
         return read_table(interactions, items, config, ledger)
     if items is None:
@@ -107,6 +110,8 @@ def _find_interactions(path: Path) -> Path:
         if own:
             names = ", ".join(file.name for file in own)
             raise DeepRecError(f"{path} holds several interaction files ({names}): name one in data.source.")
+    if books := [file.name for file in files if file.name.endswith(EXCEL)]:
+        raise DeepRecError(f"{path} holds no interaction file but {books[0]}, a workbook: save its sheets as CSV.")
     raise DeepRecError(
         f"{path} holds no interaction file (it has: {', '.join(file.name for file in files) or 'nothing'}): "
         "give a folder with .inter, u.data, ratings.dat, .csv, .tsv or .parquet, or a file, as data.source."
@@ -118,7 +123,7 @@ def _format_of(path: Path) -> str:
         return "recbole"
     if path.name in ("u.data", "ratings.dat"):
         return "movielens"
-    header = "" if path.suffix == ".parquet" else read_header(path)
+    header = "" if plain_name(path).endswith(".parquet") else read_header(path)
     if path.name == "ratings.csv" and "movieId" in header and (path.parent / "movies.csv").exists():
         return "movielens"
     return "amazon2023" if "parent_asin" in header and _meta_files(path) else "table"
@@ -133,7 +138,7 @@ def _find_items(path: Path, form: str, config: DataConfig) -> Path | None:
     if form == "amazon2023":
         names = [file.name for file in _meta_files(path)]
     elif form == "recbole":
-        names = [_stem(path) + ending for ending in (".item", ".item.gz")]
+        names = [_stem(path) + ending for ending in with_compressed(".item")]
     elif form == "movielens":
         names = [LAYOUTS.get(path.name, "movies.csv")]
     else:
@@ -150,7 +155,7 @@ def _meta_files(path: Path) -> list[Path]:
 
 def _stem(path: Path) -> str:
     """A file's name without its format's endings: 'ml-1m' of 'ml-1m.inter.gz'."""
-    name = path.name.removesuffix(".gz")
+    name = plain_name(path)
     return name.rpartition(".")[0] or name
 
 
@@ -235,8 +240,7 @@ def _cuts(times_N: NDArray[np.float64] | None, config: DataConfig, raw: Raw) -> 
 def _check_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
     """Item rows with an id of their own; years become numbers, from the title where the cell has none."""
     file = raw.items_file
-    items = ledger.drop(raw.items, pl.col("item") == "", BadKind.ITEM, file)
-    items = ledger.drop(items, ~pl.col("item").is_first_distinct(), BadKind.REPEATED_ITEM, file)
+    items = clean_items(raw, ledger)
     in_cell = pl.col("year").str.extract(r"^(\d{4})(?:\.0*|-.*)?$")
     in_title = pl.col("title").str.extract(r"\((\d{4})\)$") if raw.dated_titles else pl.lit(None, dtype=pl.String)
     unread = items.filter((pl.col("year") != "") & in_cell.is_null())
@@ -252,11 +256,14 @@ def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.Dat
     """user, item (strings) and order (finite floats) of the good rows, in the order of the file."""
     timed = raw.ordered_by == "time"
     rows = raw.interactions.with_columns(number=_numbers(raw.interactions["order"], dates=timed))
+    lost = ledger.lost(raw.items_file).join(items, on="item", how="anti")
+    rows = rows.join(lost, on="item", how="left", maintain_order="left") if len(lost) else rows
     bad_rows = {
         BadKind.USER: pl.col("user") == "",
         BadKind.ITEM: pl.col("item") == "",
         BadKind.TIME if timed else BadKind.POSITION: pl.col("number").is_null(),
         BadKind.DUPLICATE: ~pl.struct("user", "item", "number").is_first_distinct(),
+        BadKind.LOST_ITEM: pl.col("item").is_in(lost["item"].implode()),
         BadKind.UNKNOWN_ITEM: ~pl.col("item").is_in(items["item"].implode()),
     }
     words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
 
 from deeprec.config import USUAL_COLUMNS, Columns, DataConfig
-from deeprec.data.files import Raw, contains, pick, read_any, read_fields, require, split_categories
+from deeprec.data.files import Raw, contains, pick, read_any, read_fields, read_header, require, split_categories
 from deeprec.data.report import LINE, Ledger
 from deeprec.errors import DeepRecError
 
@@ -21,21 +22,21 @@ def read_recbole(path: Path, items: Path, ledger: Ledger) -> Raw:
     `timestamp` decides the order, else `position`. Titles are in `title`, `movie_title` or `name`; categories in
     `genres`, `class` or `genre` (separated by spaces, or by | where one occurs) or in `categories` (by commas).
     """
-    interactions = _untyped(read_fields(path, "\t", ledger), path.name)
-    item_rows = _untyped(read_fields(items, "\t", ledger), items.name)
+    interactions = _untyped(read_fields(path, "\t", ledger), ledger.label(path))
+    item_rows = _untyped(read_fields(items, "\t", ledger), ledger.label(items))
     mend = "give the file this column"
-    user = require(interactions, ("user_id",), "user", path.name, mend)
-    item = require(interactions, ("item_id",), "item", path.name, mend)
-    order = require(interactions, ("timestamp", "position"), "time or position", path.name, mend)
+    user = require(interactions, ("user_id",), "user", ledger.label(path), mend)
+    item = require(interactions, ("item_id",), "item", ledger.label(path), mend)
+    order = require(interactions, ("timestamp", "position"), "time or position", ledger.label(path), mend)
     usual = {role: pick(item_rows, names) for role, names in USUAL_COLUMNS.items()}
     return Raw(
-        interactions_file=path.name,
-        items_file=items.name,
+        interactions_file=ledger.label(path),
+        items_file=ledger.label(items),
         interactions=interactions.select(LINE, user=user, item=item, order=order),
         items=item_rows.select(
             LINE,
-            item=require(item_rows, ("item_id",), "item", items.name, mend),
-            title=require(item_rows, ("title", "movie_title", "name"), "title", items.name, mend),
+            item=require(item_rows, ("item_id",), "item", ledger.label(items), mend),
+            title=require(item_rows, ("title", "movie_title", "name"), "title", ledger.label(items), mend),
             categories=_atomic_categories(item_rows, usual["categories"]),
             **{role: _text(usual[role]) for role in ("year", "brand", "description")},
         ),
@@ -50,35 +51,41 @@ def read_table(path: Path, items: Path | None, config: DataConfig, ledger: Ledge
     columns = config.columns
     interactions = read_any(path, ledger)
     roles = ("user", "item", "time", "position")
-    user, item, time, position = (_column(interactions, columns, role, path.name) for role in roles)
+    user, item, time, position = (_column(interactions, columns, role, ledger.label(path)) for role in roles)
     # A position that was asked for by name wins over a time that was merely found.
     order = position if columns.position and not columns.time else time or position
     if order is None:
         found = ", ".join(name for name in interactions.columns if name != LINE)
-        lack = f"{path.name} has neither a time nor a position column (its columns: {found})"
+        lack = f"{ledger.label(path)} has neither a time nor a position column (its columns: {found})"
         raise DeepRecError(f"{lack}: name one with data.columns.time or data.columns.position.")
     if items is None and columns.title not in interactions.columns:
         raise DeepRecError(
-            f"There are no item titles: {path.name} has no column {columns.title!r} and no item file is "
+            f"There are no item titles: {ledger.label(path)} has no column {columns.title!r} and no item file is "
             "beside it: name a title column with data.columns.title or an item file with data.items."
         )
-    item_rows = interactions if items is None else read_any(items, ledger)
-    items_file = path.name if items is None else items.name
-    text_roles = ("item", "title", "year", "brand", "description")
+    item_rows = interactions if items is None else _read_items(items, columns, ledger)
+    items_file = ledger.label(path) if items is None else ledger.label(items)
+    text_roles = ("title", "year", "brand", "description")
     named = {role: _column(item_rows, columns, role, items_file) for role in text_roles}
+    # In a file without header, columns.item is the position in the interactions; an item file begins with the item.
+    bare = items is not None and not ledger.header
+    named["item"] = item_rows.columns[1] if bare else _column(item_rows, columns, "item", items_file)
     categories = _column(item_rows, columns, "categories", items_file)
     split = split_categories(categories, columns.category_separator, item_rows) if categories else _NO_CATEGORIES
     text = item_rows.select(LINE, categories=split, **{role: _text(name) for role, name in named.items()})
-    if items is None:
-        text = text.filter(pl.col("item") != "").unique("item", keep="first", maintain_order=True)
     return Raw(
-        interactions_file=path.name,
+        interactions_file=ledger.label(path),
         items_file=items_file,
         interactions=interactions.select(LINE, user=user, item=item, order=order),
         items=text,
         ordered_by="position" if order == position else "time",
         dated_titles=named["year"] is not None,
     )
+
+
+def _read_items(path: Path, columns: Columns, ledger: Ledger) -> pl.DataFrame:
+    """The item file; where files have no header, it may still have one that names the title."""
+    return read_any(path, ledger, header=ledger.header or columns.title in re.split(r"\W+", read_header(path)))
 
 
 def _untyped(frame: pl.DataFrame, file: str) -> pl.DataFrame:

@@ -29,7 +29,7 @@ def external_file(system: SystemPlan, set_: SetPlan, seed: Seed) -> Path:
 def read_external_rankings(path: Path, dataset: Dataset, tasks: Sequence[Task]) -> list[list[ItemIdx]]:
     """The ranking of each task from a file of lines `user<TAB>item<TAB>item...`, by the ids of the data, best first."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DeepRecError(f"{path} can't be read as rankings ({error}): check the path of `file`.") from None
     positions = {str(item): ItemIdx(position) for position, item in enumerate(dataset.catalog.ids)}
