@@ -29,7 +29,7 @@ class Raw:
 
     interactions_file: str
     items_file: str
-    interactions: pl.DataFrame  # columns #line, user, item, order (strings)
+    interactions: pl.DataFrame  # columns #line, user, item, order (strings); of several files, #file and part too
     items: pl.DataFrame  # #line, item, title, year, brand, description (strings), categories (lists of strings)
     ordered_by: Literal["time", "position"] = "time"
     dated_titles: bool = False  # titles may end in '(year)'
@@ -112,32 +112,11 @@ def read_fields(
     return pl.concat(frames).sort(LINE).with_columns(pl.col(pl.String).str.strip_chars())
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
-    """A Parquet file with all columns as strings, lists joined by '|', dates and times as seconds since 1970;
-    `#line` is the row's number from 1. DeepRecError if it is missing, damaged or without rows."""
-    if not path.is_file():
-        raise DeepRecError(f"There is no file {path}: check the path.")
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DeepRecError(f"{path.name} is not a whole Parquet file ({reason}): write it again.") from None
-    if frame.is_empty():
-        raise DeepRecError(f"{path.name} has no rows: give a file with rows.")
-    columns = [_as_string(pl.col(name), dtype).alias(name) for name, dtype in frame.schema.items() if name != LINE]
-    frame = frame.select(columns).with_columns(pl.all().fill_null("").str.strip_chars())
-    return frame.with_row_index(LINE, offset=1)
-
-
 def read_any(path: Path, ledger: Ledger) -> pl.DataFrame:
-    """A table as `read_parquet` or, with quotes, `read_fields` reads it.
+    """A text table as `read_fields` reads it with quotes.
 
     The separator is tab for .tsv, else the most frequent of , tab ; | in the header.
     """
-    if path.suffix == ".parquet":
-        frame = read_parquet(path)
-        ledger.rows[path.name] = frame.height
-        return frame
     is_tsv = path.name.removesuffix(".gz").endswith(".tsv")
     separator = "\t" if is_tsv else max(",\t;|", key=read_header(path).count)
     return read_fields(path, separator, ledger, quoted=True)
@@ -165,28 +144,6 @@ def take(frame: pl.DataFrame, file: str, mend: str, **columns: str) -> pl.DataFr
     whats = {"order": "time"}
     named = {role: require(frame, (name,), whats.get(role, role), file, mend) for role, name in columns.items()}
     return frame.select(LINE, **named)
-
-
-def split_categories(column: str, separator: str | None, frame: pl.DataFrame) -> pl.Expr:
-    """Lists of categories from a column of strings; without a separator the first of | ; , that occurs."""
-    if separator is None:
-        separator = next((mark for mark in "|;," if contains(frame[column], mark)), "|")
-    return pl.col(column).str.split(separator)
-
-
-def contains(column: pl.Series, text: str) -> bool:
-    return bool(column.str.contains(text, literal=True).any())
-
-
-def _as_string(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if isinstance(dtype, pl.List | pl.Array):
-        column = column.arr.to_list() if isinstance(dtype, pl.Array) else column
-        return column.cast(pl.List(pl.String), strict=False).list.join("|", ignore_nulls=True)
-    if isinstance(dtype, pl.Datetime | pl.Date):
-        return (column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6).cast(pl.String)
-    if isinstance(dtype, pl.Binary | pl.Object | pl.Struct):
-        return pl.lit("")
-    return column.cast(pl.String)
 
 
 def _read_lines(path: Path, encoding: str, has_header: bool, ledger: Ledger) -> tuple[str, pl.DataFrame]:

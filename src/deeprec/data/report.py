@@ -12,6 +12,8 @@ from deeprec.errors import DeepRecError
 EXAMPLES = 3
 LINE = "#line"
 """The column of line numbers; no column of a user's file keeps this name."""
+FILE = "#file"
+"""The column of file names, where rows are of several files."""
 
 
 class BadKind(StrEnum):
@@ -32,7 +34,7 @@ class BadKind(StrEnum):
         "{found} fields instead of {width}, {text}",
         "give all rows the same number of fields",
     )
-    JSON = "broken JSON", "no JSON object with a parent_asin, {text}", "write one JSON object a line or fetch it again"
+    JSON = "broken JSON", "no {what}, {text}", "write one JSON object a line or fetch it again"
     USER = "empty user", "the user is empty", "fill in the users"
     ITEM = "empty item", "the item is empty", "fill in the items"
     TIME = "unreadable time", "time {order} is not a number or a date", "write times as numbers or ISO dates"
