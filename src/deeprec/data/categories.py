@@ -32,7 +32,9 @@ def read_categories(
     name, where most rows with commas have one without a space.
     """
     if cells.dtype == pl.List(pl.String):
-        lists: Iterable[list[str]] = [_filled(names or [], separator) for names in cells.to_list()]
+        lists: Iterable[list[str]] = [
+            _split_again([name for name in names or [] if name is not None], separator) for names in cells.to_list()
+        ]
     else:
         cells = cells.fill_null("").str.strip_chars()
         written = cells.filter(cells.str.contains(_BRACKETED) | cells.str.contains(_QUOTED))
@@ -41,7 +43,7 @@ def read_categories(
         plain = [text if read.get(text) is None else "" for text in texts]
         split = _split(plain, separator, words, tight_commas)
         lists = (
-            names if (own := read.get(text)) is None else _filled(own, separator)
+            names if (own := read.get(text)) is None else _split_again(own, separator)
             for text, names in zip(texts, split, strict=True)
         )
     return pl.Series(list(lists), dtype=pl.List(pl.String))
@@ -112,7 +114,7 @@ def _common_mark(cells: pl.Series, words: bool) -> str:
     if rows[","] > 2 * rows[mark]:
         mark = ","
     spaced = cells.str.contains(" ", literal=True) & ~cells.str.contains(mark, literal=True)
-    return " " if words and 2 * rows[mark] < max(1, int(spaced.sum())) else mark
+    return " " if words and (2 * rows[mark] <= int(spaced.sum()) or not rows[mark]) else mark
 
 
 def _has_tight_commas(cells: pl.Series) -> bool:
@@ -121,5 +123,5 @@ def _has_tight_commas(cells: pl.Series) -> bool:
     return bool(tight.any()) and int(tight.sum()) >= int(loose.sum())
 
 
-def _filled(names: list[str], separator: str | None) -> list[str]:
+def _split_again(names: list[str], separator: str | None) -> list[str]:
     return names if separator is None else [part for name in names for part in name.split(separator)]

@@ -177,7 +177,7 @@ class Dataset:
 
         `interactions_per_user` and `interactions_per_item` are {min, median, max}; shares and density are in 0..1.
         `first_date` and `last_date` are None without real times. `tied_times`, the share of interactions at the same
-        time as another of their user, is None without times.
+        time as another of their user, is None without times. `samples` are titles, years and categories of three items.
         """
         catalog, titles = self.catalog, self.catalog.title_report()
         users, items, interactions = len(self.users), len(catalog), len(self.items_N)
@@ -201,6 +201,7 @@ class Dataset:
             "empty_titles": titles.empty,
             "bad_rows": self.report.bad_count,
             "repeats": self.report.repeats,
+            "samples": catalog.samples(3),
             "fingerprint": self.fingerprint,
         }
 

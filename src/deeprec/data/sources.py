@@ -47,12 +47,25 @@ def load_dataset(source: DataConfig | str | Path, *, offline: bool = False) -> D
     name = path.resolve().name.partition(".")[0]
     try:
         if not path.exists() and path.name == config.source and not path.suffix:
-            path = assets.fetch(config.source, offline=offline)
+            path = _fetch(config.source, offline)
         ledger = Ledger()
         return _assemble(name, _read(path, config, ledger), config, ledger)
     except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeepRecError(f"{path} could not be read ({reason}): check that its files are whole.") from error
+
+
+def _fetch(name: str, offline: bool) -> Path:
+    try:
+        return assets.fetch(name, offline=offline)
+    except DeepRecError as error:
+        if name in assets.ASSETS:
+            raise
+        known = ", ".join(assets.ASSETS)
+        raise DeepRecError(
+            f"There is no file or folder {name} in {Path.cwd()}, and no asset of this name ({known}): "
+            "check data.source, and if it was moved, name its place with --set data.source=PATH."
+        ) from error
 
 
 def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:

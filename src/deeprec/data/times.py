@@ -11,6 +11,7 @@ _UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds
 _FIRST_DATE = 1e8  # March 1973; smaller numbers are counters
 _LAST_DATE = 4_102_444_800  # 2100-01-01
 _SURE = 0.9  # share of the numbers of eight or twelve digits that must be dates, else they are counters
+_RIVALS = {8: (1, 1e8), 12: (1e11, 1e12), 14: (1e14, 1e14), 17: (1e17, 1e17)}  # numbers that may be mistaken, by digits
 
 _ISO = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z")
 _CLOCK = (
@@ -84,11 +85,11 @@ def _read_numbers(rows: pl.DataFrame, numbers: pl.Series, file: str, ledger: Led
     dates = _dates_in_digits(rows["order"], numbers)
     numbers = numbers.set(dates.is_not_null(), None)
     seconds, is_date = _to_seconds(rows, numbers, file, ledger)
-    return seconds.zip_with(dates.is_null(), dates), is_date | dates.is_not_null()
+    return seconds.zip_with(dates.is_null(), dates).fill_nan(None), is_date | dates.is_not_null()
 
 
 def _dates_in_digits(cells: pl.Series, numbers: pl.Series) -> pl.Series:
-    """Seconds of numbers such as 20200913 and 20200913124320, null for others.
+    """Seconds of numbers such as 20200913 and 20200913124320, NaN for 20200931 among them, null for others.
 
     Fourteen digits and more cannot be a time since 1970 in any unit. Eight or twelve might be a counter, so nearly all
     numbers of that size must be dates.
@@ -98,13 +99,16 @@ def _dates_in_digits(cells: pl.Series, numbers: pl.Series) -> pl.Series:
     shaped = numbers.is_not_null() & digits.str.contains(r"^(?:19[7-9]\d|20\d\d)\d{4}(?:\d{4}|\d{6}|\d{9})?$")
     if not shaped.any():
         return nothing
-    at = shaped.arg_true()
-    dates = nothing.scatter(at, _read_fields(digits.filter(shaped), None))
+    dates = nothing.scatter(shaped.arg_true(), _read_fields(digits.filter(shaped), None))
     lengths = digits.str.len_chars()
-    for length, low, high in ((8, 1, 1e8), (12, 1e11, 1e12)):
-        rivals = numbers.abs().is_between(low, high, closed="left")
-        if (dates.is_not_null() & (lengths == length)).sum() < _SURE * int(rivals.sum()):
-            dates = dates.set(lengths == length, None)
+    for length, (low, high) in _RIVALS.items():
+        own = shaped & (lengths == length)
+        count = int((own & dates.is_not_null()).sum())
+        rivals = numbers.abs().is_between(low, high, closed="left").sum()
+        if count == 0 or count < _SURE * int(rivals):
+            dates = dates.set(own, None)
+        else:
+            dates = dates.set(own & dates.is_null(), float("nan"))
     return dates
 
 

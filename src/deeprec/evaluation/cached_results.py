@@ -55,6 +55,7 @@ class Users(_Record):
         histories: items in each user's history.
         target_counts: training interactions of each user's target.
         item_counts: training interactions of each item.
+        of_files: whether the source came split into training, validation and test.
     """
 
     fingerprint: str
@@ -63,6 +64,7 @@ class Users(_Record):
     histories: tuple[int, ...]
     target_counts: tuple[int, ...]
     item_counts: tuple[int, ...]
+    of_files: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset, config: EvalConfig) -> Users:
@@ -75,6 +77,7 @@ class Users(_Record):
             histories=tuple(len(task.history) for task in tasks),
             target_counts=tuple(counts[targets[task.id]] for task in tasks),
             item_counts=tuple(counts),
+            of_files=dataset.parts_U2 is not None,
         )
 
 
