@@ -7,9 +7,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tables import categories, load, put
 
 from deeprec.data.categories import read_categories
+from small_tables import categories, load, put
 
 ROWS = "user_id,item_id,time\n" + "".join(f"u,{n},{n}\n" for n in range(1, 5))
 

@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import ITEMS, load, put
 
 from deeprec.data.report import LINE, Ledger
 from deeprec.data.times import read_times
 from deeprec.errors import DeepRecError
+from small_tables import ITEMS, load, put
 
 MOMENT = datetime(2020, 9, 13, 12, 43, 20, tzinfo=UTC)
 

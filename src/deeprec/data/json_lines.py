@@ -20,10 +20,10 @@ _BROKEN = {LINE: pl.UInt32, "text": pl.String}
 
 def read_json_lines(path: Path, ledger: Ledger, wanted: Collection[str]) -> pl.DataFrame:
     """The keys in `wanted` as columns: strings, '' where a row has none, or lists of strings where any row has a list
-    or an object; `#line` from 1. Other keys are columns without values. The ledger takes lines that are no objects."""
+    or an object; `#line` from 1. Other keys are empty columns. The ledger takes lines that are no objects."""
     lines: list[int] = []
     columns: dict[str, list[Any]] = {}
-    others: dict[str, None] = {}
+    keys: dict[str, None] = {}
     broken: list[tuple[int, str]] = []
     count = 0
     for line, raw in iterate_lines(path):
@@ -36,20 +36,19 @@ def read_json_lines(path: Path, ledger: Ledger, wanted: Collection[str]) -> pl.D
             broken.append((line, raw.decode("utf-8", "replace").strip()))
             continue
         for key in row:
-            if key not in wanted:
-                others[key] = None
-            elif key not in columns:
+            if key in wanted and key not in columns:
                 columns[key] = [None] * len(lines)
+        keys |= dict.fromkeys(row)
         lines.append(line)
         for key, values in columns.items():
             values.append(row.get(key))
     ledger.rows[path.name] = count
     report_broken(broken, "JSON object", path, ledger)
-    frame = pl.DataFrame({LINE: pl.Series(lines, dtype=pl.UInt32)})
-    names = [key for key in others if key != LINE]
-    return frame.with_columns(*(_column(key, values) for key, values in columns.items() if key != LINE)).with_columns(
-        pl.lit(None).alias(name) for name in names
-    )
+    names = [key for key in keys if key != LINE]
+    frame = {LINE: pl.Series(lines, dtype=pl.UInt32)} | {
+        name: _column(columns.get(name, [None] * len(lines))) for name in names
+    }
+    return pl.DataFrame(frame)
 
 
 def iterate_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -79,14 +78,14 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "ignore").decode("utf-8").strip()
 
 
-def _column(name: str, values: list[Any]) -> pl.Series:
+def _column(values: list[Any]) -> pl.Series:
     if any(isinstance(value, list | dict) for value in values):
         lists = [[clean(part) for part in names_of(value)] for value in values]
-        return pl.Series(name, lists, dtype=pl.List(pl.String))
-    return pl.Series(name, [_text(value) for value in values], dtype=pl.String)
+        return pl.Series(lists, dtype=pl.List(pl.String))
+    return pl.Series([_text(value) for value in values], dtype=pl.String)
 
 
 def _text(value: object) -> str:
     if isinstance(value, str):
         return clean(value)
-    return "" if value is None else json.dumps(value)
+    return "" if value is None or value != value else json.dumps(value)

@@ -42,9 +42,11 @@ def text_of(column: pl.Series, file: str, *, joined: bool = True) -> pl.Series:
         moments = column.cast(pl.Datetime("us", getattr(dtype, "time_zone", None)))
         text = moments.dt.epoch("us").cast(pl.Datetime("us")).dt.to_string("%Y-%m-%d %H:%M:%S%.6f")
     elif dtype == pl.Binary:
-        text = column.cast(pl.String, strict=False)
-        if text.null_count() > column.null_count():
-            raise DeepRecError(f"{file} has bytes in column {column.name!r} that are no UTF-8 text: write it as text.")
+        try:
+            text = column.cast(pl.String)
+        except pl.exceptions.PolarsError:
+            lack = f"{file} has bytes in column {column.name!r} that are no UTF-8 text"
+            raise DeepRecError(f"{lack}: write it as text.") from None
     elif isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Boolean | pl.Null) or dtype.is_integer():
         text = column.cast(pl.String)
     else:

@@ -11,7 +11,8 @@ _UNITS = {"seconds": 1e0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds
 _FIRST_DATE = 1e8  # March 1973; smaller numbers are counters
 _LAST_DATE = 4_102_444_800  # 2100-01-01
 _SURE = 0.9  # share of the numbers of eight or twelve digits that must be dates, else they are counters
-_RIVALS = {8: (1, 1e8), 12: (1e11, 1e12), 14: (1e14, 1e14), 17: (1e17, 1e17)}  # numbers that may be mistaken, by digits
+# Numbers that may be mistaken for a date of so many digits; none of fourteen or more, which pass 2100 in any unit.
+_RIVALS = {8: (1, 1e8), 12: (1e11, 1e12), 14: (0, 0), 17: (0, 0)}
 
 _ISO = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%:z")
 _CLOCK = (
