@@ -292,11 +292,11 @@ def leaf_keys(section: type[Section]) -> list[str]:
     return [name for name, _ in fields(section)]
 
 
-def test_there_are_85_keys():
+def test_there_are_86_keys():
     keys = leaf_keys(Config)
     assert {"data.columns.user", "train.stages.rewards", "serve.port"} <= set(keys)
     assert len(set(keys)) == len(keys)
-    assert len(keys) == 85
+    assert len(keys) == 86
 
 
 @pytest.mark.parametrize(("key", "field"), list(fields(Config)))

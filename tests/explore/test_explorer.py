@@ -225,7 +225,7 @@ def test_recommend_takes_titles_ids_and_positions(k: int) -> None:
     ("history", "k", "said"),
     [
         (["Film 1 (1971)", "No Such Film"], 10, "no item with the title or id 'No Such Film'"),
-        ([len(CATALOG)], 10, "no item at position 40: the catalogue has 40"),
+        ([len(CATALOG)], 10, "no item at position 40: the catalogue has 0 to 39"),
         ([0], 0, "k=0"),
     ],
 )

@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at interactions and item text
 
 @command(app, "describe")
 def describe(options: Options) -> None:
-    """Statistics of a data set, what was dropped from it, and titles that several items share."""
+    """Statistics of a data set, sample items, what was dropped, and titles that several items share."""
     config = options.config()
     show_dataset(options.dataset(config), options.console, config.eval.exclude)
 
@@ -31,9 +31,10 @@ def show_dataset(dataset: Dataset, console: Console, exclude: Exclude | None = N
     from deeprec.data.report import repeats_note
 
     said = dataset.describe()
-    rows = ((name.replace("_", " "), _text(value)) for name, value in said.items())
-    show_table(console, (), rows, dataset.name)
-    lines, titles = dataset.report.lines(), dataset.catalog.title_report()
+    samples = said.pop("samples")
+    show_table(console, (), ((name.replace("_", " "), _text(value)) for name, value in said.items()), dataset.name)
+    lines, titles = [_sample(**sample) for sample in samples], dataset.catalog.title_report()
+    lines += dataset.report.lines()
     if titles.empty:
         lines.append(f"{titles.empty:,} items without a title, as {'; '.join(titles.empty_examples)}")
     if titles.ambiguous:
@@ -44,6 +45,11 @@ def show_dataset(dataset: Dataset, console: Console, exclude: Exclude | None = N
             lines.append(note)
     for line in lines:
         console.print(line, markup=False, highlight=False)
+
+
+def _sample(title: str, year: int | None, categories: list[str]) -> str:
+    """An item on one line, with quotes that show where one category ends and the next begins."""
+    return f"for instance {title!r}, year {year or 'unknown'}, categories {', '.join(map(repr, categories)) or 'none'}"
 
 
 def _text(value: object) -> str:

@@ -18,12 +18,13 @@ from deeprec.errors import DeepRecError, reason
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and apply `section.key=value` overrides.
 
-    A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string. DeepRecError if
+    A value is read as TOML (`trm.width=128`, `eval.cutoffs=[1, 20]`) and, failing that, as a string, as are numbers of
+    keys that hold text (`data.source=2024`). DeepRecError if
     the file is missing or malformed, a key is unknown or of an earlier version, or a value does not fit.
     """
     tree = read_toml(path, "configuration file") if path is not None else {}
     for override in overrides:
-        apply_override(tree, override)
+        apply_override(tree, override, _holds_text)
     where = " and ".join([f"from {path}"] * (path is not None) + ["from --set"] * bool(overrides))
     return parse_config(tree, where=where or "defaults")
 
@@ -52,6 +53,18 @@ def subsection(annotation: Any) -> type[Section] | None:
     """The section that a field of this type holds, one or a tuple of them; None for a field that holds a value."""
     annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _holds_text(key: str) -> bool:
+    """Whether a key such as 'data.source' takes text, or text and nothing else than None."""
+    section: type[Section] | None = Config
+    annotation: Any = None
+    for part in key.split("."):
+        if section is None or part not in section.model_fields:
+            return False
+        annotation = section.model_fields[part].annotation
+        section = subsection(annotation)
+    return annotation is str or set(get_args(annotation)) == {str, type(None)}
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

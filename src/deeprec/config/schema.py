@@ -21,7 +21,7 @@ Exclude = Literal["history", "none"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 USUAL_COLUMNS = {
@@ -49,7 +49,10 @@ class Columns(Section):
 
     user: str = Field("user_id", description="user")
     item: str = Field("item_id", description="item, in the interactions and in the item file")
-    time: str | None = _column("time", "time of the interaction, a number or an ISO date")
+    time: str | None = _column("time", "time of the interaction, a number or a date")
+    time_format: str | None = Field(
+        None, min_length=1, description="form of the times, as %d/%m/%Y %H:%M (strptime); default: told by the file"
+    )
     position: str | None = _column("position", "rank inside the user, for data without times")
     title: str = Field("title", description="in the item file or, without one, in the interactions")
     year: str | None = _column("year", "year of the item")
@@ -57,7 +60,7 @@ class Columns(Section):
     category_separator: str | None = Field(
         None,
         min_length=1,
-        description="between categories; default: the first of pipe, semicolon and comma that occurs",
+        description="between categories; default: the one of pipe, semicolon and comma that most rows use",
     )
     brand: str | None = _column("brand", "brand of the item")
     description: str | None = _column("description", "description of the item")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise DeepRecError(f"{path} is not readable TOML ({error}): mend the file.") from None
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in a tree; the value is read as TOML and, failing that, as a string."""
+def apply_override(tree: dict[str, Any], override: str, is_text: Callable[[str], bool] = lambda _: False) -> None:
+    """Set `section.key=value` in a tree; the value is read as TOML and, failing that, as a string.
+
+    Where `is_text` says that a key holds text, numbers and dates are text as they are written.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise DeepRecError(f"--set {override!r} is not of the form section.key=value.")
@@ -32,6 +36,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if not isinstance(value, str | list | dict) and is_text(key.strip()):
+        value = text.strip()
     *parents, last = key.strip().split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})

@@ -1,24 +1,31 @@
-"""Amazon Reviews 2023: the 5-core rating table and the product metadata of one domain."""
+"""Amazon Reviews 2023: the reviews or the rating table, and the product metadata, of one domain."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from deeprec.data.files import Raw, open_lines, read_fields, take
-from deeprec.data.report import LINE, BadKind, Ledger
-from deeprec.errors import DeepRecError
+from deeprec.config import DataConfig
+from deeprec.data.categories import read_categories
+from deeprec.data.compression import plain_name
+from deeprec.data.files import Raw, read_fields, take
+from deeprec.data.finding import JSON_LINES, Found
+from deeprec.data.json_lines import clean, iterate_lines, read_json_lines, report_broken
+from deeprec.data.parquet import text_of
+from deeprec.data.report import LINE, Ledger
+from deeprec.data.table import join_files
+
+OWN_COLUMNS = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "title": "title", "brand": "store"}
+"""The columns of this layout by what they hold."""
 
 _ID = re.compile(rb'"parent_asin"\s*:\s*"([^"\\]*)"')
+_REVIEW = ("user_id", "parent_asin", "timestamp")
 _DESCRIPTION_CHARS = 2000
-_BROKEN = {LINE: pl.UInt32, "text": pl.String}
 _SCHEMA: dict[str, Any] = {
     LINE: pl.UInt32,
     **dict.fromkeys(("item", "title", "year", "brand", "description"), pl.String),
@@ -26,24 +33,37 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def read_amazon2023(path: Path, items: Path, ledger: Ledger) -> Raw:
-    """`{domain}.csv` with user_id, parent_asin, timestamp, and `meta_{domain}.jsonl`, either gzipped or not.
+def read_amazon2023(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
+    """`{domain}.csv` with user_id, parent_asin, timestamp, in parts of a split or not, or the reviews `{domain}.jsonl`,
+    and the products `meta_{domain}.jsonl`.
 
     The metadata is streamed and only products with an interaction are kept. The description is `description`,
     or `features` where that is empty; the brand is `store`.
     """
-    mend = "give the rating table of the 5-core files, or set data.format to 'table'"
-    ratings = read_fields(path, ",", ledger, quoted=True)
-    interactions = take(ratings, ledger.label(path), mend, user="user_id", item="parent_asin", order="timestamp")
+    mend = "give the reviews or the rating table as they are published, or set data.format to 'table'"
+    frames = []
+    for path in found.interactions:
+        if plain_name(path).endswith(JSON_LINES):
+            rows = read_json_lines(path, ledger, _REVIEW)
+            rows = rows.with_columns(
+                text_of(cells, ledger.label(path), joined=False) for cells in rows.select(pl.exclude(LINE))
+            )
+        else:
+            rows = read_fields(path, ",", ledger, quoted=True)
+        frames.append(take(rows, ledger.label(path), mend, user="user_id", item="parent_asin", order="timestamp"))
+    interactions = join_files(found.interactions, frames, ledger, found.parts)
+    (items,) = found.items
     products = _read_meta(items, frozenset(interactions["item"].unique()), ledger)
-    return Raw(ledger.label(path), ledger.label(items), interactions, products)
+    if separator := config.columns.category_separator:
+        products = products.with_columns(categories=read_categories(products["categories"], separator))
+    return Raw(ledger.label(found.interactions[0]), ledger.label(items), interactions, products)
 
 
 def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
-    broken: list[dict[str, Any]] = []
+    broken: list[tuple[int, str]] = []
     count = 0
-    for line, raw in _lines(path):
+    for line, raw in iterate_lines(path):
         count += 1
         # Most products have no interaction: the id is found without parsing the line.
         ids = _ID.findall(raw)
@@ -55,27 +75,13 @@ def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFra
             if not isinstance(item, str):
                 raise TypeError(item)
         except (ValueError, TypeError, KeyError, RecursionError):
-            broken.append({LINE: line, "text": raw.decode("utf-8", "replace").strip()})
+            broken.append((line, raw.decode("utf-8", "replace").strip()))
             continue
         if item in wanted:
             rows.append({LINE: line, "item": item} | _text_of(product))
     ledger.rows[ledger.label(path)] = count
-    ledger.drop(pl.DataFrame(broken, schema=_BROKEN), pl.lit(True), BadKind.JSON, ledger.label(path))
+    report_broken(broken, "JSON object with a parent_asin", path, ledger)
     return pl.DataFrame(rows, schema=_SCHEMA)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    line = 0
-    try:
-        with open_lines(path) as stream:
-            for line, raw in enumerate(stream, 1):
-                if raw.strip():
-                    yield line, raw
-    except (OSError, EOFError, zlib.error) as error:
-        where = f"{path.name} cannot be read past line {line} ({error})"
-        raise DeepRecError(f"{where}: fetch it again, or take .gz off its name if it is plain text.") from None
-    if line == 0:
-        raise DeepRecError(f"{path.name} is empty: fetch it again.")
 
 
 def _text_of(product: dict[str, Any]) -> dict[str, Any]:
@@ -95,5 +101,4 @@ def _string(value: object) -> str:
         value = " ".join(part for part in value if isinstance(part, str))
     if not isinstance(value, str):
         return ""
-    # Lone surrogates ("\\ud800") are legal JSON and no text.
-    return html.unescape(value).encode("utf-8", "ignore").decode("utf-8").strip()
+    return clean(html.unescape(value))

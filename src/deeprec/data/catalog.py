@@ -224,6 +224,14 @@ class Catalog:
         shared = [title for title in self.titles if len(self.namesakes(title)) > 1]
         return TitleReport(len(set(self.titles)), len(empty), _first(empty), len(shared), _first(shared))
 
+    def samples(self, n: int) -> list[dict[str, Any]]:
+        """Title, year and categories of `n` items from all over the catalogue, which show how the source was read."""
+        items = dict.fromkeys(round(step * (len(self) - 1) / max(n - 1, 1)) for step in range(n) if len(self))
+        return [
+            {"title": self.titles[item], "year": self.years[item], "categories": list(self.categories[item])}
+            for item in items
+        ]
+
     def to_frame(self) -> pl.DataFrame:
         """One row an item, in order; can be saved as Parquet or JSON lines."""
         columns = (self.ids, self.titles, self.years, self.brands, list(map(list, self.categories)), self.descriptions)

@@ -79,6 +79,7 @@ class Dataset:
         times_N: seconds since 1970 or the source's own counter, equal ones in its order; None if it has positions only.
         cuts: times at which training ends, and validation, for all users; None if each user's last two are left out.
         exclude_history: whether a user's history is not recommended; not so where targets repeat items of it.
+        parts_U2: where validation and test begin in each user's sequence (int64), if the source came split.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Dataset:
     report: LoadReport
     cuts: tuple[float, float] | None = None
     exclude_history: bool = True
+    parts_U2: npt.NDArray[np.int64] | None = None
 
     def sequence(self, u: int) -> npt.NDArray[np.int32]:
         """All items of user number `u` in order (int32, a view)."""
@@ -98,10 +100,11 @@ class Dataset:
     def train_sequences(self) -> Sequences:
         """What may be trained on: each user's items without the last two, or all items of users with fewer than three.
 
-        With `cuts`, everything before the first cut, which may be nothing of a user.
+        With `cuts` or `parts_U2`, everything before the validation begins, which may be nothing of a user.
         """
         lengths_U = np.diff(self.starts_U1)
-        kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U) if self.cuts is None else self._before(self.cuts[0])
+        begins = self._begins()
+        kept_U = np.where(lengths_U >= 3, lengths_U - 2, lengths_U) if begins is None else begins[0]
         position_N = np.arange(len(self.items_N)) - np.repeat(self.starts_U1[:-1], lengths_U)
         return Sequences(self.items_N[position_N < np.repeat(kept_U, lengths_U)], starts_of(kept_U))
 
@@ -110,8 +113,8 @@ class Dataset:
 
         The target of 'test' is a user's last item, of 'validation' the second last, for users with at least three
         interactions. With `cuts`, it is a user's first item after the second cut, or between the two, for users who
-        have one and something before it. Ids are '{split}:{user}'. `exclude` says whether the history may be
-        recommended; default: as the data do.
+        have one and something before it; with `parts_U2`, likewise the first of the part. Ids are '{split}:{user}'.
+        `exclude` says whether the history may be recommended; default: as the data do.
         """
         # One list of Python ints for all histories: their slices share the objects.
         items = self.items_N.tolist()
@@ -174,11 +177,12 @@ class Dataset:
             items_N=self.items_N[kept_N],
             starts_U1=starts_of(lengths_U[kept_U]),
             times_N=None if self.times_N is None else self.times_N[kept_N],
+            parts_U2=None if self.parts_U2 is None else self.parts_U2[kept_U],
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of the ids of users and items, all sequences, and `cuts`, without titles and times."""
+        """sha256 (hex) of the ids of users and items, all sequences, and their split, without titles and times."""
         digest = hashlib.sha256()
         for part in (self.users, self.catalog.ids):
             digest.update(len(part).to_bytes(8, "little"))
@@ -187,6 +191,8 @@ class Dataset:
         digest.update(self.items_N.astype("<i4").tobytes())
         if self.cuts is not None:
             digest.update(np.array(self.cuts, dtype="<f8").tobytes())
+        if self.parts_U2 is not None:
+            digest.update(self.parts_U2.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -199,7 +205,7 @@ class Dataset:
 
         `interactions_per_user` and `interactions_per_item` are {min, median, max}; shares and density are in 0..1.
         `first_date` and `last_date` are None without real times. `tied_times`, the share of interactions at the same
-        time as another of their user, is None without times.
+        time as another of their user, is None without times. `samples` are titles, years and categories of three items.
         """
         catalog, titles = self.catalog, self.catalog.title_report()
         users, items, interactions = len(self.users), len(catalog), len(self.items_N)
@@ -224,20 +230,28 @@ class Dataset:
             "bad_rows": self.report.bad_count,
             "repeats": self.report.repeats,
             "repeated_targets": {split: len(self.repeated_targets(split)) for split in get_args(Split)},
+            "samples": catalog.samples(3),
             "fingerprint": self.fingerprint,
         }
 
     def _left_out(self, split: Split) -> list[tuple[int, int]]:
         """Users, and the position in `items_N` of the item that the split leaves out of each."""
-        if self.cuts is None:
+        begins = self._begins()
+        if begins is None:
             users_T = np.flatnonzero(np.diff(self.starts_U1) >= 3)
             positions_T = self.starts_U1[users_T + 1] - _FROM_END[split]
         else:
-            ends = (*map(self._before, self.cuts), np.diff(self.starts_U1))
+            ends = (*begins, np.diff(self.starts_U1))
             begin_U, end_U = ends[:2] if split == "validation" else ends[1:]
             users_T = np.flatnonzero((begin_U < end_U) & (begin_U > 0))
             positions_T = self.starts_U1[users_T] + begin_U[users_T]
         return list(zip(users_T.tolist(), positions_T.tolist(), strict=True))
+
+    def _begins(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """Where validation and test begin in each user's sequence (U,); None if the last two items are left out."""
+        if self.parts_U2 is not None:
+            return self.parts_U2[:, 0], self.parts_U2[:, 1]
+        return None if self.cuts is None else (self._before(self.cuts[0]), self._before(self.cuts[1]))
 
     def _before(self, time: float) -> npt.NDArray[np.int64]:
         """How many interactions of each user (U,) are before a time."""

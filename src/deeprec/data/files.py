@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import polars as pl
 
 from deeprec.data.compression import ENDINGS, plain_name, refuse_archive
 from deeprec.data.compression import open_lines as open_lines
-from deeprec.data.encodings import Decoded, decode, decode_start, unescape, wide_encoding
+from deeprec.data.encodings import Decoded, decode, decode_start, wide_encoding
 from deeprec.data.quoting import Rows, needs_no_quotes, split_line, split_rows
 from deeprec.data.report import FAULT, LINE, WHY, BadKind, Ledger, Quoting, position, shorten
 from deeprec.errors import DeepRecError
@@ -32,7 +31,7 @@ class Raw:
 
     interactions_file: str
     items_file: str
-    interactions: pl.DataFrame  # columns #line, user, item, order (strings)
+    interactions: pl.DataFrame  # columns #line, user, item, order (strings); of several files, #file and part too
     items: pl.DataFrame  # #line, item, title, year, brand, description (strings), categories (lists of strings)
     ordered_by: Literal["time", "position"] = "time"
     dated_titles: bool = False  # titles may end in '(year)'
@@ -185,29 +184,8 @@ def looks_like_data(names: Sequence[str]) -> bool:
     return list(names) != positions and any(_VALUE.fullmatch(name) for name in names)
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
-    """A Parquet file with all columns as strings, lists joined by '|', dates and times as seconds since 1970;
-    `#line` is the row's number from 1. DeepRecError if it is missing, damaged or without rows."""
-    if not path.is_file():
-        raise DeepRecError(f"There is no file {path}: check the path.")
-    try:
-        frame = pl.read_parquet(path if path.suffix not in ENDINGS else io.BytesIO(open_lines(path).read()))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DeepRecError(f"{path.name} is not a whole Parquet file ({reason}): write it again.") from None
-    if frame.is_empty():
-        raise DeepRecError(f"{path.name} has no rows: give a file with rows.")
-    columns = [_as_string(pl.col(name), dtype).alias(name) for name, dtype in frame.schema.items() if name != LINE]
-    frame = frame.select(columns).with_columns(pl.all().fill_null("").str.strip_chars())
-    return frame.with_row_index(LINE, offset=1)
-
-
 def read_any(path: Path, ledger: Ledger, header: bool | None = None) -> pl.DataFrame:
-    """A table as `read_parquet` or, with quotes, `read_fields` reads it; see `find_separator`."""
-    if plain_name(path).endswith(".parquet"):
-        frame = read_parquet(path)
-        ledger.rows[ledger.label(path)] = frame.height
-        return frame
+    """A text table as `read_fields` reads it with quotes; see `find_separator`."""
     return read_fields(path, find_separator(path), ledger, quoted=True, header=header)
 
 
@@ -253,27 +231,3 @@ def take(frame: pl.DataFrame, file: str, mend: str, **columns: str) -> pl.DataFr
     whats = {"order": "time"}
     named = {role: require(frame, (name,), whats.get(role, role), file, mend) for role, name in columns.items()}
     return frame.select(LINE, **named)
-
-
-def split_categories(column: str, separator: str | None, frame: pl.DataFrame) -> pl.Expr:
-    """Lists of categories from a column of strings; without a separator the first of | ; , that occurs."""
-    if separator is None:
-        # An entity, '&amp;', holds a semicolon.
-        cells = unescape(frame[column])
-        separator = next((mark for mark in "|;," if contains(cells, mark)), "|")
-    return pl.col(column).map_batches(unescape, return_dtype=pl.String).str.split(separator)
-
-
-def contains(column: pl.Series, text: str) -> bool:
-    return bool(column.str.contains(text, literal=True).any())
-
-
-def _as_string(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if isinstance(dtype, pl.List | pl.Array):
-        column = column.arr.to_list() if isinstance(dtype, pl.Array) else column
-        return column.cast(pl.List(pl.String), strict=False).list.join("|", ignore_nulls=True)
-    if isinstance(dtype, pl.Datetime | pl.Date):
-        return (column.cast(pl.Datetime("us")).dt.epoch("us") / 1e6).cast(pl.String)
-    if isinstance(dtype, pl.Binary | pl.Object | pl.Struct):
-        return pl.lit("")
-    return column.cast(pl.String)

@@ -17,13 +17,13 @@ _TEXT = ("title", "brand", "description")
 _YEAR_ZERO = r"^0+([-/.: ].*)?$"
 
 
-def clean_items(raw: Raw, ledger: Ledger) -> pl.DataFrame:
-    """The rows of `raw.items`, one an item; bad ones go to the ledger.
+def clean_items(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
+    """The rows of `items`, one an item; bad ones go to the ledger.
 
     Cells that mean nothing become '', HTML entities characters. Blank cells of an item's first row are filled from its
     later rows. Ids are never changed. Item rows that were taken from interactions repeat by nature: none is bad.
     """
-    items, file = raw.items, raw.items_file
+    file = raw.items_file
     of_interactions = file == raw.interactions_file
     if of_interactions:
         items = items.filter(pl.col("item") != "").unique(

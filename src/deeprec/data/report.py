@@ -20,6 +20,8 @@ FAULT, LOST, WHY = "#fault", "#lost", "#why"
 """Columns of sentences, which messages quote as they are."""
 
 Quoting = Literal["csv", "none", "backslash"]
+FILE = "#file"
+"""The column of file names, where rows are of several files."""
 
 
 class BadKind(StrEnum):
@@ -40,7 +42,7 @@ class BadKind(StrEnum):
         "{found} fields instead of {width}{#why}, {text}",
         "give all rows the same number of fields",
     )
-    JSON = "broken JSON", "no JSON object with a parent_asin, {text}", "write one JSON object a line or fetch it again"
+    JSON = "broken JSON", "no {what}, {text}", "write one JSON object a line or fetch it again"
     USER = "empty user", "the user is empty", "fill in the users"
     ITEM = "empty item", "the item is empty", "fill in the items"
     TIME = "unreadable time", "time {order} is not a number or a date", "write times as numbers or ISO dates"
@@ -131,12 +133,18 @@ class Ledger:
         """`frame` without its bad rows; the report counts them and quotes the first ones with their lines.
 
         `frame` has a column `#line`. `words` complete what the kind says of a row, beside its cells, which are quoted
-        and shortened unless their column begins with '#'.
+        and shortened unless their column begins with '#'. A column `#file` names the file where rows are of several.
         """
         marked = frame.with_columns(is_bad.fill_null(True).alias("_bad"))
         bad = marked.filter("_bad")
         if bad.is_empty():
             return frame
+        of_files = bad.partition_by(FILE, maintain_order=True) if FILE in bad.columns else [bad]
+        for rows in of_files:
+            self._record(rows, kind, rows[FILE][0] if FILE in rows.columns else file, words)
+        return marked.filter(~pl.col("_bad")).drop("_bad")
+
+    def _record(self, bad: pl.DataFrame, kind: BadKind, file: str, words: dict[str, object]) -> None:
         examples = []
         for row in bad.head(EXAMPLES).to_dicts():
             cells = {
@@ -150,7 +158,6 @@ class Ledger:
             for line, text in bad.head(_LOST_ROWS).select(LINE, "text").iter_rows():
                 for cell in _CELL_ENDS.split(text):
                     lost.setdefault(cell.strip(), f"{position(file, line)} ({kind})")
-        return marked.filter(~pl.col("_bad")).drop("_bad")
 
     def lost(self, file: str) -> pl.DataFrame:
         """What stood in rows of a file that were dropped as no rows at all: each cell as `item`, and `#lost`, where."""

@@ -57,6 +57,7 @@ class Users(_Record):
         item_counts: training interactions of each item.
         repeated: those whose target is an item of their history.
         exclude_history: whether no system may rank the history.
+        of_files: whether the source came split into training, validation and test.
     """
 
     fingerprint: str
@@ -67,6 +68,7 @@ class Users(_Record):
     item_counts: tuple[int, ...]
     repeated: tuple[str, ...] = ()
     exclude_history: bool = True
+    of_files: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset, config: EvalConfig) -> Users:
@@ -83,6 +85,7 @@ class Users(_Record):
             item_counts=tuple(counts),
             repeated=dataset.repeated_targets(config.split),
             exclude_history=excludes_history(config.exclude, dataset.exclude_history),
+            of_files=dataset.parts_U2 is not None,
         )
 
 

@@ -77,6 +77,6 @@ def evaluate(
             failed.append(f"{name}: {error}")  # the other systems' results stay
             continue
         results.append(Result(name, (None,), (part,), config.cutoffs))
-    held_out = held_out_by(None) if dataset.cuts is None else "split by time"
+    held_out = held_out_by(None, dataset.parts_U2 is not None) if dataset.cuts is None else "split by time"
     found = SetReport(dataset.name, split, held_out, of, tuple(results), first)
     return Report("Evaluation", (found,), failed=tuple(failed))

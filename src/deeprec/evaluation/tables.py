@@ -60,7 +60,7 @@ class SetReport:
                 missing.append(f"{system.name}{of}")
         if plan.baseline not in [result.name for result in results]:
             return None
-        held_out, lists = held_out_by(settings.data.time_split), map(tuple, (missing, left_out))
+        held_out, lists = held_out_by(settings.data.time_split, users.of_files), map(tuple, (missing, left_out))
         return cls(set_.label, settings.eval.split, held_out, users, tuple(results), plan.baseline, *lists)
 
     @property
@@ -249,7 +249,9 @@ def across(sets: Sequence[SetReport]) -> list[str]:
     return [*_table(rows), "", "Each cell: rank, mean.", "", *agreements]
 
 
-def held_out_by(time_split: tuple[float, float] | None) -> str:
+def held_out_by(time_split: tuple[float, float] | None, of_files: bool = False) -> str:
+    if of_files:
+        return "the files' own split: each user's first item in a part held out"
     if time_split is None:
         return "each user's last two items held out"
     return "split by time: trained on the first {:.0%} of the interactions, validated up to {:.0%}".format(*time_split)
