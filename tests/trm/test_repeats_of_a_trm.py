@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from command_line import deeprec
-from deeprec.config import Config, TRMConfig
+from deeprec.config import Config, TrainConfig, TRMConfig
 from deeprec.retrieval.retriever import queries_of
 from deeprec.runs import Run
+from deeprec.training.task_sets import TARGETS_PER_USER, TaskSets
 from deeprec.trm.run import load_or_train_trm, trm_origin
 from deeprec.trm.trm import TRM
 from repeats import BASKETS, PLAYS, SHOP, SINGLE, load
@@ -113,3 +115,17 @@ def test_ranks_of_tasks_that_exclude_nothing(trm, dataset):
     lists = trm.retrieve(queries_of(tasks), len(dataset.catalog))
     found_U = [[hit.item for hit in hits].index(target) for hits, target in zip(lists, wanted, strict=True)]
     np.testing.assert_array_equal(ranks_U, found_U)
+
+
+def test_a_policy_trains_on_targets_that_repeat(tmp_path):
+    dataset = load(tmp_path, PLAYS)
+    trm = TRM.fit(dataset, CONFIG, HashedWords())
+
+    def tasks(data):
+        return TaskSets.prepare({"sft": data}, trm, data.catalog, TrainConfig()).tasks["sft"]
+
+    candidates, followed = dataset.past_tasks(TARGETS_PER_USER)
+    assert {task.id for task in tasks(dataset)} == {task.id for task in candidates}  # ten items are within 100
+    new = {task.id for task in candidates if followed[task.id][0] not in task.history}
+    assert {task.id for task in tasks(replace(dataset, exclude_history=True))} == new
+    assert 0 < len(new) < len(candidates)
