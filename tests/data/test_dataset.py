@@ -80,7 +80,7 @@ def test_training_sequences_hold_no_target(toy: Dataset) -> None:
 
 def test_a_task_cannot_carry_a_target(toy: Dataset) -> None:
     task = toy.tasks("test")[0]
-    assert set(Task.__slots__) == {"id", "user", "history", "exclude_history"}
+    assert set(Task.__slots__) == {"id", "user", "history", "exclude_history", "include"}
     with pytest.raises((AttributeError, TypeError)):
         task.target = 1  # type: ignore[attr-defined]
 
