@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 from deeprec.config import DEFAULT_PREFERENCE_WEIGHT  # noqa: E402
+from deeprec.data.catalog import ItemId  # noqa: E402
 from deeprec.serving.service import Service  # noqa: E402
 from serving.conftest import PROMPT_DEFAULTS, SECONDS, Site, serve  # noqa: E402
+from serving.test_ids import AWKWARD, TITLES, USERS, history_of  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
@@ -249,6 +252,42 @@ def test_markup_in_a_title_is_text(page: Page, tmp_path: Path) -> None:
     page.locator("#replay").set_input_files(kept)
     expect(turns(page).locator("li").first).to_contain_text(title)
     assert page.locator("main img, main b").count() == 0
+
+
+def test_any_id_and_any_title_work(browser: Browser, service: Service, tmp_path: Path) -> None:
+    running = serve(replace(service, dataset=AWKWARD))
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(next(running))
+    expect(page.locator("#user option")).to_have_count(21)
+    offered = page.locator("#user option").evaluate_all("options => options.map(({ value }) => value)")[1:]
+    assert offered == USERS[:20]
+    for user in offered:
+        page.locator("#user").select_option(value=user)
+        items = [AWKWARD.catalog.index(ItemId(item)) for item in history_of(user)]
+        titles = [AWKWARD.catalog.titles[item] for item in items]
+        expect(page.locator("#history li span")).to_have_text(titles)
+        expect(page.locator("#problem")).to_have_text("")
+    page.locator("#user").select_option(value="")
+    while page.locator("#history li").count():
+        page.locator("#history button").first.click()
+    for title in TITLES:
+        page.get_by_role("combobox", name="Add a title").fill(title)
+        page.get_by_role("option", name=title).click()
+    expect(page.locator("#history li span")).to_have_text(TITLES)
+    page.get_by_role("button", name="Explore", exact=True).click()
+    expect(page.locator(".card.ranking")).to_be_visible()
+    page.get_by_role("button", name="Edit call 1").click()
+    wish = "👨‍👩‍👧; کتاب‌ها; " + "🦜" * 240  # a cut inside a character would be refused
+    page.get_by_label("Preference (phrases separated by ;)").fill(wish)
+    page.screenshot(path=Path(os.environ.get("DEEPREC_SCREENSHOTS", tmp_path)) / "ids.png", full_page=True)
+    page.get_by_role("button", name="Explore from here").click()
+    expect(turns(page).first.locator(".preference")).to_have_text(f"Preference: {wish}")
+    expect(page.locator(".card.ranking")).to_be_visible()
+    assert not wrong
+    page.close()
+    next(running, None)
 
 
 def test_a_title_that_is_not_there_is_reported(page: Page) -> None:
