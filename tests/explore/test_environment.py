@@ -258,8 +258,10 @@ def test_the_prompt_shows_the_latest_of_the_history(catalog: Catalog) -> None:
 
 
 def test_a_task_has_no_target() -> None:
-    assert {field.name for field in fields(Task)} == {"id", "user", "history"}
-    assert {field.name for field in fields(Query)} == {"history", "preference", "exclude", "preference_weight"}
+    assert {field.name for field in fields(Task)} == {"id", "user", "history", "include"}
+    assert {field.name for field in fields(Query)} == {
+        "history", "preference", "exclude", "preference_weight", "include"
+    }  # fmt: skip
 
 
 def record(turns: list[tuple[int, ...]], answer: list[tuple[int | None, Fault | None]], **more: Any) -> Trace:
