@@ -32,7 +32,8 @@ _EXACT_LIMIT = 200_000  # items up to which "auto" compares all
 _SCORES = 1 << 25  # scores that an exact search holds in memory at once
 _PAIRS = 4096  # pairs of a query and an item that are scored at once: they fit in a processor's cache
 _GATHERED_SHARE = 0.25  # of the vectors that may be kept gathered, for filters that come again
-_GATHER_COST = 5  # queries that a vector is compared with in the time that gathering it takes
+_GATHER_COST = 18  # queries of a batch that a vector is compared with in the time that gathering it takes
+_READ_COST = 3  # likewise for reading it where it lies
 _MIN_TRAINING = 256  # one vector for each code of `ivfpq`, which is a byte
 
 
@@ -110,7 +111,7 @@ class Index:
             batch = queries_QD[rows], k, [exclude[row] for row in rows]
             if among is None:
                 found = self._scan(*batch) if self.faiss is None else self._approximate(*batch)
-            elif self._is_worth_gathering(among.within(len(self)), len(rows)):
+            elif self._is_worth_gathering(among.within(len(self)), len(rows), len(queries_QD)):
                 found = self._scan(*batch, among)
             else:
                 whole |= dict.fromkeys(rows, among)
@@ -199,10 +200,10 @@ class Index:
             hits += self._best(scores_QN, queries_QD[batch], k, exclude[batch], among)
         return hits
 
-    def _is_worth_gathering(self, among: ItemSet, n_queries: int) -> bool:
-        """Whether so many queries compare with a set sooner than with all items."""
+    def _is_worth_gathering(self, among: ItemSet, n_queries: int, n_together: int) -> bool:
+        """Whether so many queries of a batch compare with a set sooner than with all items."""
         cost = n_queries if self.gathered.holds(among) else n_queries + _GATHER_COST
-        return len(among) * cost <= len(self) * n_queries
+        return len(among) * cost <= len(self) * n_queries * (1 + _READ_COST / n_together)
 
     def _scan_whole(
         self, queries_QD: Vectors, k: int, exclude: Excluded, include: Sequence[ItemSet]
