@@ -148,8 +148,8 @@ class Ledger:
         if kind in _OF_TEXT and "text" in bad.columns:
             lost = self._lost.setdefault(file, {})
             for line, text in bad.head(_LOST_ROWS).select(LINE, "text").iter_rows():
-                for cell in _CELL_ENDS.split(text):
-                    lost.setdefault(cell.strip(), f"{position(file, line)} ({kind})")
+                for cell in filter(None, map(str.strip, _CELL_ENDS.split(text))):
+                    lost.setdefault(cell, f"{position(file, line)} ({kind})")
         return marked.filter(~pl.col("_bad")).drop("_bad")
 
     def lost(self, file: str) -> pl.DataFrame:

@@ -232,17 +232,17 @@ def _check_interactions(raw: Raw, items: pl.DataFrame, ledger: Ledger) -> pl.Dat
     rows = raw.interactions.with_columns(number=_numbers(raw.interactions["order"], dates=timed))
     lost = ledger.lost(raw.items_file).join(items, on="item", how="anti")
     rows = rows.join(lost, on="item", how="left", maintain_order="left") if len(lost) else rows
-    bad_rows = {
+    bad_rows: dict[BadKind, pl.Expr | None] = {
         BadKind.USER: pl.col("user") == "",
         BadKind.ITEM: pl.col("item") == "",
         BadKind.TIME if timed else BadKind.POSITION: pl.col("number").is_null(),
         BadKind.DUPLICATE: ~pl.struct("user", "item", "number").is_first_distinct(),
-        BadKind.LOST_ITEM: pl.col("item").is_in(lost["item"].implode()),
+        BadKind.LOST_ITEM: pl.col("item").is_in(lost["item"].implode()) if len(lost) else None,
         BadKind.UNKNOWN_ITEM: ~pl.col("item").is_in(items["item"].implode()),
     }
     words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}
     for kind, is_bad in bad_rows.items():
-        rows = ledger.drop(rows, is_bad, kind, raw.interactions_file, **words)
+        rows = rows if is_bad is None else ledger.drop(rows, is_bad, kind, raw.interactions_file, **words)
     return rows.select("user", "item", order="number")
 
 
