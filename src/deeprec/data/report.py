@@ -156,8 +156,8 @@ class Ledger:
         if kind in _OF_TEXT and "text" in bad.columns:
             lost = self._lost.setdefault(file, {})
             for line, text in bad.head(_LOST_ROWS).select(LINE, "text").iter_rows():
-                for cell in _CELL_ENDS.split(text):
-                    lost.setdefault(cell.strip(), f"{position(file, line)} ({kind})")
+                for cell in filter(None, map(str.strip, _CELL_ENDS.split(text))):
+                    lost.setdefault(cell, f"{position(file, line)} ({kind})")
 
     def lost(self, file: str) -> pl.DataFrame:
         """What stood in rows of a file that were dropped as no rows at all: each cell as `item`, and `#lost`, where."""

@@ -235,17 +235,17 @@ def _check_interactions(
     form = config.columns.time_format
     rows = rows.with_columns(number=read_times(rows, file, form, ledger) if timed else _numbers(rows["order"]))
     parts = [name for name in ("part",) if name in rows.columns]
-    bad_rows = {
+    bad_rows: dict[BadKind, pl.Expr | None] = {
         BadKind.USER: pl.col("user") == "",
         BadKind.ITEM: pl.col("item") == "",
         BadKind.TIME if timed else BadKind.POSITION: pl.col("number").is_null(),
         BadKind.DUPLICATE: ~pl.struct("user", "item", "number", *parts).is_first_distinct(),
-        BadKind.LOST_ITEM: pl.col("item").is_in(lost["item"].implode()),
+        BadKind.LOST_ITEM: pl.col("item").is_in(lost["item"].implode()) if len(lost) else None,
         BadKind.UNKNOWN_ITEM: ~pl.col("item").is_in(items["item"].implode()),
     }
     words = {"ordered_by": raw.ordered_by, "items_file": raw.items_file}
     for kind, is_bad in bad_rows.items():
-        rows = ledger.drop(rows, is_bad, kind, file, **words)
+        rows = rows if is_bad is None else ledger.drop(rows, is_bad, kind, file, **words)
     return rows.select("user", "item", *parts, order="number")
 
 
