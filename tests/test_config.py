@@ -129,7 +129,7 @@ def test_an_unknown_key_in_a_file_names_the_file(toml):
         ("explore.temperature=inf", "explore.temperature"),
         ("data.title_chars=7", "data.title_chars"),
         ("data.format=parquet", "data.format"),
-        ("data.columns.user=3", "data.columns.user"),
+        ("data.columns.user=[3]", "data.columns.user"),
         ("eval.split=train", "eval.split"),
         ("trm=3", "trm"),
         ("data.columns=who", "data.columns"),
