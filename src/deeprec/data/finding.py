@@ -10,8 +10,10 @@ from pathlib import Path
 from deeprec.config import DataConfig
 from deeprec.data.compression import EXCEL, plain_name, with_compressed
 from deeprec.data.files import read_header
-from deeprec.data.movielens import LAYOUTS
 from deeprec.errors import DeepRecError
+
+LAYOUTS = {"u.data": "u.item", "ratings.dat": "movies.dat", "ratings.csv": "movies.csv", "rating.csv": "movie.csv"}
+"""MovieLens' interaction file to its item file."""
 
 JSON_LINES = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)

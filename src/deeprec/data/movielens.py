@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import polars as pl
 
 from deeprec.config import DataConfig
 from deeprec.data.files import Raw, read_fields, take
+from deeprec.data.finding import LAYOUTS, Found
 from deeprec.data.report import LINE, Ledger
 from deeprec.errors import DeepRecError
-
-if TYPE_CHECKING:
-    from deeprec.data.finding import Found
 
 # The flags of u.item in their order (u.genre beside it says the same).
 _GENRES_100K = (
@@ -20,10 +16,6 @@ _GENRES_100K = (
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 _RATING = ("user", "item", "rating", "order")
-
-LAYOUTS = {"u.data": "u.item", "ratings.dat": "movies.dat", "ratings.csv": "movies.csv", "rating.csv": "movie.csv"}
-"""Interaction file to item file."""
-
 
 OWN_COLUMNS = {"user": "userId", "item": "movieId", "time": "timestamp", "title": "title", "categories": "genres"}
 """The columns of the CSV layouts by what they hold."""
