@@ -66,15 +66,12 @@ class Retriever(Protocol):
     Attributes:
         catalog: the items that are retrieved; None where an explorer must be given them.
         preference_weight: calibrated weight (0..1) for a language model's preferences; None without a calibration.
+        digest: of what decides its rankings beside the catalogue's text; None where that is unknown.
     """
 
     catalog: Catalog | None = None
     preference_weight: float | None = None
-
-    @property
-    def digest(self) -> str | None:
-        """sha256 (hex) of what decides its rankings, beside the catalogue's text; None where that is unknown."""
-        return None
+    digest: str | None = None
 
     @abstractmethod
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:

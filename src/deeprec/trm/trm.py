@@ -75,7 +75,7 @@ class TRM(Retriever):
         self._lock = threading.Lock()
 
     @property
-    def digest(self) -> str:
+    def digest(self) -> str:  # type: ignore[override]  # computed, and only read
         """sha256 (hex) of what decides its rankings beside the catalogue's text: weights and item vectors."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
