@@ -74,16 +74,13 @@ class Retriever(Protocol):
         catalog: the items that are retrieved; None where an explorer must be given them.
         preference_weight: calibrated weight (0..1) for a language model's preferences; None without a calibration.
         exclude_history: whether a new user's history is not recommended, where nothing else is said.
+        digest: of what decides its rankings beside the catalogue's text; None where that is unknown.
     """
 
     catalog: Catalog | None = None
     preference_weight: float | None = None
     exclude_history: bool = True
-
-    @property
-    def digest(self) -> str | None:
-        """sha256 (hex) of what decides its rankings, beside the catalogue's text; None where that is unknown."""
-        return None
+    digest: str | None = None
 
     @abstractmethod
     def retrieve(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:

@@ -93,7 +93,7 @@ class TRM(Retriever):
         self._lock = threading.Lock()
 
     @property
-    def digest(self) -> str:
+    def digest(self) -> str:  # type: ignore[override]  # computed, and only read
         """sha256 (hex) of what decides its rankings beside the catalogue's text: weights, item vectors, encoder."""
         digest = hashlib.sha256(self.config.model_dump_json().encode() + self.encoder.digest.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
