@@ -149,7 +149,8 @@ def _read_interactions(
             lack = f"{file} has neither a time nor a position column (its columns: {names})"
             raise DeepRecError(f"{lack}: name one with data.columns.time or data.columns.position.")
         if order is None:
-            ledger.notes.append(f"{file} has neither times nor positions, so its rows count in the file's order")
+            lack = f"{file} has no time or position column that is named or known"
+            ledger.notes.append(f"{lack}, so its rows count in the file's order (else: data.columns.time)")
         orders.add("position" if order in (position, None) else "time")
         texts = {
             "user": _id_text(frame[user], file, ledger),
