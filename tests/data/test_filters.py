@@ -74,7 +74,7 @@ WRONG = {
         "years": (1990, 2001),
     },
     "No item passes the filter (0 ids): leave a part of it out.": {"ids": []},
-    "No item passes the filter (2 available ids): leave a part of it out.": {"available": ["x", "y"]},
+    "Nothing is available now: none of the available ids is an item's.": {"available": ["x", "y"]},
 }
 
 

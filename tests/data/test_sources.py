@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from deeprec.assets import fetch
 from deeprec.config import DataConfig
 from deeprec.data.catalog import ItemId, without_year
 from deeprec.data.dataset import Dataset
-from deeprec.data.sources import load_dataset
+from deeprec.data.sources import load_dataset, load_items
 from deeprec.errors import DeepRecError
 from shared_data import shared
 
@@ -419,3 +420,26 @@ def test_the_item_file_can_be_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "elsewhere")
     with pytest.raises(DeepRecError, match=r"data\.items"):
         load(folder, items=str(tmp_path / "elsewhere" / "things.csv"))
+
+
+def test_all_items_are_those_that_nobody_chose_too(tmp_path: Path) -> None:
+    """Of a table and of Amazon's layout, whose products are otherwise read only where someone chose them."""
+    chosen = [f"{user},i{item},{time}" for time, (user, item) in enumerate(product("abcde", range(3)))]
+    products = [json.dumps({"parent_asin": f"i{item}", "title": f"Product {item}"}) for item in range(5)]
+    shop, amazon = tmp_path / "shop", tmp_path / "amazon"
+    for folder in (shop, amazon):
+        folder.mkdir()
+    (shop / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *chosen]))
+    (shop / "items.csv").write_text("\n".join(["item_id,title", *(f"i{item},Product {item}" for item in range(5))]))
+    (amazon / "Toys.csv").write_text("\n".join(["user_id,parent_asin,timestamp", *chosen]))
+    (amazon / "meta_Toys.jsonl").write_text("\n".join(products))
+    for source in (shop, amazon):
+        assert load_dataset(source).catalog.ids == ("i0", "i1", "i2")
+        assert load_items(source).titles == tuple(f"Product {item}" for item in range(5))
+
+
+def test_layouts_of_one_file_refuse_several(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv", "movies.csv"):
+        (tmp_path / name).write_text("movieId,title,genres\n1,A film,Drama\n")
+    with pytest.raises(DeepRecError, match="Files read as movielens are one of each kind, not"):
+        load_dataset(DataConfig(source=str(tmp_path), format="movielens"))

@@ -76,7 +76,7 @@ def write_recommendations(
 
     Raises:
         DeepRecError: `out` is there already, or the folder has parts of other settings; the data lacks a user; the
-            retriever lacks an item; the disk is full; or all explorations of a part failed.
+            retriever lacks an item; the disk is full; or more than a tenth of a part's explorations failed twice.
     """
     if k < 1:
         raise DeepRecError(f"k is the number of items to recommend, at least 1, not {k}.")
@@ -90,7 +90,7 @@ def write_recommendations(
     parts = np.array_split(chosen_P, -(-len(chosen_P) // source.users_a_part))
     record = {
         "version": _VERSION,
-        "data set": [dataset.fingerprint, dataset.text_digest],
+        "data set": [dataset.fingerprint, catalog.digest],
         "choice of users": hashlib.sha256(chosen_P.astype("<i8").tobytes()).hexdigest(),
         "exclude history": excludes,
         "items": None if include is None else hashlib.sha256(include.items_N.astype("<i8").tobytes()).hexdigest(),

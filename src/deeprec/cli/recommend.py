@@ -49,10 +49,12 @@ def recommend(
     from deeprec.policies.adapters import identity_of
     from deeprec.policies.loading import load_policy
 
-    check_file(out)  # before the TRM, whose training takes a while; so are the users
+    check_file(out)  # before the TRM, whose training takes a while; so are users and filters
     dataset = options.dataset(config)
     chosen = None if users == "all" else _read_users(Path(users))
     count = len(numbers_of(dataset, chosen))
+    if trm is None:
+        filters.allowed(dataset.catalog)
     found, _ = options.trm(dataset, config, trm)
     write = partial(
         write_recommendations,

@@ -47,7 +47,7 @@ def update(
         ("items known before, in the data", f"{changes.known:,}"),
         ("items known before, not in the data; kept", f"{changes.kept:,}"),
         ("new items with interactions", f"{changes.learned:,}"),
-        ("new items without, by their text", f"{changes.by_text:,}"),
+        ("new items with none or too few, by their text", f"{changes.by_text:,}"),
         ("interactions of the data", f"{len(dataset.items_N):,}"),
         ("validation NDCG@10, before and after", f"{changes.ndcg_before:.4f}, {changes.ndcg_after:.4f}"),
     )

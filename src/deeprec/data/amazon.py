@@ -33,12 +33,12 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def read_amazon2023(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
+def read_amazon2023(found: Found, config: DataConfig, ledger: Ledger, *, every_item: bool = False) -> Raw:
     """`{domain}.csv` with user_id, parent_asin, timestamp, in parts of a split or not, or the reviews `{domain}.jsonl`,
     and the products `meta_{domain}.jsonl`.
 
-    The metadata is streamed and only products with an interaction are kept. The description is `description`,
-    or `features` where that is empty; the brand is `store`.
+    The metadata is streamed and, without `every_item`, only products with an interaction are kept. The description is
+    `description`, or `features` where that is empty; the brand is `store`.
     """
     mend = "give the reviews or the rating table as they are published, or set data.format to 'table'"
     frames = []
@@ -53,21 +53,21 @@ def read_amazon2023(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
         frames.append(take(rows, ledger.label(path), mend, user="user_id", item="parent_asin", order="timestamp"))
     interactions = join_files(found.interactions, frames, ledger, found.parts)
     (items,) = found.items
-    products = _read_meta(items, frozenset(interactions["item"].unique()), ledger)
+    products = _read_meta(items, None if every_item else frozenset(interactions["item"].unique()), ledger)
     if separator := config.columns.category_separator:
         products = products.with_columns(categories=read_categories(products["categories"], separator))
     return Raw(ledger.label(found.interactions[0]), ledger.label(items), interactions, products)
 
 
-def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFrame:
+def _read_meta(path: Path, wanted: frozenset[str] | None, ledger: Ledger) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     broken: list[tuple[int, str]] = []
     count = 0
     for line, raw in iterate_lines(path):
         count += 1
         # Most products have no interaction: the id is found without parsing the line.
-        ids = _ID.findall(raw)
-        if ids and not any(found.decode("utf-8", "replace") in wanted for found in ids):
+        ids = [] if wanted is None else _ID.findall(raw)
+        if wanted is not None and ids and not any(found.decode("utf-8", "replace") in wanted for found in ids):
             continue
         try:
             product = json.loads(raw)
@@ -77,7 +77,7 @@ def _read_meta(path: Path, wanted: frozenset[str], ledger: Ledger) -> pl.DataFra
         except (ValueError, TypeError, KeyError, RecursionError):
             broken.append((line, raw.decode("utf-8", "replace").strip()))
             continue
-        if item in wanted:
+        if wanted is None or item in wanted:
             rows.append({LINE: line, "item": item} | _text_of(product))
     ledger.rows[ledger.label(path)] = count
     report_broken(broken, "JSON object with a parent_asin", path, ledger)

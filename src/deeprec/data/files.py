@@ -11,8 +11,7 @@ from typing import Literal
 
 import polars as pl
 
-from deeprec.data.compression import ENDINGS, plain_name, refuse_archive
-from deeprec.data.compression import open_lines as open_lines
+from deeprec.data.compression import ENDINGS, open_lines, plain_name, refuse_archive
 from deeprec.data.encodings import Decoded, decode, decode_start, wide_encoding
 from deeprec.data.quoting import Rows, needs_no_quotes, split_line, split_rows
 from deeprec.data.report import FAULT, LINE, WHY, BadKind, Ledger, Quoting, position, shorten

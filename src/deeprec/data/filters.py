@@ -43,13 +43,17 @@ class ItemFilter:
 
     def __post_init__(self) -> None:
         for name in ("categories", "brands", "ids", "available"):
-            value = getattr(self, name)
+            kept = value = getattr(self, name)
             if value is not None:
                 # A frozenset stays what it is: it remembers its hash, which takes long for a large stock.
                 kept = value if isinstance(value, frozenset) else (value,) if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, name, kept)
+            if any(not isinstance(part, str) for part in kept or ()):
+                raise DeepRecError(f"The {name} of a filter are texts, as '28', not other values: write them so.")
         if self.years is not None:
-            first, last = self.years
+            if len(self.years) != 2 or not all(isinstance(year, int | np.integer) for year in self.years):
+                raise DeepRecError(f"The years of a filter are the first and the last, as (1980, 1989): {self.years}.")
+            first, last = map(int, self.years)
             object.__setattr__(self, "years", (first, last))
             if first > last:
                 raise DeepRecError(f"The years {first} to {last} run backwards: give the first year first.")
@@ -122,6 +126,8 @@ class Attributes:
             allowed_I &= self._mask([self._catalog.find(name, id_first=True) for name in wanted.ids])
         if wanted.available is not None:
             allowed_I &= self._mask(self._catalog.known(wanted.available))
+        if not allowed_I.any() and wanted == ItemFilter(available=wanted.available):
+            raise DeepRecError("Nothing is available now: none of the available ids is an item's.")
         if not allowed_I.any():
             raise DeepRecError(f"No item passes the filter ({wanted}): leave a part of it out.")
         return ItemSet(np.flatnonzero(allowed_I))

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from deeprec.data.categories import names_of
-from deeprec.data.files import open_lines
+from deeprec.data.compression import open_lines
 from deeprec.data.report import LINE, BadKind, Ledger
 from deeprec.errors import DeepRecError
 

@@ -56,10 +56,16 @@ def load_items(source: DataConfig | str | Path, *, offline: bool = False) -> Cat
         ledger.check(config.max_bad_share)
         return _catalog(items, config)
 
-    return _load(source, offline, assemble)
+    return _load(source, offline, assemble, every_item=True)
 
 
-def _load(source: DataConfig | str | Path, offline: bool, assemble: Callable[[str, Raw, DataConfig, Ledger], _T]) -> _T:
+def _load(
+    source: DataConfig | str | Path,
+    offline: bool,
+    assemble: Callable[[str, Raw, DataConfig, Ledger], _T],
+    *,
+    every_item: bool = False,
+) -> _T:
     if isinstance(source, DataConfig):
         config = source
     elif Path(source).suffix == ".toml":
@@ -72,7 +78,7 @@ def _load(source: DataConfig | str | Path, offline: bool, assemble: Callable[[st
         if not path.exists() and path.name == config.source and not path.suffix:
             path = _fetch(config.source, offline)
         ledger = Ledger(None if config.quoting == "auto" else config.quoting, config.header)
-        return assemble(name, _read(path, config, ledger), config, ledger)
+        return assemble(name, _read(path, config, ledger, every_item), config, ledger)
     except (OSError, pl.exceptions.PolarsError, UnicodeError, EOFError, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DeepRecError(f"{path} could not be read ({reason}): check that its files are whole.") from error
@@ -91,16 +97,19 @@ def _fetch(name: str, offline: bool) -> Path:
         ) from error
 
 
-def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
+def _read(path: Path, config: DataConfig, ledger: Ledger, every_item: bool) -> Raw:
     found = find_files(path, config)
     ledger.label(*found.interactions, *found.items)
     if found.form == "table":
         return read_table(found, config, ledger)
     if not found.items:
         raise DeepRecError(f"There is no item file beside {found.interactions[0]}: name it with data.items.")
+    if len(found.items) > 1 or (found.form == "movielens" and len(found.interactions) > 1):
+        names = ", ".join(map(ledger.label, (*found.interactions, *found.items)))
+        raise DeepRecError(f"Files read as {found.form} are one of each kind, not {names}: name one of each.")
     if found.form == "recbole":
         return read_recbole(found, config, ledger)
-    own, read = {"movielens": (MOVIELENS, read_movielens), "amazon2023": (AMAZON, read_amazon2023)}[found.form]
+    own = {"movielens": MOVIELENS, "amazon2023": AMAZON}[found.form]
     usual = Columns()
     for role, name in config.columns:
         if name not in (getattr(usual, role), own.get(role)) and role not in ("category_separator", "time_format"):
@@ -108,7 +117,9 @@ def _read(path: Path, config: DataConfig, ledger: Ledger) -> Raw:
                 f"data.columns.{role} = {name!r} is for tables and RecBole files, and {found.interactions[0].name} is "
                 f"read as {found.form}: leave it out, or set data.format to 'table'."
             )
-    return read(found, config, ledger)
+    if found.form == "movielens":
+        return read_movielens(found, config, ledger)
+    return read_amazon2023(found, config, ledger, every_item=every_item)
 
 
 def _assemble(name: str, raw: Raw, config: DataConfig, ledger: Ledger) -> Dataset:

@@ -64,7 +64,8 @@ def evaluate(
         if not isinstance(system, System):
             if system.catalog is not None and system.catalog.ids != dataset.catalog.ids:
                 raise DeepRecError(
-                    f"evaluate: {name!r} has another catalogue than {dataset.name}: fit it to this data."
+                    f"evaluate: {name!r} has other items than {dataset.name} (an updated TRM may have more): fit it to "
+                    "this data."
                 )
             system = AnyExplorer(name, system) if isinstance(system, Explorer) else AnyRetriever(name, system)
         chosen = sample if system.on_sample else tasks

@@ -70,6 +70,9 @@ class Explorer:
         self.policy = policy
         self.retriever = retriever
         self._catalog = catalog
+        if catalog and retriever.catalog and len(catalog) < len(retriever.catalog):
+            sizes = f"{len(catalog):,} items, the retriever's {len(retriever.catalog):,}"
+            raise DeepRecError(f"The catalogue of the explorer has {sizes}: leave it out, to take the retriever's.")
         self._configured = config or ExploreConfig()
         self.config = self._resolve(self._configured)
         self.seconds = {"retrieve": 0.0, "parse": 0.0}

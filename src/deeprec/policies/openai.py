@@ -196,7 +196,7 @@ class OpenAIPolicy(WordTokenizer, Policy):
                 if stopped or full:
                     finish = Finish.STOP if stopped else Finish.LENGTH
                     break
-        if rest := joined.rest():
+        if finish is not Finish.STOP and (rest := joined.rest()):
             yield Chunk(request.key, tuple(self.piece(rest)), ())
         if finish is None:
             raise ConnectionError("the stream broke off")

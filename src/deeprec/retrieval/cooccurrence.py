@@ -70,10 +70,10 @@ class CoOccurrence:
         pairs = positions_I[shares_II.row], positions_I[shares_II.col]
         return CoOccurrence(csr_array((shares_II.data, pairs), shape=(n_items, n_items)))
 
-    def filled(self, earlier: CoOccurrence) -> CoOccurrence:
-        """With the earlier shares of items that co-occur with nothing here."""
-        empty_I = np.diff(self.shares_II.indptr) == 0
-        return CoOccurrence(csr_array(self.shares_II + diags_array(empty_I.astype(np.float32)) @ earlier.shares_II))
+    def filled(self, earlier: CoOccurrence, first: int) -> CoOccurrence:
+        """With the earlier shares of the items from position `first` on, which have none here."""
+        missing_I = (np.arange(self.shares_II.shape[0]) >= first).astype(np.float32)
+        return CoOccurrence(csr_array(self.shares_II + diags_array(missing_I) @ earlier.shares_II))
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Arrays to be saved."""

@@ -148,7 +148,7 @@ class TRM(Retriever):
         sequences, catalog = dataset.train_sequences(), start.catalog if start else dataset.catalog
         cooccurrence = CoOccurrence.fit(sequences, len(catalog))
         if start:
-            cooccurrence = cooccurrence.filled(start.cooccurrence)
+            cooccurrence = cooccurrence.filled(start.cooccurrence, len(dataset.catalog))
         exact = config.model_copy(update={"index": "exact"})
 
         def validate(model: PreferenceSASRec) -> float:

@@ -28,7 +28,7 @@ class Changes:
         known: items that the old TRM knew and the new data have.
         kept: items that the old TRM knew and the new data lack; they can still be recommended.
         learned: new items with interactions.
-        by_text: new items without interactions, known by their text alone.
+        by_text: new items that the data set lacks, because nobody or too few chose them; known by their text alone.
         ndcg_before, ndcg_after: validation NDCG@10 on the new data, with the old weights and with the new ones.
     """
 
@@ -52,8 +52,9 @@ def update_trm(
     """A new TRM that goes on from the weights of `trm`, which stays as it is.
 
     Its catalogue has the items of `dataset` first, then the others that `trm` knew, then the others of `items`. Item
-    co-occurrence is counted in `dataset`; items without interactions there keep their earlier one. If training makes
-    validation no better, the old weights stay.
+    co-occurrence is counted in `dataset`; items that it lacks keep their earlier one. If training makes validation no
+    better, the old weights stay. Figures of an updated TRM are no evaluation: the old one may have learned what is a
+    target now.
 
     Args:
         dataset: the interactions as they are now, earlier ones included.
