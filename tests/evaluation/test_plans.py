@@ -17,7 +17,7 @@ from deeprec.evaluation.plans import Plan, SetPlan, built_in_plan, dump_plan, lo
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name = 3", "name"),
+        ("name = [3]", "name"),
         ('name = "x"', "systems"),
         ('name = "x"\nsystems = [{ name = "TRM alone", kind = "magic" }]', "kind"),
         ('name = "x"\nsystems = [{ name = "other", kind = "trm" }]', "baseline 'TRM alone' is not run on set"),

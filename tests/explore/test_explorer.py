@@ -83,6 +83,17 @@ class Failing(TextPolicy):
         return [replace(chunk, finish=Finish.FAILED, error="the line is dead") for chunk in super().step()]
 
 
+class Ending(TextPolicy):
+    """Ends each segment as a server may."""
+
+    def __init__(self, finish: Finish) -> None:
+        super().__init__(after("Hm"), Bytes())
+        self.finish = finish
+
+    def step(self) -> list[Chunk]:
+        return [replace(chunk, finish=self.finish) for chunk in super().step()]
+
+
 def after(*segments: str) -> Writer:
     """Writes the n-th text after n item lists, and the last for ever."""
     return lambda conversation: segments[min(len(list_titles(conversation)), len(segments) - 1)]
@@ -141,6 +152,8 @@ STOP_CASES: dict[str, tuple[Writer | TextPolicy, dict[str, Any], Stop, int, Orig
         1,
         Origin.POOL,
     ),
+    "filtered": (Ending(Finish.FILTERED), {}, Stop.FILTERED, 0, Origin.RETRIEVER),
+    "ended without a reason": (Ending(Finish.UNEXPLAINED), {}, Stop.UNEXPLAINED, 0, Origin.RETRIEVER),
     "failed": (Failing(after("Hm"), Bytes()), {}, Stop.FAILED, 0, Origin.RETRIEVER),
 }
 

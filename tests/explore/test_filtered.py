@@ -130,7 +130,7 @@ def test_recommend_takes_a_filter() -> None:
 
 def test_explorations_of_different_filters_run_side_by_side() -> None:
     sets = [None, ItemSet.of(range(20)), ItemSet.of(range(20, 40)), ItemSet.of([39])]
-    tasks = [Task(f"t{n}", TASK.user, TASK.history, include) for n, include in enumerate(sets)]
+    tasks = [Task(f"t{n}", TASK.user, TASK.history, include=include) for n, include in enumerate(sets)]
     retriever = RecordingRetriever(len(CATALOG))
     together = Explorer(ScriptedPolicy(), retriever, CATALOG, CONFIG).run(tasks)
     alone = [Explorer(ScriptedPolicy(), retriever, CATALOG, CONFIG).run([task])[0] for task in tasks]

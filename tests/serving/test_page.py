@@ -21,7 +21,7 @@ from deeprec.config import DEFAULT_PREFERENCE_WEIGHT  # noqa: E402
 from deeprec.data.catalog import ItemId  # noqa: E402
 from deeprec.serving.service import Service  # noqa: E402
 from serving.conftest import PROMPT_DEFAULTS, SECONDS, Site, serve  # noqa: E402
-from serving.test_ids import AWKWARD, TITLES, USERS, history_of  # noqa: E402
+from serving.test_any_id import AWKWARD, TITLES, USERS, history_of  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")

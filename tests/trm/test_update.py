@@ -82,12 +82,12 @@ def test_every_item_is_recommended(old, newer):
     assert sorted(hit.item for hit in hits) == list(range(51))
 
 
-def test_a_warm_start_is_better_than_a_cold_one(old):
+def test_going_on_is_better_than_beginning_anew(old):
     """After one epoch on other users of the same items."""
     same, one = toy_dataset(seed=2), CONFIG.model_copy(update={"epochs": 1, "learning_rate": 1e-4})
     updated, changes = update_trm(old, same, config=one)
-    cold = TRM.fit(same, one, HashedWords())
-    assert max(epoch.ndcg for epoch in updated.curve) > max(epoch.ndcg for epoch in cold.curve)
+    fresh = TRM.fit(same, one, HashedWords())
+    assert max(epoch.ndcg for epoch in updated.curve) > max(epoch.ndcg for epoch in fresh.curve)
     assert changes.known == 40
 
 
