@@ -90,7 +90,7 @@ def write_recommendations(
     parts = np.array_split(chosen_P, -(-len(chosen_P) // source.users_a_part))
     record = {
         "version": _VERSION,
-        "data set": [dataset.fingerprint, catalog.digest],
+        "data set": [dataset.fingerprint, dataset.text_digest, catalog.digest],
         "choice of users": hashlib.sha256(chosen_P.astype("<i8").tobytes()).hexdigest(),
         "exclude history": excludes,
         "items": None if include is None else hashlib.sha256(include.items_N.astype("<i8").tobytes()).hexdigest(),
