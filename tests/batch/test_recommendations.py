@@ -354,7 +354,6 @@ class Constant(Retriever):
 
 
 def test_memory_does_not_grow_with_the_users(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six times as many users take less than three times the memory; all rows in memory would take six times."""
     monkeypatch.setattr(_Retrieved, "users_a_part", 250)
     peaks = []
     for n_users in (500, 3000):
@@ -366,4 +365,4 @@ def test_memory_does_not_grow_with_the_users(out: Path, monkeypatch: pytest.Monk
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert pl.scan_parquet(out.with_name("3000.parquet")).select(pl.len()).collect().item() == 30_000
-    assert peaks[1] < 3 * peaks[0], peaks
+    assert peaks[1] < 1.5 * peaks[0], peaks

@@ -101,7 +101,7 @@ class View:
     def explorer(self, policy: Policy, limits: ExploreConfig | None = None) -> Explorer:
         from deeprec.explore.explorer import Explorer
 
-        return Explorer(policy, self.trm, None, limits or self.config.explore)
+        return Explorer(policy, self.trm, config=limits or self.config.explore)
 
     def watch(self, policy: Policy, task: Task, limits: ExploreConfig | None = None) -> Trace:
         """The conversation as it is written (the policy's words bold, the tool's dim), then the ranking."""
