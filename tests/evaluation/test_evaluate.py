@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_one_sentence(arguments, told):
 def test_a_system_of_another_catalogue_is_refused():
     other = toy_dataset(n_items=30)
     stranger = Explorer(ScriptedPolicy(3), PopularityRetriever.fit(other.train_sequences(), 30), other.catalog)
-    with pytest.raises(DeepRecError, match=r"'b' has another catalogue than toy: fit it to this data\."):
+    with pytest.raises(DeepRecError, match=r"'b' has other items than toy .*: fit it to this data\."):
         evaluate({"a": POPULARITY, "b": stranger}, DATASET)
 
 

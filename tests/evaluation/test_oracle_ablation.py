@@ -27,6 +27,7 @@ class Lowest:
     """Item i scores -i, and 10 times the preference weight more where the preference names its category."""
 
     preference_weight = None
+    catalog = CATALOG
 
     def __init__(self):
         self.sizes = []
