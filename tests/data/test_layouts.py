@@ -362,6 +362,25 @@ def test_a_folder_of_shards_is_one_table(tmp_path: Path, names: list[str]) -> No
     assert dataset.parts_U2 is None
 
 
+@pytest.mark.parametrize("empty", ["part-00000", "part-00002", "part-00004"])
+def test_a_shard_without_rows_is_nothing(tmp_path: Path, empty: str) -> None:
+    """Spark writes one for every empty partition."""
+    put(tmp_path, items__csv=ITEMS)
+    folder = shards(tmp_path / "interactions", "part-00001.parquet", "part-00003.parquet")
+    pl.read_parquet(folder / "part-00001.parquet").clear().write_parquet(folder / f"{empty}.parquet")
+    dataset = load(folder, items=str(tmp_path / "items.csv"))
+    assert {user: sequence(dataset, user) for user in dataset.users} == {"a": list("123"), "b": list("41"), "c": ["2"]}
+
+
+def test_shards_without_any_rows_are_told(tmp_path: Path) -> None:
+    put(tmp_path, items__csv=ITEMS)
+    folder = shards(tmp_path / "interactions", "part-00001.parquet", "part-00003.parquet")
+    for path in folder.iterdir():
+        pl.read_parquet(path).clear().write_parquet(path)
+    with pytest.raises(DeepRecError, match=r"part-00001\.parquet has no usable row"):
+        load(folder, items=str(tmp_path / "items.csv"))
+
+
 def test_items_may_be_shards_too(tmp_path: Path) -> None:
     items = pl.DataFrame({"item_id": [1, 2, 3, 4], "title": ["A", "B", "C", "D"]})
     folder = shards(tmp_path / "interactions", "part-00000.parquet", "part-00001.parquet").parent

@@ -72,7 +72,10 @@ def read_table(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
 
     def read(path: Path) -> pl.DataFrame:
         if path not in read_before:
-            read_before[path] = _read(path, wanted, ledger, path in found.items and _names_title(path, columns))
+            files, has_header = found.interactions, False
+            if path in found.items:
+                files, has_header = found.items, _names_title(path, columns)
+            read_before[path] = _read(path, wanted, ledger, has_header, shard=len(files) > 1)
         return read_before[path]
 
     interactions, ordered_by = _read_interactions(found, read, columns, ledger)
@@ -113,9 +116,9 @@ def join_files(
     return pl.concat(named)
 
 
-def _read(path: Path, wanted: Collection[str], ledger: Ledger, names_title: bool) -> pl.DataFrame:
+def _read(path: Path, wanted: Collection[str], ledger: Ledger, names_title: bool, *, shard: bool) -> pl.DataFrame:
     if plain_name(path).endswith(".parquet"):
-        frame = read_parquet(path)
+        frame = read_parquet(path, shard=shard)
         ledger.rows[ledger.label(path)] = frame.height
         return frame
     if plain_name(path).endswith(JSON_LINES):
