@@ -14,6 +14,7 @@ from mcp import Client
 from deeprec.errors import DeepRecError
 from deeprec.serving.available import AvailableFile
 from deeprec.serving.mcp import create_mcp
+from deeprec.serving.schemas import MAX_IDS
 from deeprec.serving.service import Service
 from serving.conftest import SECONDS, Site, serve, with_client
 
@@ -65,6 +66,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing together": ({"categories": ["War"], "ids": ["i0"]}, "No item passes the filter (category 'War', 1 ids)"),
     "an unknown part": ({"category": "War"}, "filter.category"),
 }
+
+
+def test_the_largest_filter_of_ids_of_ordinary_length_fits(site: Site) -> None:
+    named = [f"an-id-of-ordinary-length-{n}" for n in range(MAX_IDS - 1)]
+    answer = site.client.post("/retrieve", json={"queries": [{"history": HISTORY, "filter": {"ids": ["i39", *named]}}]})
+    assert answer.status_code == 422
+    assert "'an-id-of-ordinary-length-0'" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", WRONG)

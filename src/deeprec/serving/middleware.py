@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deeprec.serving.worker import Worker
 
 _LOG = logging.getLogger("deeprec.serving")
-MAX_BODY = 256 * 1024  # bytes of a request
+MAX_BODY = 1 << 20  # bytes of a request; the largest filter of ids of ordinary length fits
 MCP = "/mcp"  # the path of the Model Context Protocol, whose requests name no route
 _BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
