@@ -372,12 +372,43 @@ def test_a_shard_without_rows_is_nothing(tmp_path: Path, empty: str) -> None:
     assert {user: sequence(dataset, user) for user in dataset.users} == {"a": list("123"), "b": list("41"), "c": ["2"]}
 
 
+@pytest.mark.parametrize("name", ["part-00002.csv", "part-00002.csv.gz", "part-00002.jsonl"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_text_shard_without_rows_is_nothing(tmp_path: Path, name: str, first: bool) -> None:
+    put(tmp_path, items__csv=ITEMS)
+    folder, ending = tmp_path / "interactions", name.partition(".")[2]
+    folder.mkdir()
+    lines = csv(TRAIN).splitlines(keepends=True)
+    body, empty = "".join(lines), lines[0]
+    if ending == "jsonl":
+        body, empty = pl.DataFrame(TRAIN, ["user_id", "item_id", "timestamp"], orient="row").write_ndjson(), ""
+    pack = gzip.compress if ending.endswith("gz") else bytes
+    (folder / name).write_bytes(pack(body.encode()))
+    (folder / f"part-0000{1 if first else 3}.{ending}").write_bytes(pack(empty.encode()))
+    dataset = load(folder, items=str(tmp_path / "items.csv"))
+    assert {user: sequence(dataset, user) for user in dataset.users} == {"a": list("123"), "b": list("41"), "c": ["2"]}
+
+
+@pytest.mark.parametrize("form", ["csv", "hugging face"])
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_part_of_a_split_without_rows_is_told(tmp_path: Path, form: str, part: str) -> None:
+    folder = write_split(tmp_path, form)
+    if form == "csv":
+        path = folder / f"{part}.csv"
+        path.write_text(path.read_text().splitlines(keepends=True)[0])
+    else:
+        for path in (folder / "data").glob(f"{part}-*"):
+            pl.read_parquet(path).clear().write_parquet(path)
+    with pytest.raises(DeepRecError, match=rf"{part}\S* has (a header but )?no rows: give a file with rows\."):
+        load(folder, repeats="keep")
+
+
 def test_shards_without_any_rows_are_told(tmp_path: Path) -> None:
     put(tmp_path, items__csv=ITEMS)
     folder = shards(tmp_path / "interactions", "part-00001.parquet", "part-00003.parquet")
     for path in folder.iterdir():
         pl.read_parquet(path).clear().write_parquet(path)
-    with pytest.raises(DeepRecError, match=r"part-00001\.parquet has no usable row"):
+    with pytest.raises(DeepRecError, match=r"part-00001\.parquet has no rows: give a file with rows\."):
         load(folder, items=str(tmp_path / "items.csv"))
 
 

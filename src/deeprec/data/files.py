@@ -14,7 +14,7 @@ import polars as pl
 from deeprec.data.compression import ENDINGS, open_lines, plain_name, refuse_archive
 from deeprec.data.encodings import Decoded, decode, decode_start, wide_encoding
 from deeprec.data.quoting import Rows, needs_no_quotes, split_line, split_rows
-from deeprec.data.report import FAULT, LINE, WHY, BadKind, Ledger, Quoting, position, shorten
+from deeprec.data.report import FAULT, LINE, WHY, BadKind, Ledger, NoRowsError, Quoting, position, shorten
 from deeprec.errors import DeepRecError
 
 _SEPARATORS = ",\t;|"
@@ -50,7 +50,7 @@ def read_bytes(path: Path) -> bytes:
         where = position(path.name, raw.partition(b"\x00")[0].count(b"\n") + 1)
         raise DeepRecError(f"{where} holds a NUL byte, so the file is no text: save it as UTF-8.")
     if not raw.strip():
-        raise DeepRecError(f"{path.name} is empty: give a file with rows.")
+        raise NoRowsError(f"{path.name} is empty: give a file with rows.")
     return raw
 
 
@@ -104,7 +104,7 @@ def read_fields(
         has_header = ledger.header if header is None else header
         names, lines = _take_names(lines, separator, quoting, has_header, file, decoded.encoding)
     if lines.is_empty():
-        raise DeepRecError(f"{file} has a header but no rows: give a file with rows.")
+        raise NoRowsError(f"{file} has a header but no rows: give a file with rows.")
     if decoded.example and encoding == "cp1252":
         line, example = decoded.example
         ledger.notes.append(f"{file} is not UTF-8 and was read as cp1252, first {shorten(example)} in line {line}")
@@ -134,7 +134,7 @@ def _read_lines(path: Path, encoding: str) -> tuple[pl.DataFrame, Decoded]:
     lines = pl.Series("text", [text]).str.split("\n").explode().to_frame()
     lines = lines.with_row_index(LINE, offset=1).filter(pl.col("text").str.strip_chars() != "")
     if lines.is_empty():
-        raise DeepRecError(f"{path.name} is empty: give a file with rows.")
+        raise NoRowsError(f"{path.name} is empty: give a file with rows.")
     return lines.with_columns(broken=pl.col(LINE).is_in(decoded.broken)), decoded
 
 

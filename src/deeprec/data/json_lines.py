@@ -12,7 +12,7 @@ import polars as pl
 
 from deeprec.data.categories import names_of
 from deeprec.data.compression import open_lines
-from deeprec.data.report import LINE, BadKind, Ledger
+from deeprec.data.report import LINE, BadKind, Ledger, NoRowsError
 from deeprec.errors import DeepRecError
 
 _BROKEN = {LINE: pl.UInt32, "text": pl.String}
@@ -65,7 +65,7 @@ def iterate_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         where = f"{path.name} cannot be read past line {line} ({error})"
         raise DeepRecError(f"{where}: fetch it again, or take .gz off its name if it is plain text.") from None
     if line == 0:
-        raise DeepRecError(f"{path.name} is empty: fetch it again.")
+        raise NoRowsError(f"{path.name} is empty: fetch it again.")
 
 
 def report_broken(rows: list[tuple[int, str]], what: str, path: Path, ledger: Ledger) -> None:

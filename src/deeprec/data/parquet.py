@@ -9,15 +9,14 @@ import polars as pl
 
 from deeprec.data.categories import names_of
 from deeprec.data.compression import ENDINGS, open_lines
-from deeprec.data.report import LINE
+from deeprec.data.report import LINE, NoRowsError
 from deeprec.errors import DeepRecError
 
 _WHOLE = 2.0**53  # larger floats are no exact integers
 
 
-def read_parquet(path: Path, *, shard: bool = False) -> pl.DataFrame:
-    """A Parquet file as it is; `#line` is the row's number from 1. DeepRecError if it is missing, damaged or, unless it
-    is a `shard`, empty."""
+def read_parquet(path: Path) -> pl.DataFrame:
+    """A Parquet file as it is; `#line` is the row's number from 1. DeepRecError if it is missing, damaged or empty."""
     if not path.is_file():
         raise DeepRecError(f"There is no file {path}: check the path.")
     try:
@@ -26,8 +25,8 @@ def read_parquet(path: Path, *, shard: bool = False) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DeepRecError(f"{path.name} is not a whole Parquet file ({reason}): write it again.") from None
-    if frame.is_empty() and not shard:
-        raise DeepRecError(f"{path.name} has no rows: give a file with rows.")
+    if frame.is_empty():
+        raise NoRowsError(f"{path.name} has no rows: give a file with rows.")
     return frame.drop(LINE, strict=False).with_row_index(LINE, offset=1)
 
 

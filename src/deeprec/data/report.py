@@ -24,6 +24,10 @@ FILE = "#file"
 """The column of file names, where rows are of several files."""
 
 
+class NoRowsError(DeepRecError):
+    """A file holds no rows: nothing, where it is one of several of its table."""
+
+
 class BadKind(StrEnum):
     """Why a row was dropped; `says` words it for one row, with the row's cells, and `mend` says what to do."""
 

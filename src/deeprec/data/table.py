@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from deeprec.data.files import Raw, pick, read_any, read_fields, read_header, re
 from deeprec.data.finding import JSON_LINES, Found
 from deeprec.data.json_lines import read_json_lines
 from deeprec.data.parquet import lists_of, read_parquet, text_of
-from deeprec.data.report import FILE, LINE, Ledger
+from deeprec.data.report import FILE, LINE, Ledger, NoRowsError
 from deeprec.errors import DeepRecError
 
 _GENRES = ("genres", "class", "genre")  # of RecBole's files, separated by spaces
@@ -72,12 +73,10 @@ def read_table(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
 
     def read(path: Path) -> pl.DataFrame:
         if path not in read_before:
-            files, has_header = found.interactions, False
-            if path in found.items:
-                files, has_header = found.items, _names_title(path, columns)
-            read_before[path] = _read(path, wanted, ledger, has_header, shard=len(files) > 1)
+            read_before[path] = _read(path, wanted, ledger, path in found.items and _names_title(path, columns))
         return read_before[path]
 
+    found = _without_empty(found, read)
     interactions, ordered_by = _read_interactions(found, read, columns, ledger)
     if not found.items and columns.title not in read(found.interactions[0]).columns:
         first = ledger.label(found.interactions[0])
@@ -85,7 +84,7 @@ def read_table(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
             f"There are no item titles: {first} has no column {columns.title!r} and no item file "
             "is beside it: name a title column with data.columns.title or an item file with data.items."
         )
-    files = found.items or found.interactions
+    files = _with_rows(found.items, read) or found.interactions
     texts, dated = [], False
     for path in files:
         rows = read(path)
@@ -103,6 +102,31 @@ def read_table(found: Found, config: DataConfig, ledger: Ledger) -> Raw:
     )
 
 
+def _without_empty(found: Found, read: Read) -> Found:
+    """Without interaction files that are empty, if their table, or their part of a split, has others."""
+    parts = found.parts or (0,) * len(found.interactions)
+    kept: list[tuple[Path, int]] = []
+    for part in sorted(set(parts)):
+        paths = [path for path, of in zip(found.interactions, parts, strict=True) if of == part]
+        kept += [(path, part) for path in _with_rows(paths, read)]
+    interactions = tuple(path for path, _ in kept)
+    return replace(found, interactions=interactions, parts=tuple(part for _, part in kept) if found.parts else ())
+
+
+def _with_rows(paths: Sequence[Path], read: Read) -> tuple[Path, ...]:
+    """The files that have rows; NoRowsError if none of several has. Spark writes a file for each empty partition."""
+    kept, errors = [], []
+    for path in paths:
+        try:
+            read(path)
+            kept.append(path)
+        except NoRowsError as error:
+            errors.append(error)
+    if errors and not kept:
+        raise errors[0]
+    return tuple(kept)
+
+
 def join_files(
     paths: Sequence[Path], frames: Sequence[pl.DataFrame], ledger: Ledger, parts: Sequence[int] = ()
 ) -> pl.DataFrame:
@@ -116,9 +140,9 @@ def join_files(
     return pl.concat(named)
 
 
-def _read(path: Path, wanted: Collection[str], ledger: Ledger, names_title: bool, *, shard: bool) -> pl.DataFrame:
+def _read(path: Path, wanted: Collection[str], ledger: Ledger, names_title: bool) -> pl.DataFrame:
     if plain_name(path).endswith(".parquet"):
-        frame = read_parquet(path, shard=shard)
+        frame = read_parquet(path)
         ledger.rows[ledger.label(path)] = frame.height
         return frame
     if plain_name(path).endswith(JSON_LINES):

@@ -222,7 +222,7 @@ class FilterChoices(BaseModel):
 
     categories: tuple[str, ...]
     brands: tuple[str, ...]
-    years: Annotated[list[int], Field(min_length=2, max_length=2)] | None
+    years: Annotated[tuple[int, ...], Field(min_length=2, max_length=2)] | None
 
 
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]

@@ -89,8 +89,7 @@ class Service:
     def filter_choices(self) -> schemas.FilterChoices:
         attributes = attributes_of(self.catalog)
         categories, brands = (group.names[:_CHOICES] for group in (attributes.categories, attributes.brands))
-        years = list(attributes.years) if attributes.years else None
-        return schemas.FilterChoices(categories=categories, brands=brands, years=years)
+        return schemas.FilterChoices(categories=categories, brands=brands, years=attributes.years)
 
     def allowed(self, body: schemas.Filter | None) -> ItemSet | None:
         """The items that pass the filter and are available, None for all; errors as `allowed_items`."""
